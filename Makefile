@@ -1,0 +1,65 @@
+# One environment, one line per step. Any PIP_* setting is respected; a CPU-only torch is had with
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+PYTHON ?= python3
+# test processes; 0 keeps all tests in one
+JOBS ?= 0
+# more arguments for pytest, such as PYTEST_ARGS='-m "not slow"'
+PYTEST_ARGS ?=
+
+venv := .venv
+bin := $(venv)/bin
+pip := $(bin)/python -m pip --disable-pip-version-check -qq
+torch := $(shell grep '^torch==' constraints.txt)
+say = @printf '%s\n'
+
+.PHONY: help demo test lint docs clean
+.DEFAULT_GOAL := help
+
+help:
+	$(say) \
+	  'make demo    prune a small language model, evaluate it, write a report' \
+	  'make test    lint, types and all tests' \
+	  'make lint    ruff and mypy alone' \
+	  'make docs    build the site into site/, links checked' \
+	  'make clean   remove the environment and everything built' \
+	  '' \
+	  'PYTHON=python3.12 picks the interpreter, JOBS=2 spreads the tests over processes'
+
+demo: $(venv)/.ready
+	@$(bin)/secateur demo
+
+test: lint
+	$(say) '==> pytest'
+	@$(bin)/pytest -q -n $(JOBS) $(PYTEST_ARGS)
+
+lint: $(venv)/.ready
+	$(say) '==> ruff, mypy'
+	@$(bin)/ruff check --quiet --output-format concise .
+	@$(bin)/ruff format --quiet --check .
+	@$(bin)/mypy --no-error-summary
+
+docs: $(venv)/.docs
+	$(say) '==> mkdocs'
+	@NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --quiet --strict
+	$(say) 'site/index.html'
+
+clean:
+	@rm -rf $(venv) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(venv)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
+	$(say) '==> environment in $(venv)'
+	@$(PYTHON) -m venv $(venv) || \
+	  { echo 'No environment could be made: install the venv module (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }
+	$(say) '==> $(torch)'
+	@$(pip) install -c constraints.txt $(torch)
+	$(say) '==> secateur and its tools'
+	@$(pip) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(venv)/.docs: $(venv)/.ready
+	$(say) '==> site tools'
+	@$(pip) install -c constraints.txt -e '.[docs]'
+	@touch $@
