@@ -1,0 +1,59 @@
+"""Prune large language models so that it pays.
+
+The names below are the Python interface; the command line is a thin shell over them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur.errors import SecateurError
+    from secateur.estimation import Estimate, estimate
+    from secateur.evaluation import Evaluation, evaluate
+    from secateur.inspection import Inspection, inspect
+    from secateur.pattern import NM, Unstructured, parse_pattern
+    from secateur.pruning import PruneResult, prune
+    from secateur.recipe import Recipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "NM",
+    "Estimate",
+    "Evaluation",
+    "Inspection",
+    "PruneResult",
+    "Recipe",
+    "SecateurError",
+    "Unstructured",
+    "estimate",
+    "evaluate",
+    "inspect",
+    "parse_pattern",
+    "prune",
+]
+
+_HOMES = {
+    "NM": "pattern",
+    "Estimate": "estimation",
+    "Evaluation": "evaluation",
+    "Inspection": "inspection",
+    "PruneResult": "pruning",
+    "Recipe": "recipe",
+    "SecateurError": "errors",
+    "Unstructured": "pattern",
+    "estimate": "estimation",
+    "evaluate": "evaluation",
+    "inspect": "inspection",
+    "parse_pattern": "pattern",
+    "prune": "pruning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformers take seconds to import, and ``secateur --help`` needs neither.
+    if name in _HOMES:
+        return getattr(import_module(f"secateur.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

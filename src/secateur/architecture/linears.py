@@ -1,0 +1,41 @@
+"""Find the linears of one block, whatever class holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+# Choosing an expert wrongly costs more than a router's few weights could ever save.
+ROUTERS = frozenset({"router", "gate", "shared_expert_gate"})
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One weight matrix of a block.
+
+    Attributes:
+        name: name inside the block, such as ``self_attn.q_proj``.
+        module: the module that holds the weight.
+        transposed: the module stores (in, out) instead of (out, in).
+    """
+
+    name: str
+    module: nn.Module
+    transposed: bool
+
+    @property
+    def weight_OI(self) -> Tensor:
+        """The weight as (out, in); a view, so writing into it writes into the module."""
+        weight = self.module.get_parameter("weight").data
+        return weight.T if self.transposed else weight
+
+
+def find_linears(block: nn.Module) -> list[Linear]:
+    """Return the prunable linears of a block in definition order; routers are left alone."""
+    return [
+        Linear(name, module, transposed=isinstance(module, Conv1D))
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] not in ROUTERS
+    ]

@@ -1,0 +1,131 @@
+"""Read tensors of a Hugging Face checkpoint folder, a few at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from secateur.errors import SecateurError
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+class CheckpointReader:
+    """The tensors of a safetensors checkpoint, by name.
+
+    All headers are checked when the reader is made, so a missing or truncated file is found
+    before work starts. No file stays mapped between calls: pages that were read leave the
+    resident memory again.
+
+    Attributes:
+        folder: the checkpoint folder.
+        files: file name of every tensor.
+        shapes: shape of every tensor.
+        dtypes: dtype of every tensor.
+
+    Raises:
+        SecateurError: a file is missing, truncated or not safetensors.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        listed = _listed_tensors(folder)
+        for file in sorted(set(listed.values())) if listed else [_SINGLE]:
+            self._read_header(file)
+        for name, file in (listed or {}).items():
+            if self.files.get(name) != file:
+                raise SecateurError(
+                    f"{folder / file} lacks the tensor {name} that {_INDEX} lists in it; "
+                    "fetch the checkpoint again."
+                )
+
+    @classmethod
+    def of_file(cls, path: Path) -> CheckpointReader:
+        """A reader of one safetensors file, whatever else lies in its folder."""
+        reader = cls.__new__(cls)
+        reader.folder, reader.files, reader.shapes, reader.dtypes = path.parent, {}, {}, {}
+        reader._read_header(path.name)
+        return reader
+
+    def _read_header(self, file: str) -> None:
+        path = self.folder / file
+        if not path.is_file():
+            raise SecateurError(
+                f"{path} is missing; a checkpoint folder with safetensors files was expected."
+            )
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                    part = tensors.get_slice(name)
+                    self.files[name] = file
+                    self.shapes[name] = tuple(part.get_shape())
+                    self.dtypes[name] = _DTYPES.get(part.get_dtype(), torch.uint8)
+        except SafetensorError as error:
+            raise SecateurError(
+                f"{path} is truncated or no safetensors file ({error}); fetch it again."
+            ) from error
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return copies of the named tensors in the dtype of the file, on the CPU."""
+        tensors: dict[str, Tensor] = {}
+        with ExitStack() as stack:
+            opened = {}
+            for name in names:
+                file = self.files[name]
+                if file not in opened:
+                    opened[file] = stack.enter_context(
+                        safe_open(self.folder / file, framework="pt")
+                    )
+                # What get_tensor returns maps the file; a copy lets the mapping go.
+                tensors[name] = opened[file].get_tensor(name).clone()
+        return tensors
+
+    def bytes_of(self, names: Iterable[str]) -> int:
+        """Size of the named tensors on disk."""
+        return sum(
+            self.dtypes[name].itemsize * torch.Size(self.shapes[name]).numel() for name in names
+        )
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+def _listed_tensors(folder: Path) -> dict[str, str] | None:
+    """The index of a sharded checkpoint, with every file name kept inside the folder."""
+    path = folder / _INDEX
+    if not path.is_file():
+        return None
+    try:
+        listed: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError) as error:
+        raise SecateurError(f"{path} is no index of a checkpoint; fetch it again.") from error
+    for file in set(listed.values()):
+        if Path(file).name != file:
+            raise SecateurError(
+                f"{path} names the file {file} outside its own folder; "
+                "use a checkpoint from a source you trust."
+            )
+    return listed

@@ -1,0 +1,148 @@
+"""A checkpoint of which only one block is ever in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from secateur.architecture import BlockList
+from secateur.checkpoint.files import copy_file, write_json, write_safetensors
+from secateur.checkpoint.masks import write_masks
+from secateur.checkpoint.reader import CheckpointReader
+from secateur.checkpoint.skeleton import TensorMap
+from secateur.checkpoint.store import check_finite, least_precise, masks_path
+
+_COPIED = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
+
+
+class StreamedStore:
+    """Blocks are read from the source's files and written as one shard each.
+
+    The output holds the same tensors under the same names and dtypes as the source; whatever is
+    not part of a block is copied as it is.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockList,
+        reader: CheckpointReader,
+        tensors: TensorMap,
+        output: Path,
+        device: torch.device,
+    ) -> None:
+        self.blocks = blocks
+        self._reader = reader
+        self._tensors = tensors
+        self._output = output
+        self._device = device
+
+    @contextmanager
+    def embeddings(self) -> Iterator[None]:
+        base = self.blocks.model.base_model
+        names = self._tensors.outside
+        tensors = self._reader.read(names.values())
+        check_finite(tensors, prefix="outside the blocks")
+        _assign(base, {name: tensors[file_name] for name, file_name in names.items()}, self._device)
+        for name, buffer in base.named_buffers():
+            if not name.startswith(self._inside_base()):
+                _set(base, name, buffer.to(self._device))
+        try:
+            yield
+        finally:
+            _forget(base, names)
+
+    def load(self, index: int) -> nn.Module:
+        names = self._tensors.blocks[index]
+        tensors = self._reader.read(names.values())
+        state = {name: tensors[file_name] for name, file_name in names.items()}
+        check_finite(state, self.blocks.name(index))
+        return self._give_out(index, state)
+
+    def load_finished(self, index: int) -> nn.Module:
+        shard = CheckpointReader.of_file(self._output / self._shard(index))
+        names = self._tensors.blocks[index]
+        tensors = shard.read(names.values())
+        return self._give_out(index, {name: tensors[file] for name, file in names.items()})
+
+    def weight_dtype(self, index: int) -> torch.dtype:
+        return least_precise(
+            self._reader.dtypes[name] for name in self._tensors.blocks[index].values()
+        )
+
+    def save(self, index: int, masks: Mapping[str, Tensor]) -> None:
+        state = self.blocks[index].state_dict()
+        names = self._tensors.blocks[index]
+        write_masks(masks_path(self._output, index), masks)
+        write_safetensors(
+            self._output / self._shard(index),
+            {file: state[name].to(self._reader.dtypes[file]) for name, file in names.items()},
+        )
+
+    def release(self, index: int) -> None:
+        _forget(self.blocks[index], self._tensors.blocks[index])
+
+    def finish(self) -> None:
+        rest = self._shard(len(self.blocks))
+        write_safetensors(self._output / rest, self._reader.read(self._tensors.rest))
+        files = dict.fromkeys(self._tensors.rest, rest)
+        for index, names in enumerate(self._tensors.blocks):
+            files |= dict.fromkeys(names.values(), self._shard(index))
+        copy_side_files(self._reader.folder, self._output)
+        # The index comes last: a folder that has one is complete.
+        write_json(
+            self._output / "model.safetensors.index.json",
+            {
+                "metadata": {"total_size": self._reader.bytes_of(files)},
+                "weight_map": dict(sorted(files.items())),
+            },
+        )
+
+    def _shard(self, index: int) -> str:
+        return f"model-{index + 1:05d}-of-{len(self.blocks) + 1:05d}.safetensors"
+
+    def _give_out(self, index: int, state: Mapping[str, Tensor]) -> nn.Module:
+        block = self.blocks[index]
+        _assign(block, state, self._device)
+        for name, buffer in block.named_buffers():
+            _set(block, name, buffer.to(self._device))
+        return block
+
+    def _inside_base(self) -> str:
+        model = self.blocks.model
+        return self.blocks.prefix.removeprefix(f"{model.base_model_prefix}.") + "."
+
+
+def copy_side_files(source: Path, output: Path) -> None:
+    """Copy configuration, tokenizer and licence files; weights and their index stay behind."""
+    for pattern in _COPIED:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file() and not path.name.endswith(".index.json"):
+                copy_file(path, output / path.name)
+
+
+def _assign(module: nn.Module, state: Mapping[str, Tensor], device: torch.device) -> None:
+    for name, tensor in state.items():
+        value = (
+            tensor.to(device, torch.float32) if tensor.is_floating_point() else tensor.to(device)
+        )
+        _set(module, name, value)
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    else:
+        owner._buffers[leaf] = value
+
+
+def _forget(module: nn.Module, names: Mapping[str, str]) -> None:
+    parameters = dict(module.named_parameters())
+    for name in names:
+        if name in parameters:
+            _set(module, name, parameters[name].data.to("meta"))

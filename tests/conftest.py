@@ -1,0 +1,54 @@
+"""Tiny models and tokenizers that many tests share."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tiny import FAMILIES, make_checkpoint, make_tokenizer
+
+logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that makes the checkpoint of a family once per session."""
+    made: dict[tuple[str, torch.dtype], Path] = {}
+
+    def make(family: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
+        if (family, dtype) not in made:
+            folder = tmp_path_factory.mktemp(f"{family}-") / "model"
+            make_checkpoint(family, folder, dtype)
+            made[family, dtype] = folder
+        return made[family, dtype]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text that is long enough to calibrate a tiny model."""
+    words = "the cat sat on a mat and the dog ran to the red house by the sea".split()
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randint(0, len(words), (2000,), generator=generator).tolist()
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(" ".join(words[i] for i in order), encoding="utf-8")
+    return path
+
+
+__all__ = ["FAMILIES"]
