@@ -1,0 +1,50 @@
+"""``secateur eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or .gguf file.")],
+    text: Annotated[Path | None, typer.Option(help="A .txt or .jsonl file.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A hub data set: wikitext2, or NAME:CONFIG:SPLIT.")
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens per window; windows do not overlap.")] = 1024,
+    max_windows: Annotated[int | None, typer.Option(help="Only the first N windows.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The dense model: adds KL divergence and top-1 agreement.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Forward passes: auto, float32, bfloat16.")] = "auto",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let the checkpoint's own code run.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure perplexity, and the distance from the dense model."""
+    from secateur.cli.console import print_json, progress_bars, stdout
+    from secateur.evaluation import evaluate as run
+    from secateur.report.terminal import evaluation_table
+
+    with progress_bars() as progress:
+        result = run(
+            model,
+            text=text,
+            dataset=dataset,
+            window=window,
+            max_windows=max_windows,
+            against=against,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+    else:
+        stdout.print(evaluation_table(result))

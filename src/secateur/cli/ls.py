@@ -1,0 +1,53 @@
+"""``secateur ls``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class What(StrEnum):
+    """Things that can be listed."""
+
+    METHODS = "methods"
+    PATTERNS = "patterns"
+    CALIBRATIONS = "calibrations"
+
+
+def ls(
+    what: Annotated[What, typer.Argument(help="methods, patterns or calibrations.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List what can be chosen, a line each."""
+    from rich.table import Table
+
+    from secateur.cli.console import print_json, stdout
+
+    rows = _rows(what)
+    if as_json:
+        print_json([{"name": name, "description": text} for name, text in rows])
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, text in rows:
+        table.add_row(f"[bold]{name}[/]", text)
+    stdout.print(table)
+
+
+def _rows(what: What) -> list[tuple[str, str]]:
+    match what:
+        case What.METHODS:
+            from secateur.methods import STAGES
+
+            return [(name, (stage.__doc__ or "").splitlines()[0]) for name, stage in STAGES.items()]
+        case What.PATTERNS:
+            return [
+                ("0.5, 50%", "unstructured: that share of all weights, anywhere"),
+                ("2:4", "keep 2 of every 4 consecutive input columns; sparse GPU units use it"),
+                ("n:m", "keep n of every m consecutive input columns, any n and m"),
+            ]
+        case What.CALIBRATIONS:
+            from secateur.calibration import SOURCES
+
+            return list(SOURCES.items())

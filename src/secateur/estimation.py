@@ -1,0 +1,123 @@
+"""What a run will need, before it starts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, Field
+from torch import nn
+
+from secateur.architecture import find_blocks, find_linears
+from secateur.architecture.experts import unstacked_experts
+from secateur.checkpoint.locate import locate_checkpoint
+from secateur.checkpoint.reader import CheckpointReader
+from secateur.checkpoint.skeleton import build_skeleton, map_tensors
+from secateur.plan import uniform_plan
+from secateur.recipe import Recipe
+
+_FLOAT = 4
+# The interpreter with torch and transformers imported.
+_LIBRARIES_BYTES = 700_000_000
+# Forwards of a block per run: its statistics on three quarters of the text in steps that are cut
+# off where the last input is seen, the dense outputs on the other quarter, the advance on all.
+_PASSES = 0.75 * 1.5 + 0.25 + 1
+# Intermediate tensors of a forward that live at the same time, in units of the widest linear.
+_LIVE_TENSORS = 6
+# Copies of a group's weights a solver holds: dense, current, result, two temporaries.
+_SOLVER_COPIES = 5
+# The Gram matrix, its damped copy and its factor.
+_GRAM_COPIES = 3
+
+
+class Estimate(BaseModel):
+    """Memory and work of a run."""
+
+    model: str
+    streamed: bool = Field(description="one block in memory at a time")
+    blocks: int
+    weights: int = Field(description="weights in the linears of all blocks")
+    zeros: int
+    peak_memory_bytes: int
+    activation_bytes: int
+    activations_in: str = Field(description="memory, or a mapped file")
+    forward_flops: float
+    statistics_flops: float
+    output_bytes: int
+
+
+def estimate(
+    model: str | Path, recipe: Recipe | None = None, *, trust_remote_code: bool = False
+) -> Estimate:
+    """Estimate peak memory and work of pruning ``model`` from its configuration and headers.
+
+    Raises:
+        SecateurError: the model or the recipe could not be pruned either.
+    """
+    recipe = recipe or Recipe()
+    folder = locate_checkpoint(model, trust_remote_code=trust_remote_code)
+    reader = CheckpointReader(folder)
+    blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
+    plan = uniform_plan(blocks, recipe.pattern)
+    tensors = map_tensors(blocks, reader)
+    streamed = not isinstance(tensors, str)
+
+    calibration = recipe.calibration
+    tokens = calibration.samples * calibration.length
+    hidden = blocks.model.config.get_text_config().hidden_size
+    activations = tokens * hidden * _FLOAT
+    budget = (
+        psutil.virtual_memory().available // 2
+        if recipe.activation_memory is None
+        else int(recipe.activation_memory * 1e9)
+    )
+    mapped = activations > budget
+
+    all_shapes = [_input_groups(block) for block in blocks]
+    needs_gram = any(stage.needs == "gram" for stage in recipe.stages)
+    needs_statistics = any(stage.needs != "nothing" for stage in recipe.stages)
+    block_bytes = max(sum(p.numel() for p in block.parameters()) for block in blocks) * _FLOAT
+    batch = max(recipe.batch_tokens, calibration.length)
+    working = 0
+    for groups in all_shapes:
+        for rows, width in groups:
+            gram = _GRAM_COPIES * width * width if needs_gram else 0
+            working = max(working, _SOLVER_COPIES * rows * width + gram)
+        widest = max(max(rows, width) for rows, width in groups)
+        working = max(working, _LIVE_TENSORS * batch * widest)
+    outside = 0
+    if not isinstance(tensors, str):
+        outside = sum(math.prod(reader.shapes[name]) for name in tensors.outside.values()) * _FLOAT
+    resident = (0 if mapped else activations) + (0 if streamed else reader.bytes_of(reader.files))
+    # The embeddings have left when the first block arrives.
+    stages = max(outside, 2 * block_bytes + working * _FLOAT + activations // 4)
+
+    squares = sum(width * width for groups in all_shapes for _, width in groups)
+    return Estimate(
+        model=str(model),
+        streamed=streamed,
+        blocks=len(blocks),
+        weights=sum(plan.weights.values()),
+        zeros=sum(plan.zeros.values()),
+        peak_memory_bytes=_LIBRARIES_BYTES + resident + stages,
+        activation_bytes=activations,
+        activations_in="a mapped file" if mapped else "memory",
+        forward_flops=2.0
+        * tokens
+        * sum(plan.weights.values())
+        * (_PASSES if needs_statistics else 1.25),
+        statistics_flops=1.5 * tokens * squares if needs_gram else 0.0,
+        output_bytes=reader.bytes_of(reader.files),
+    )
+
+
+def _input_groups(block: nn.Module) -> list[tuple[int, int]]:
+    """(rows, width) of linears that probably share an input: siblings of the same width."""
+    groups: dict[tuple[str, int], int] = {}
+    with unstacked_experts(block):
+        for linear in find_linears(block):
+            rows, width = linear.weight_OI.shape
+            key = (linear.name.rpartition(".")[0], width)
+            groups[key] = groups.get(key, 0) + rows
+    return [(rows, width) for (_, width), rows in groups.items()]

@@ -1,0 +1,25 @@
+"""Block methods. A method joins by its module and one name in ``AnyStage``."""
+
+from __future__ import annotations
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from secateur.methods.admm import ADMM
+from secateur.methods.magnitude import Magnitude
+from secateur.methods.refit import Refit
+from secateur.methods.sparsegpt import SparseGPT
+from secateur.methods.stage import Stage
+from secateur.methods.wanda import Wanda
+
+AnyStage = Annotated[
+    Magnitude | Wanda | SparseGPT | ADMM | Refit,
+    Field(discriminator="method"),
+]
+
+STAGES: dict[str, type[Stage]] = {
+    stage.model_fields["method"].default: stage for stage in get_args(get_args(AnyStage)[0])
+}
+
+__all__ = ["STAGES", "AnyStage", "Stage"]

@@ -1,0 +1,35 @@
+"""Refit: the best values for the weights that were kept."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from secateur.methods.stage import Stage
+from secateur.methods.task import GroupTask
+from secateur.solvers.refit import refit
+from secateur.walk.inputs import Needs
+
+
+class Refit(Stage):
+    """Solve masked least squares for the kept weights, all rows at once."""
+
+    needs: ClassVar[Needs] = "gram"
+    chooses_mask: ClassVar[bool] = False
+
+    method: Literal["refit"] = "refit"
+    damping: float = Field(0.01, gt=0, description="pull towards the dense weights")
+    iterations: int = Field(20, ge=1, description="at most so many conjugate-gradient steps")
+
+    def apply(self, task: GroupTask) -> None:
+        assert task.mask_OI is not None
+        w_OI = refit(
+            task.dense_OI,
+            task.mask_OI,
+            task.gram_II,
+            damping=self.damping,
+            iterations=self.iterations,
+            start_OI=task.w_OI,
+        )
+        task.accept_better(w_OI, "refit")

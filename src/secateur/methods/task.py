@@ -1,0 +1,84 @@
+"""What a method works on: linears that share their input, stacked row on row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from secateur.pattern import Budget
+from secateur.solvers.solution import SparseSolution
+from secateur.walk.inputs import InputStatistics
+
+
+@dataclass
+class GroupTask:
+    """The linears of one group and all that is known about their input.
+
+    Attributes:
+        names: names of the linears inside the block, in stacking order.
+        dense_OI: their original weights, rows stacked, fp32; methods must not write into it.
+        w_OI: their weights as the stages so far left them.
+        mask_OI: True = kept; None until a stage has chosen a mask.
+        budget: what the mask must look like.
+        statistics: of the inputs, over the fitted calibration tokens.
+        held_out_NI: inputs of tokens that nothing was fitted on, fp32.
+        notes: sentences for the report: fallbacks used, updates rejected.
+    """
+
+    names: tuple[str, ...]
+    dense_OI: Tensor
+    w_OI: Tensor
+    budget: Budget
+    statistics: InputStatistics
+    held_out_NI: Tensor
+    mask_OI: Tensor | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def gram_II(self) -> Tensor:
+        """The Gram matrix of the inputs; stages that use it declare that they need it."""
+        assert self.statistics.gram_II is not None
+        return self.statistics.gram_II
+
+    @property
+    def blind(self) -> bool:
+        """No calibration token reached these linears."""
+        return self.statistics.tokens == 0
+
+    def row_slices(self) -> list[slice]:
+        """Where each linear's rows are in the stack."""
+        ends = torch.tensor(self.budget.rows).cumsum(0).tolist()
+        return [slice(end - rows, end) for rows, end in zip(self.budget.rows, ends, strict=True)]
+
+    def held_out_errors(self, w_OI: Tensor) -> list[float]:
+        """Relative squared output error of each linear on held-out tokens, if it had ``w_OI``."""
+        if len(self.held_out_NI) == 0:
+            return [float("nan")] * len(self.names)
+        error_O = (self.held_out_NI @ (w_OI - self.dense_OI).T).square().sum(0)
+        power_O = (self.held_out_NI @ self.dense_OI.T).square().sum(0)
+        return [
+            (
+                error_O[rows].sum() / power_O[rows].sum().clamp_min(torch.finfo(torch.float32).tiny)
+            ).item()
+            for rows in self.row_slices()
+        ]
+
+    def take(self, solution: SparseSolution, stage: str) -> None:
+        """Take the mask and weights of a solver, and what it had to fall back to."""
+        self.mask_OI, self.w_OI = solution.mask_OI, solution.w_OI
+        self.notes += [f"{', '.join(self.names)}: {stage} {note}" for note in solution.notes]
+
+    def accept_better(self, w_OI: Tensor, stage: str) -> None:
+        """Take new weights linear by linear, where the held-out error does not rise."""
+        before = self.held_out_errors(self.w_OI)
+        after = self.held_out_errors(w_OI)
+        for name, rows, old, new in zip(self.names, self.row_slices(), before, after, strict=True):
+            if new <= old:
+                self.w_OI[rows] = w_OI[rows]
+            else:
+                self.notes.append(
+                    f"{name}: {stage} rejected, held-out error would rise from {old:.4g} "
+                    f"to {new:.4g}"
+                )

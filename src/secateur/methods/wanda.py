@@ -1,0 +1,29 @@
+"""Wanda: weight magnitude times the norm of its input."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from secateur.methods.stage import Stage
+from secateur.methods.task import GroupTask
+from secateur.pattern import select
+from secateur.solvers.scores import wanda_score
+from secateur.walk.inputs import Needs
+
+
+class Wanda(Stage):
+    """Remove the weights with the smallest |weight| x input norm."""
+
+    needs: ClassVar[Needs] = "norms"
+
+    method: Literal["wanda"] = "wanda"
+    scope: Literal["linear", "row"] = Field(
+        "row", description="where unstructured weights compete: in the whole linear or in a row"
+    )
+
+    def apply(self, task: GroupTask) -> None:
+        score_OI = wanda_score(task.w_OI, task.statistics.mean_square_I)
+        task.mask_OI = select(score_OI, task.budget, self.scope)
+        task.w_OI.mul_(task.mask_OI)

@@ -1,0 +1,346 @@
+"""Prune a model: from a name and a recipe to a checkpoint and a report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from secateur.architecture import BlockList, find_blocks
+from secateur.calibration import Calibration, load_calibration, source_files
+from secateur.checkpoint.files import write_json, write_safetensors, write_text
+from secateur.checkpoint.locate import load_tokenizer, locate_checkpoint
+from secateur.checkpoint.reader import CheckpointReader
+from secateur.checkpoint.resident import ResidentStore
+from secateur.checkpoint.run import Run, fingerprint_files
+from secateur.checkpoint.skeleton import build_skeleton, map_tensors, positions_of
+from secateur.checkpoint.store import BlockStore
+from secateur.checkpoint.streamed import StreamedStore
+from secateur.errors import SecateurError
+from secateur.inspection import inspect
+from secateur.plan import Plan, uniform_plan
+from secateur.progress import Progress, silent
+from secateur.recipe import Recipe
+from secateur.report.document import (
+    BlockReport,
+    Report,
+    SparsityReport,
+    describe_block,
+    describe_machine,
+    package_versions,
+    peak_device_memory,
+    peak_memory,
+)
+from secateur.walk.block import BlockPruner, Stopwatch
+from secateur.walk.precision import resolve_device, resolve_dtype
+from secateur.walk.streams import Batches, Stream
+from secateur.walk.walk import pass_finished, walk
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """What ``prune`` returns.
+
+    Attributes:
+        report: what was done and what it cost.
+        output: the checkpoint folder, if one was asked for.
+        model: the pruned model, if one was given in memory.
+        masks: masks by full linear name, True = kept, if a model was given in memory.
+    """
+
+    report: Report
+    output: Path | None
+    model: PreTrainedModel | None
+    masks: dict[str, Tensor]
+
+
+def prune(
+    model: str | Path | PreTrainedModel,
+    recipe: Recipe | None = None,
+    output: str | Path | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    restart: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> PruneResult:
+    """Prune a checkpoint block by block, or a model that is already in memory.
+
+    Args:
+        model: a checkpoint folder, hub id or GGUF file, of which one block at a time is read; or
+            a model in memory, which is pruned in place.
+        recipe: what to do; Wanda and refit to half the weights if None.
+        output: a new or empty folder for the result, or that of an interrupted run to go on
+            with. Required for a checkpoint, optional for a model in memory.
+        tokenizer: for calibration text; the checkpoint's own if None.
+        restart: start over in the folder of an earlier run.
+        trust_remote_code: let the checkpoint's own Python code run.
+        progress: called with (phase, done, total).
+
+    Raises:
+        SecateurError: anything the user can mend, before work starts where that is possible.
+    """
+    recipe = recipe or Recipe()
+    target = None if output is None else Path(output).expanduser()
+    if isinstance(model, PreTrainedModel):
+        job = _job_in_memory(model, recipe, target, tokenizer)
+    elif target is None:
+        raise SecateurError("Pruning a checkpoint needs an output folder; name a new or empty one.")
+    else:
+        job = _job_from_checkpoint(model, recipe, target, tokenizer, restart, trust_remote_code)
+        if job.run is not None and job.run.complete:
+            saved = (target / "report.json").read_text(encoding="utf-8")
+            return PruneResult(Report.model_validate_json(saved), target, None, {})
+    report, masks = _execute(job, recipe, progress)
+    if isinstance(model, PreTrainedModel):
+        return PruneResult(report, target, model, masks)
+    return PruneResult(report, target, None, {})
+
+
+@dataclass
+class _Job:
+    """A run whose inputs have been checked."""
+
+    name: str
+    store: BlockStore
+    plan: Plan
+    tokenizer: PreTrainedTokenizerBase
+    load_dense: Callable[[], PreTrainedModel]
+    device: torch.device
+    dtype: torch.dtype
+    run: Run | None
+    streamed: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def _job_in_memory(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    output: Path | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> _Job:
+    if tokenizer is None:
+        raise SecateurError(
+            "Pruning a model in memory needs its tokenizer for calibration text; pass tokenizer=."
+        )
+    device = resolve_device(recipe.device)
+    blocks = find_blocks(model.eval())
+    plan = uniform_plan(blocks, recipe.pattern)
+    _check_length(recipe, blocks)
+    # Weights in memory have no fingerprint that is worth its time, so such a run starts afresh.
+    run = Run.open(output, {"model": str(time.time_ns())}, restart=False) if output else None
+    return _Job(
+        name=model.config._name_or_path or type(model).__name__,
+        store=ResidentStore(blocks, output, device),
+        plan=plan,
+        tokenizer=tokenizer,
+        load_dense=lambda: model,
+        device=device,
+        dtype=resolve_dtype(recipe.dtype, device),
+        run=run,
+        streamed=False,
+    )
+
+
+def _job_from_checkpoint(
+    name: str | Path,
+    recipe: Recipe,
+    output: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    restart: bool,
+    trust_remote_code: bool,
+) -> _Job:
+    device = resolve_device(recipe.device)
+    dtype = resolve_dtype(recipe.dtype, device)
+    folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
+    if output.resolve() == folder.resolve():
+        raise SecateurError(f"The output folder {output} is the model itself; name another.")
+    reader = CheckpointReader(folder)
+    blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
+    plan = uniform_plan(blocks, recipe.pattern)
+    _check_length(recipe, blocks)
+    tokenizer = tokenizer or load_tokenizer(folder, trust_remote_code=trust_remote_code)
+    texts = source_files(recipe.calibration)
+    tensors = map_tensors(blocks, reader)
+
+    files = [folder / file for file in sorted(set(reader.files.values()))]
+    run = Run.open(
+        output,
+        {
+            "model": fingerprint_files([folder / "config.json", *files]),
+            "recipe": _deciding_options(recipe),
+            "calibration text": fingerprint_files(texts),
+            "forward": f"{dtype} on {device.type}",
+            "versions": package_versions(),
+        },
+        restart=restart,
+    )
+    _check_space(run, reader)
+
+    def load_dense(dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+        dense: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+        dense.eval()
+        return dense
+
+    notes: list[str] = []
+    store: BlockStore
+    if isinstance(tensors, str):
+        notes.append(f"The whole model was loaded instead of one block at a time: {tensors}.")
+        store = ResidentStore(find_blocks(load_dense()), output, device, side_files=folder)
+    else:
+        store = StreamedStore(blocks, reader, tensors, output, device)
+    return _Job(
+        name=str(name),
+        store=store,
+        plan=plan,
+        tokenizer=tokenizer,
+        load_dense=load_dense,
+        device=device,
+        dtype=dtype,
+        run=run,
+        streamed=isinstance(store, StreamedStore),
+        notes=notes,
+    )
+
+
+def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
+    """Walk all blocks that are not finished, then write what makes them a checkpoint."""
+    if job.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(job.device)
+    started = time.perf_counter()
+    seconds: dict[str, float] = {}
+    watch = Stopwatch(seconds, job.device)
+    calibration = _calibrate(job, recipe, progress)
+    watch.lap("calibration text")
+
+    tokens_SL = calibration.tokens
+    stream = Stream(
+        job.store,
+        tokens_SL,
+        Batches.of(len(tokens_SL), tokens_SL.shape[1], recipe.batch_tokens),
+        job.device,
+        job.dtype,
+        folder=job.run.folder if job.run else None,
+        memory=None if recipe.activation_memory is None else int(recipe.activation_memory * 1e9),
+    )
+    finished = [
+        BlockReport.model_validate(saved) for saved in (job.run.finished if job.run else [])
+    ]
+    resumed, count = len(finished), len(job.store.blocks)
+    for index in pass_finished(job.store, stream, resumed):
+        progress("Passing finished blocks", index + 1, resumed)
+    watch.lap("start")
+
+    masks: dict[str, Tensor] = {}
+    pruner = BlockPruner(recipe.stages, recipe.pattern, job.device, job.dtype)
+    progress("Pruning blocks", resumed, count)
+    for walked in walk(job.store, stream, job.plan, pruner, job.device):
+        prefix = job.store.blocks.name(walked.index)
+        finished.append(describe_block(walked))
+        if job.run is None:
+            masks |= {f"{prefix}.{name}": mask for name, mask in walked.pruned.masks.items()}
+        else:
+            job.run.record(finished[-1].model_dump(mode="json"))
+        progress("Pruning blocks", walked.index + 1, count)
+    watch.lap("blocks")
+
+    job.store.finish()
+    sparsity = _count_zeros(job, masks)
+    watch.lap("checkpoint")
+    seconds["total"] = time.perf_counter() - started
+    report = Report(
+        model=job.name,
+        recipe=recipe.model_dump(mode="json"),
+        calibration=calibration.description,
+        forward_dtype=str(job.dtype).removeprefix("torch."),
+        streamed=job.streamed,
+        sparsity=sparsity,
+        blocks=finished,
+        seconds={phase: round(value, 3) for phase, value in seconds.items()},
+        resumed_blocks=resumed,
+        peak_memory_bytes=peak_memory(),
+        peak_device_memory_bytes=peak_device_memory(job.device),
+        machine=describe_machine(job.device),
+        notes=job.notes,
+    )
+    if job.run is not None:
+        write_text(job.run.folder / "recipe.yaml", recipe.to_yaml())
+        write_json(job.run.output / "report.json", report.model_dump(mode="json"))
+        job.run.record_complete()
+    return report, masks
+
+
+def _calibrate(job: _Job, recipe: Recipe, progress: Progress) -> Calibration:
+    """Return the calibration tokens; what an earlier session of the run drew is used again."""
+    saved = None if job.run is None else job.run.folder / "calibration.safetensors"
+    if saved is not None and job.run is not None and saved.is_file() and job.run.calibration:
+        return Calibration(load_file(saved)["tokens"], job.run.calibration)
+    calibration = load_calibration(
+        recipe.calibration,
+        job.tokenizer,
+        model_loader=job.load_dense,
+        max_positions=positions_of(job.store.blocks.model.config),
+        progress=progress,
+    )
+    if saved is not None and job.run is not None:
+        write_safetensors(saved, {"tokens": calibration.tokens})
+        job.run.record_calibration(calibration.description)
+    return calibration
+
+
+def _count_zeros(job: _Job, masks: dict[str, Tensor]) -> SparsityReport:
+    """Count zeros in the files, where there are any, and hold them against the plan."""
+    planned, weights = sum(job.plan.zeros.values()), sum(job.plan.weights.values())
+    if job.run is None:
+        zeros = sum(int((~mask).sum()) for mask in masks.values())
+    else:
+        counted = inspect(job.run.output)
+        zeros, weights = counted.zeros, counted.weights
+    if zeros < planned:
+        raise SecateurError(
+            f"The saved files hold {zeros} zeros where {planned} were planned; please report the "
+            "model and the recipe."
+        )
+    return SparsityReport(
+        target=job.plan.sparsity, zeros=zeros, weights=weights, counted=zeros / weights
+    )
+
+
+def _deciding_options(recipe: Recipe) -> dict[str, Any]:
+    """The options that change the bytes of the result; resolved ones are recorded apart."""
+    options = recipe.model_dump(mode="json")
+    for name in ("device", "dtype", "activation_memory"):
+        options.pop(name)
+    return options
+
+
+def _check_length(recipe: Recipe, blocks: BlockList) -> None:
+    positions = positions_of(blocks.model.config)
+    length = recipe.calibration.length
+    if positions is not None and length > positions:
+        raise SecateurError(
+            f"Calibration windows of {length} tokens are longer than the model's {positions} "
+            f"positions; give --length {positions} or less."
+        )
+
+
+def _check_space(run: Run, reader: CheckpointReader) -> None:
+    """Find out now, not hours later, that the checkpoint will not fit on the disk."""
+    have = shutil.disk_usage(run.output).free
+    present = sum(path.stat().st_size for path in run.output.glob("model-*.safetensors"))
+    need = reader.bytes_of(reader.files) - present
+    if have < need:
+        raise SecateurError(
+            f"The result needs {need / 1e9:.1f} GB and the disk of {run.output} has "
+            f"{have / 1e9:.1f} GB free; free some space or choose another disk."
+        )

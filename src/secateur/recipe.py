@@ -1,0 +1,139 @@
+"""The recipe: what to do to a model, as a file, as flags or in Python."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+)
+
+from secateur.calibration import CalibrationOptions
+from secateur.errors import SecateurError
+from secateur.methods import STAGES, AnyStage
+from secateur.methods.refit import Refit
+from secateur.methods.wanda import Wanda
+from secateur.pattern import NM, Pattern, Unstructured, parse_pattern
+from secateur.walk.precision import DtypeName
+
+
+def _read_pattern(value: object) -> Pattern:
+    if isinstance(value, Unstructured | NM):
+        return value
+    if isinstance(value, int) and value > 1:
+        # YAML 1.1 takes 2:4 for a number to the base of sixty.
+        n, m = divmod(value, 60)
+        raise SecateurError(
+            f"The recipe's pattern was read as the number {value}; write it in quotes, such as "
+            f'pattern: "{n}:{m}".'
+        )
+    return parse_pattern(str(value))
+
+
+PatternText = Annotated[
+    Pattern,
+    BeforeValidator(_read_pattern),
+    PlainSerializer(str),
+]
+
+
+class Recipe(BaseModel):
+    """Everything that decides the result of a run, apart from the model itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    pattern: PatternText = Field(
+        Unstructured(0.5), description="a sparsity such as 0.5, or n:m (keep n of every m)"
+    )
+    stages: tuple[AnyStage, ...] = Field(
+        default=(Wanda(), Refit()),
+        description="what is done to each block, in order",
+    )
+    calibration: CalibrationOptions = Field(
+        default_factory=CalibrationOptions, description="the text that statistics come from"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: DtypeName = Field("auto", description="dtype of forward passes")
+    batch_tokens: int = Field(
+        4096, ge=1, description="tokens in one forward pass, at least a window"
+    )
+    activation_memory: float | None = Field(
+        None, gt=0, description="GB that hidden states may take before they go to a mapped file"
+    )
+
+    @field_validator("stages")
+    @classmethod
+    def _mask_comes_first(cls, stages: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not stages or not stages[0].chooses_mask:
+            first = f"not {stages[0].method}" if stages else "but there is none"
+            choices = ", ".join(name for name, stage in STAGES.items() if stage.chooses_mask)
+            raise ValueError(f"the first stage must choose a mask ({choices}), {first}")
+        return stages
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any]) -> Recipe:
+        """Validate plain values.
+
+        Raises:
+            SecateurError: an unknown key (the nearest known one is named) or a bad value.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SecateurError(_explain(error)) from error
+
+    @classmethod
+    def from_file(cls, path: Path) -> Recipe:
+        """Read a YAML recipe.
+
+        Raises:
+            SecateurError: the file is missing, no YAML mapping, or not a valid recipe.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SecateurError(f"The recipe {path} cannot be read; check the path.") from error
+        except yaml.YAMLError as error:
+            raise SecateurError(f"The recipe {path} is not valid YAML ({error}).") from error
+        if not isinstance(values, dict):
+            raise SecateurError(f"The recipe {path} must be a YAML mapping such as 'pattern: 0.5'.")
+        return cls.from_mapping(values)
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML with every option written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _explain(error: ValidationError) -> str:
+    """Say the first problem in one sentence."""
+    problem = error.errors()[0]
+    place = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(place[:-1])
+        near = difflib.get_close_matches(place[-1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}."
+        return f"The recipe has an unknown key {'.'.join(place)}; {hint}"
+    if problem["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        tag = str(problem.get("ctx", {}).get("tag", ""))
+        near = difflib.get_close_matches(tag, STAGES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"methods are {', '.join(STAGES)}."
+        return f"The recipe's {'.'.join(place)} names no known method {tag!r}; {hint}"
+    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"The recipe's {'.'.join(place) or 'content'} is not valid: {message}."
+
+
+def _known_keys(place: list[str]) -> list[str]:
+    if place[:1] == ["calibration"]:
+        return list(CalibrationOptions.model_fields)
+    if place[:1] == ["stages"] and len(place) >= 3:
+        return list(STAGES[place[2]].model_fields)
+    return list(Recipe.model_fields)

@@ -1,0 +1,96 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from secateur.estimation import Estimate
+from secateur.inspection import Inspection
+from secateur.report.document import Report
+from secateur.report.format import bytes_text, seconds_text
+
+
+def report_table(report: Report) -> RenderableType:
+    """What a run did: the blocks, then the sums."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for name in ("block", "sparsity", "held-out error", "worst linear", "its error", "time"):
+        table.add_column(name, justify="left" if name == "worst linear" else "right")
+    for block in report.blocks:
+        zeros = sum(linear.zeros for linear in block.linears.values())
+        weights = sum(linear.weights for linear in block.linears.values())
+        errors = {name: linear.relative_error or 0.0 for name, linear in block.linears.items()}
+        worst = max(errors, key=errors.__getitem__)
+        table.add_row(
+            str(block.index),
+            f"{zeros / weights:.4f}",
+            f"{block.held_out_error:.4f}",
+            worst,
+            f"{errors[worst]:.4f}",
+            f"{sum(block.seconds.values()):.1f} s",
+        )
+    notes = [f"block {block.index}: {note}" for block in report.blocks for note in block.notes]
+    stages = " + ".join(str(stage["method"]) for stage in report.recipe["stages"])
+    counted = report.sparsity
+    summary = Table(box=None, show_header=False, pad_edge=False)
+    summary.add_row("recipe", f"{stages}, pattern {report.recipe['pattern']}")
+    summary.add_row(
+        "sparsity", f"{counted.counted:.6f} counted ({counted.zeros:,} of {counted.weights:,})"
+    )
+    summary.add_row(
+        "time", f"{seconds_text(report.seconds['total'])} on {report.machine.cores} cores"
+    )
+    memory = bytes_text(report.peak_memory_bytes)
+    if report.peak_device_memory_bytes is not None:
+        memory += f", {bytes_text(report.peak_device_memory_bytes)} on {report.machine.device}"
+    summary.add_row("peak memory", memory)
+    parts: list[RenderableType] = [table, Text(), summary, Text()]
+    if notes:
+        shown = notes[:8] + ([f"{len(notes) - 8} more in report.json"] if len(notes) > 8 else [])
+        parts += [Text(f"· {note}", style="dim") for note in shown]
+    return Group(*parts)
+
+
+def inspection_table(inspection: Inspection) -> RenderableType:
+    """Zeros of every linear, then the sum."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("linear")
+    for name in ("shape", "zeros", "sparsity"):
+        table.add_column(name, justify="right")
+    table.add_column("patterns")
+    for linear in inspection.linears:
+        table.add_row(
+            linear.name,
+            " x ".join(map(str, linear.shape)),
+            f"{linear.zeros:,}",
+            f"{linear.sparsity:.4f}",
+            ", ".join(linear.patterns),
+        )
+    table.add_section()
+    table.add_row(
+        "all",
+        "",
+        f"{inspection.zeros:,}",
+        f"{inspection.sparsity:.6f}",
+        ", ".join(inspection.patterns),
+        style="bold",
+    )
+    return table
+
+
+def estimate_table(estimate: Estimate) -> RenderableType:
+    """What a run would need."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    rows = {
+        "model": f"{estimate.blocks} blocks, {estimate.weights:,} weights in their linears",
+        "zeros": f"{estimate.zeros:,} ({estimate.zeros / estimate.weights:.4f})",
+        "peak memory": f"about {bytes_text(estimate.peak_memory_bytes)}",
+        "hidden states": f"{bytes_text(estimate.activation_bytes)} ({estimate.activations_in})",
+        "work": f"{estimate.forward_flops / 1e12:,.1f} TFLOP forward passes, "
+        f"{estimate.statistics_flops / 1e12:,.1f} TFLOP statistics",
+        "disk": f"{bytes_text(estimate.output_bytes)} for the result",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

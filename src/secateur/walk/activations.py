@@ -1,0 +1,47 @@
+"""Hidden states of all calibration sequences, in memory or in a mapped file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor
+
+from secateur.checkpoint.files import full_disk_explained
+
+
+def allocate(shape: tuple[int, ...], folder: Path | None, budget: int | None = None) -> Tensor:
+    """Return an uninitialised fp32 CPU tensor for a stream of activations.
+
+    Args:
+        shape: (sequences, length, hidden).
+        folder: where a mapped file may be put; the system's temporary folder if None.
+        budget: bytes the stream may take in memory; beyond them it is a mapped file. Half of
+            the memory that is free now if None.
+    """
+    size = torch.Size(shape).numel()
+    if budget is None:
+        budget = psutil.virtual_memory().available // 2
+    if size * 4 <= budget:
+        return torch.empty(shape)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.NamedTemporaryFile(dir=folder, prefix=".activations-", delete=True) as file,
+        full_disk_explained(Path(file.name)),
+    ):
+        # Without its space reserved, a full disk would end the process at some later write.
+        _reserve(file.fileno(), size * 4)
+        # The name goes when the context ends, the mapping keeps the bytes: nothing to clean up
+        # after a killed run.
+        return torch.from_file(file.name, shared=True, size=size, dtype=torch.float32).view(shape)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)

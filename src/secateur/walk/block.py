@@ -1,0 +1,197 @@
+"""Prune one block: statistics, masks, weights, and what it cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from secateur.architecture import Linear, find_linears
+from secateur.errors import SecateurError
+from secateur.methods import Stage
+from secateur.methods.magnitude import Magnitude
+from secateur.methods.task import GroupTask
+from secateur.pattern import Budget, Pattern
+from secateur.walk.inputs import (
+    InputAccumulator,
+    InputStatistics,
+    LinearGroup,
+    Needs,
+    find_groups,
+    steps,
+    visit_inputs,
+)
+from secateur.walk.replay import Replay
+from secateur.walk.streams import Stream
+
+
+@dataclass
+class PrunedBlock:
+    """What happened to a block.
+
+    Attributes:
+        masks: by linear name inside the block; bool, True = kept.
+        errors: relative squared output error of each linear on held-out tokens.
+        notes: fallbacks used and updates rejected, as sentences.
+        seconds: time by phase.
+    """
+
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Stopwatch:
+    """Adds up wall time by phase, waiting for the device where there is one."""
+
+    def __init__(self, seconds: dict[str, float], device: torch.device) -> None:
+        self._seconds = seconds
+        self._device = device
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Book the time since the last lap under ``phase``."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last
+        self._last = now
+
+
+class BlockPruner:
+    """Applies the stages of a recipe to the linears of one block after the other."""
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        pattern: Pattern,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._stages = stages
+        self._pattern = pattern
+        self._device = device
+        self._dtype = dtype
+        order: list[Needs] = ["nothing", "norms", "gram"]
+        self._needs = max((stage.needs for stage in stages), key=order.index)
+
+    def dense_outputs(
+        self, block: nn.Module, stream: Stream
+    ) -> tuple[list[Tensor], list[LinearGroup]]:
+        """Run the dense block on held-out text.
+
+        Returns its outputs by batch, kept to measure the pruned block against, and the groups of
+        linears found on the way.
+        """
+        outputs: list[Tensor] = []
+        groups: list[LinearGroup] = []
+        for batch in stream.batches.held_out:
+            forward = partial(stream.forward, block, batch)
+            if groups:
+                outputs.append(forward().cpu())
+            else:
+                groups = find_groups(find_linears(block), lambda: outputs.append(forward().cpu()))  # noqa: B023
+        return outputs, groups
+
+    def prune(
+        self,
+        block: nn.Module,
+        stream: Stream,
+        groups: Sequence[LinearGroup],
+        zeros: Mapping[str, int],
+        stored: torch.dtype,
+        replay: Replay,
+    ) -> PrunedBlock:
+        """Prune the block's linears in the order they run, each on what the ones before leave it.
+
+        Args:
+            block: with dense fp32 weights; they are replaced.
+            stream: hidden states that enter the block in the model pruned so far.
+            groups: linears by shared input, in the order of execution.
+            zeros: exact number of zeros of each linear, by name inside the block.
+            stored: dtype that weights are saved in; they are rounded to it at once, so that what
+                follows sees the weights of the file.
+            replay: remembers the parts of the block that are finished.
+        """
+        pruned = PrunedBlock()
+        watch = Stopwatch(pruned.seconds, self._device)
+        for step in steps(groups):
+            statistics, held_out = self._inputs(block, stream, step, replay)
+            watch.lap("statistics")
+            for group, seen, x_NI in zip(step, statistics, held_out, strict=True):
+                self._solve(group, seen, x_NI, zeros, stored, pruned)
+            replay.finish(pruned.masks)
+            watch.lap("solve")
+        return pruned
+
+    def _inputs(
+        self, block: nn.Module, stream: Stream, step: Sequence[LinearGroup], replay: Replay
+    ) -> tuple[list[InputStatistics], list[Tensor]]:
+        widths = [group.linears[0].weight_OI.shape[1] for group in step]
+        sums = [InputAccumulator(w, self._needs, self._device, self._dtype) for w in widths]
+        held_out = [torch.empty(0, width, device=self._device) for width in widths]
+
+        def add(group: int, x_NI: Tensor) -> None:
+            sums[group].add(x_NI)
+
+        def keep(group: int, x_NI: Tensor) -> None:
+            held_out[group] = x_NI.float()
+
+        if self._needs != "nothing":
+            for batch in stream.batches.fitted:
+                visit_inputs(step, partial(stream.forward, block, batch, replay), add)
+        # One batch is enough to tell a good update from a bad one, and small enough to keep.
+        first = stream.batches.held_out[0]
+        visit_inputs(step, partial(stream.forward, block, first, replay), keep)
+        return [each.result() for each in sums], held_out
+
+    def _solve(
+        self,
+        group: LinearGroup,
+        statistics: InputStatistics,
+        held_out_NI: Tensor,
+        zeros: Mapping[str, int],
+        stored: torch.dtype,
+        pruned: PrunedBlock,
+    ) -> None:
+        linears = group.linears
+        dense_OI = torch.cat([linear.weight_OI for linear in linears])
+        task = GroupTask(
+            names=tuple(linear.name for linear in linears),
+            dense_OI=dense_OI,
+            w_OI=dense_OI.clone(),
+            budget=Budget(
+                self._pattern,
+                rows=tuple(len(linear.weight_OI) for linear in linears),
+                zeros=tuple(zeros[linear.name] for linear in linears),
+            ),
+            statistics=statistics,
+            held_out_NI=held_out_NI,
+        )
+        if self._needs != "nothing" and statistics.tokens == 0:
+            task.notes.append(f"{', '.join(task.names)}: no token arrived, pruned by magnitude")
+            Magnitude(scope="row").apply(task)
+        else:
+            for stage in self._stages:
+                stage.apply(task)
+        task.w_OI.copy_(task.w_OI.to(stored))
+        self._write_back(linears, task, pruned)
+
+    def _write_back(self, linears: Sequence[Linear], task: GroupTask, pruned: PrunedBlock) -> None:
+        assert task.mask_OI is not None
+        if not bool(torch.isfinite(task.w_OI).all()):
+            raise SecateurError(
+                f"The new weights of {', '.join(task.names)} are not finite; please report the "
+                "model and the recipe, and use another method meanwhile."
+            )
+        errors = task.held_out_errors(task.w_OI)
+        for linear, rows, error in zip(linears, task.row_slices(), errors, strict=True):
+            linear.weight_OI.copy_(task.w_OI[rows])
+            pruned.masks[linear.name] = task.mask_OI[rows].cpu()
+            pruned.errors[linear.name] = error
+        pruned.notes += task.notes

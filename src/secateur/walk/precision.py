@@ -1,0 +1,62 @@
+"""Which number formats the walk computes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:1``."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def resolve_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
+    """Return the dtype of forward passes; ``auto`` is bf16 where the device is made for it."""
+    if name == "auto":
+        fast = (
+            torch.cuda.is_bf16_supported()
+            if device.type == "cuda"
+            else torch.backends.cpu.get_cpu_capability() == "AVX512"
+            and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        )
+        return torch.bfloat16 if fast else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def forward_precision(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    """Context for forward passes: matrix products in ``dtype``, the rest in fp32."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+@contextmanager
+def products_of_bfloat16(device: torch.device) -> Iterator[None]:
+    """Let fp32 matrix products use the bf16 or TF32 units.
+
+    For operands that hold bf16 values this loses nothing: every product is exact and the sum is
+    fp32. For other operands it would round them.
+    """
+    backends: Any = torch.backends
+    settings = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
+    fast = "tf32" if device.type == "cuda" else "bf16"
+    before = settings.fp32_precision
+    settings.fp32_precision = fast
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
+
+
+def as_bfloat16_values(x_NI: Tensor) -> Tensor:
+    """Round to bf16, as a bf16 forward does to a linear's input, and return fp32."""
+    return x_NI.to(torch.bfloat16).to(torch.float32)

@@ -1,0 +1,113 @@
+"""Batches of calibration sequences and the stream of hidden states that runs through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from secateur.checkpoint.store import BlockStore
+from secateur.errors import SecateurError
+from secateur.walk.activations import allocate
+from secateur.walk.capture import BlockCall, capture, same_calls
+from secateur.walk.precision import forward_precision
+from secateur.walk.replay import Replay
+
+# Where fitting ends and measuring begins.
+_FITTED_SHARE = 0.75
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How sequences are grouped; fitted and held-out ones never share a batch."""
+
+    fitted: list[slice]
+    held_out: list[slice]
+
+    @classmethod
+    def of(cls, sequences: int, length: int, batch_tokens: int) -> Batches:
+        """Cut ``sequences`` of ``length`` tokens into batches of about ``batch_tokens``."""
+        boundary = int(sequences * _FITTED_SHARE)
+        size = max(1, batch_tokens // length)
+        return cls(
+            [slice(i, min(i + size, boundary)) for i in range(0, boundary, size)],
+            [slice(i, min(i + size, sequences)) for i in range(boundary, sequences, size)],
+        )
+
+    @property
+    def all(self) -> list[slice]:
+        """All batches in order."""
+        return self.fitted + self.held_out
+
+
+class Stream:
+    """Hidden states of every calibration sequence on their way through the blocks.
+
+    Attributes:
+        x_SLD: hidden states (sequences, length, hidden), fp32, on the CPU or mapped from a file.
+        batches: how the sequences are grouped.
+        position: index of the block that the hidden states enter next.
+    """
+
+    def __init__(
+        self,
+        store: BlockStore,
+        token_ids: Tensor,
+        batches: Batches,
+        device: torch.device,
+        dtype: torch.dtype,
+        folder: Path | None,
+        memory: int | None = None,
+    ) -> None:
+        self.batches = batches
+        self.position = 0
+        self._device = device
+        self._dtype = dtype
+        self._calls: dict[int, list[BlockCall]] = {}
+        with store.embeddings(), torch.no_grad():
+            self.x_SLD = self._embed(store, token_ids, folder, memory)
+
+    def _embed(
+        self, store: BlockStore, token_ids: Tensor, folder: Path | None, memory: int | None
+    ) -> Tensor:
+        x_SLD: Tensor | None = None
+        compared = False
+        for batch in self.batches.all:
+            ids = token_ids[batch].to(self._device, torch.long)
+            size = len(ids)
+            known = self._calls.get(size)
+            everything = known is None or not compared
+            with forward_precision(self._dtype, self._device):
+                captured = capture(store.blocks, ids, last=None if everything else 0)
+            if known is None:
+                self._calls[size] = captured.calls
+            elif not compared:
+                compared = True
+                if not same_calls(known, captured.calls):
+                    raise SecateurError(
+                        f"{type(store.blocks.model).__name__} gives its blocks inputs that depend "
+                        "on the text beside the hidden states; this family is not supported."
+                    )
+            first_BLD = captured.first_BLD.float()
+            if x_SLD is None:
+                shape = (len(token_ids), *first_BLD.shape[1:])
+                x_SLD = allocate(shape, folder, memory)
+            x_SLD[batch].copy_(first_BLD)
+        assert x_SLD is not None
+        return x_SLD
+
+    def forward(self, block: nn.Module, batch: slice, replay: Replay | None = None) -> Tensor:
+        """Return the next block's output (batch, length, hidden), fp32, on its device."""
+        if replay is not None:
+            replay.at(batch)
+        x_BLD = self.x_SLD[batch].to(self._device)
+        with torch.no_grad(), forward_precision(self._dtype, self._device):
+            return self._calls[len(x_BLD)][self.position](block, x_BLD).float()
+
+    def advance(self, block: nn.Module, batch: slice, replay: Replay | None = None) -> Tensor:
+        """Replace a batch's hidden states by the block's output on them, and return it."""
+        y_BLD = self.forward(block, batch, replay)
+        self.x_SLD[batch].copy_(y_BLD)
+        return y_BLD

@@ -1,0 +1,109 @@
+"""Walk through a model's blocks, leaving each pruned behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from secateur.architecture.experts import unstacked_experts
+from secateur.checkpoint.store import BlockStore
+from secateur.errors import SecateurError
+from secateur.plan import Plan
+from secateur.walk.block import BlockPruner, PrunedBlock, Stopwatch
+from secateur.walk.replay import Replay
+from secateur.walk.streams import Stream
+
+
+@dataclass(frozen=True)
+class WalkedBlock:
+    """A block the walk has left behind.
+
+    Attributes:
+        index: its number in the model.
+        pruned: masks, errors and notes.
+        held_out_error: squared error of its output over the squared output of the dense block, on
+            the same held-out hidden states.
+    """
+
+    index: int
+    pruned: PrunedBlock
+    held_out_error: float
+
+
+def walk(
+    store: BlockStore, stream: Stream, plan: Plan, pruner: BlockPruner, device: torch.device
+) -> Iterator[WalkedBlock]:
+    """Prune the blocks that ``stream`` has not passed yet, one after the other.
+
+    Every block is saved before it is yielded, and the stream then holds the hidden states that
+    the model pruned so far hands to the next block.
+
+    Raises:
+        SecateurError: a weight or a hidden state is not finite.
+    """
+    for index in range(stream.position, len(store.blocks)):
+        seconds: dict[str, float] = {}
+        watch = Stopwatch(seconds, device)
+        block = store.load(index)
+        watch.lap("read")
+        prefix = f"{store.blocks.name(index)}."
+        zeros = {
+            name.removeprefix(prefix): count
+            for name, count in plan.zeros.items()
+            if name.startswith(prefix)
+        }
+        with unstacked_experts(block), Replay(block) as replay:
+            dense, groups = pruner.dense_outputs(block, stream)
+            watch.lap("dense outputs")
+            pruned = pruner.prune(block, stream, groups, zeros, store.weight_dtype(index), replay)
+            watch = Stopwatch(seconds, device)
+            error = _advance(block, stream, dense, store.blocks.name(index), replay)
+            watch.lap("advance")
+        store.save(index, pruned.masks)
+        store.release(index)
+        watch.lap("write")
+        pruned.seconds = {**seconds, **pruned.seconds}
+        yield WalkedBlock(index, pruned, error)
+
+
+def pass_finished(store: BlockStore, stream: Stream, count: int) -> Iterator[int]:
+    """Carry the stream through blocks that an earlier session finished, yielding each index."""
+    for index in range(stream.position, count):
+        block = store.load_finished(index)
+        _advance(block, stream, [], store.blocks.name(index))
+        store.release(index)
+        yield index
+
+
+def _advance(
+    block: nn.Module,
+    stream: Stream,
+    dense: list[Tensor],
+    name: str,
+    replay: Replay | None = None,
+) -> float:
+    """Move the stream past the block; return the error against its dense outputs, if given."""
+    error = power = 0.0
+    for batch in stream.batches.fitted:
+        _require_finite(stream.advance(block, batch, replay), name)
+    for number, batch in enumerate(stream.batches.held_out):
+        y_BLD = stream.advance(block, batch, replay)
+        _require_finite(y_BLD, name)
+        if dense:
+            dense_BLD = dense[number].to(y_BLD.device)
+            error += float((y_BLD - dense_BLD).square().sum(dtype=torch.float64))
+            power += float(dense_BLD.square().sum(dtype=torch.float64))
+    stream.position += 1
+    return error / power if power else 0.0
+
+
+def _require_finite(y_BLD: Tensor, name: str) -> None:
+    # The sum carries NaN and infinities without a temporary of the stream's size.
+    if not bool(torch.isfinite(y_BLD.sum(dtype=torch.float64))):
+        raise SecateurError(
+            f"The output of block {name} contains NaN or infinite values; try --dtype float32, and "
+            "check that the model itself runs on this text."
+        )

@@ -1,0 +1,134 @@
+"""Every family: prune, save, load in a fresh process, same logits, exact pattern."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import secateur
+from secateur.checkpoint.masks import read_masks
+from secateur.checkpoint.store import masks_path
+from tiny import FAMILIES, make_tokenizer
+
+PATTERNS = ("0.37", "2:4")
+STAGES = [{"method": "wanda"}, {"method": "refit"}]
+IDS = torch.arange(4, 36).unsqueeze(0)
+
+_LOAD = """
+import json, sys, torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+logits = {}
+for name, folder in json.load(open(sys.argv[1])).items():
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        logits[name] = model(torch.arange(4, 36).unsqueeze(0)).logits.float().contiguous()
+save_file(logits, sys.argv[2])
+"""
+
+
+def recipe_for(text: Path, pattern: str) -> secateur.Recipe:
+    return secateur.Recipe.from_mapping(
+        {
+            "pattern": pattern,
+            "stages": STAGES,
+            "calibration": {"source": str(text), "samples": 8, "length": 32},
+            "dtype": "float32",
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def pruned(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """All families pruned to all patterns: ``family pattern`` -> folder."""
+    folders = {}
+    for family in FAMILIES:
+        for pattern in PATTERNS:
+            output = tmp_path_factory.mktemp("pruned") / "model"
+            source = checkpoints(family, torch.bfloat16)
+            secateur.prune(source, recipe_for(text_file, pattern), output)
+            folders[f"{family} {pattern}"] = output
+    return folders
+
+
+@pytest.fixture(scope="module")
+def fresh_logits(
+    pruned: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Tensor]:
+    """Logits of all of them, from a process that knows nothing of secateur."""
+    folder = tmp_path_factory.mktemp("fresh")
+    (folder / "folders.json").write_text(json.dumps({k: str(v) for k, v in pruned.items()}))
+    subprocess.run(
+        [sys.executable, "-c", _LOAD, folder / "folders.json", folder / "logits.safetensors"],
+        check=True,
+        capture_output=True,
+    )
+    return load_file(folder / "logits.safetensors")
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_those_of_the_model_pruned_in_memory(
+    family: str,
+    pattern: str,
+    fresh_logits: dict[str, Tensor],
+    checkpoints: Callable[..., Path],
+    text_file: Path,
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoints(family, torch.bfloat16))
+    result = secateur.prune(model, recipe_for(text_file, pattern), tokenizer=make_tokenizer())
+    assert result.model is model
+    with torch.no_grad():
+        logits = model(IDS).logits.float()
+    assert torch.equal(fresh_logits[f"{family} {pattern}"], logits)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_hold_the_exact_pattern(family: str, pattern: str, pruned: dict[str, Path]) -> None:
+    inspection = secateur.inspect(pruned[f"{family} {pattern}"])
+    if pattern == "2:4":
+        assert "2:4" in inspection.patterns
+        assert inspection.zeros * 2 == inspection.weights
+    else:
+        assert inspection.zeros == round(0.37 * inspection.weights)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_everything_but_linears_is_left_as_it_was(
+    family: str, pruned: dict[str, Path], checkpoints: Callable[..., Path]
+) -> None:
+    before = AutoModelForCausalLM.from_pretrained(checkpoints(family, torch.bfloat16))
+    after = AutoModelForCausalLM.from_pretrained(pruned[f"{family} 2:4"])
+    dense = dict(before.named_parameters())
+    for name, parameter in after.named_parameters():
+        assert parameter.dtype == dense[name].dtype
+        if not bool((parameter == 0).sum() * 2 == parameter.numel()):
+            assert torch.equal(parameter, dense[name]), name
+
+
+def test_masks_on_disk_are_those_of_the_files(pruned: dict[str, Path]) -> None:
+    output = pruned["llama 0.37"]
+    weights = AutoModelForCausalLM.from_pretrained(output).state_dict()
+    for index in range(3):
+        prefix = f"model.layers.{index}."
+        columns = {
+            name.removeprefix(prefix).removesuffix(".weight"): tensor.shape[1]
+            for name, tensor in weights.items()
+            if name.startswith(prefix) and tensor.ndim == 2
+        }
+        masks = read_masks(masks_path(output, index), columns)
+        assert set(masks) == set(columns)
+        for name, mask_OI in masks.items():
+            assert torch.equal(mask_OI, weights[f"{prefix}{name}.weight"] != 0)
