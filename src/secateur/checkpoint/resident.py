@@ -62,12 +62,12 @@ class ResidentStore:
     def load(self, index: int) -> nn.Module:
         block = self.blocks[index]
         check_finite(block.state_dict(), self.blocks.name(index))
-        return block.to(self._device).float()
+        return self._give_out(block)
 
     def load_finished(self, index: int) -> nn.Module:
         block = self.blocks[index]
         block.load_state_dict(load_file(self._finished(index)))
-        return block.to(self._device).float()
+        return self._give_out(block)
 
     def weight_dtype(self, index: int) -> torch.dtype:
         return least_precise(self._dtypes[index].values())
@@ -87,9 +87,6 @@ class ResidentStore:
         for name, parameter in block.named_parameters():
             home = self._home[f"{self.blocks.name(index)}.{name}"]
             parameter.data = parameter.data.to(home, self._dtypes[index][name])
-        for name, buffer in block.named_buffers():
-            if name in self._dtypes[index]:
-                buffer.data = buffer.data.to(self._dtypes[index][name])
 
     def finish(self) -> None:
         if self._output is None:
@@ -105,6 +102,13 @@ class ResidentStore:
         if self._side_files is not None:
             copy_side_files(self._side_files, self._output)
         shutil.rmtree(self._output / "secateur" / "blocks", ignore_errors=True)
+
+    def _give_out(self, block: nn.Module) -> nn.Module:
+        block.to(self._device)
+        for parameter in block.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.float()
+        return block
 
     def _finished(self, index: int) -> Path:
         assert self._output is not None

@@ -25,9 +25,11 @@ def build_skeleton(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
         SecateurError: the configuration is not that of a causal language model.
     """
     config = load_config(folder, trust_remote_code=trust_remote_code)
+    # Buffers such as embedding scales are rounded to the model's dtype, as they are on loading.
+    dtype = config.dtype or torch.float32
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=trust_remote_code, dtype=torch.float32
+            config, trust_remote_code=trust_remote_code, dtype=dtype
         )
     model.eval()
     return model

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from secateur.cli.options import Dtype
+
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or .gguf file.")],
@@ -19,8 +21,11 @@ def evaluate(
     against: Annotated[
         str | None, typer.Option(help="The dense model: adds KL divergence and top-1 agreement.")
     ] = None,
+    bos: Annotated[
+        bool, typer.Option("--bos", help="Begin every window with the beginning-of-text token.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Forward passes: auto, float32, bfloat16.")] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of matrix products.")] = Dtype.AUTO,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let the checkpoint's own code run.")
     ] = False,
@@ -39,8 +44,9 @@ def evaluate(
             window=window,
             max_windows=max_windows,
             against=against,
+            bos=bos,
             device=device,
-            dtype=dtype,
+            dtype=dtype.value,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import SecateurError
 
 if TYPE_CHECKING:
     from secateur.recipe import Recipe
+
+
+class Dtype(StrEnum):
+    """Dtypes of forward passes."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
 
 
 def recipe_from_flags(

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from secateur.cli.options import Dtype
+
 
 def prune(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or .gguf file.")],
@@ -37,7 +39,7 @@ def prune(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Forward passes: auto, float32, bfloat16.")
+        Dtype | None, typer.Option(help="Dtype of forward passes. [default: auto]")
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="YAML recipe; other flags override its values.")
@@ -73,7 +75,7 @@ def prune(
             "seed": seed,
         },
         device=device,
-        dtype=dtype,
+        dtype=None if dtype is None else dtype.value,
     )
     if save_recipe is not None:
         write_text(save_recipe, chosen.to_yaml())

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secateur.estimation import Estimate
+from secateur.evaluation import Evaluation
 from secateur.inspection import Inspection
 from secateur.report.document import Report
 from secateur.report.format import bytes_text, seconds_text
@@ -94,3 +95,31 @@ def estimate_table(estimate: Estimate) -> RenderableType:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def evaluation_table(evaluation: Evaluation) -> RenderableType:
+    """Perplexities with their protocol, dense beside pruned."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("")
+    for name in ("perplexity", "95 % interval", "per word", "KL from dense", "top-1 agreement"):
+        table.add_column(name, justify="right")
+    for label, figures in (("dense", evaluation.dense), ("model", evaluation.model)):
+        if figures is None:
+            continue
+        low, high = figures.interval or (None, None)
+        distance = evaluation.divergence if label == "model" else None
+        table.add_row(
+            label,
+            f"{figures.perplexity:.2f}",
+            "" if low is None else f"{low:.2f} - {high:.2f}",
+            f"{figures.word_perplexity:.2f}",
+            f"{distance.kl:.4f} nats" if distance else "",
+            f"{100 * distance.top1_agreement:.1f} %" if distance else "",
+        )
+    protocol = evaluation.protocol
+    line = (
+        f"{protocol.text}, {protocol.windows} windows of {protocol.window} tokens, no overlap, "
+        f"{protocol.forward_dtype} on {protocol.device}; weights {evaluation.model.weights_dtype}"
+    )
+    notes = [Text(f"· {note}", style="dim") for note in evaluation.notes]
+    return Group(table, Text(line, style="dim"), *notes)

@@ -101,6 +101,7 @@ class BlockPruner:
     def prune(
         self,
         block: nn.Module,
+        name: str,
         stream: Stream,
         groups: Sequence[LinearGroup],
         zeros: Mapping[str, int],
@@ -111,6 +112,7 @@ class BlockPruner:
 
         Args:
             block: with dense fp32 weights; they are replaced.
+            name: full name of the block, for messages.
             stream: hidden states that enter the block in the model pruned so far.
             groups: linears by shared input, in the order of execution.
             zeros: exact number of zeros of each linear, by name inside the block.
@@ -122,6 +124,7 @@ class BlockPruner:
         watch = Stopwatch(pruned.seconds, self._device)
         for step in steps(groups):
             statistics, held_out = self._inputs(block, stream, step, replay)
+            _require_finite(name, step, statistics)
             watch.lap("statistics")
             for group, seen, x_NI in zip(step, statistics, held_out, strict=True):
                 self._solve(group, seen, x_NI, zeros, stored, pruned)
@@ -195,3 +198,14 @@ class BlockPruner:
             pruned.masks[linear.name] = task.mask_OI[rows].cpu()
             pruned.errors[linear.name] = error
         pruned.notes += task.notes
+
+
+def _require_finite(
+    name: str, step: Sequence[LinearGroup], statistics: Sequence[InputStatistics]
+) -> None:
+    for group, seen in zip(step, statistics, strict=True):
+        if not bool(torch.isfinite(seen.mean_square_I).all()):
+            raise SecateurError(
+                f"The inputs of {name}.{group.linears[0].name} contain NaN or infinite values; try "
+                "--dtype float32, and check that the model itself runs on this text."
+            )

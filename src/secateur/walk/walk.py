@@ -49,18 +49,20 @@ def walk(
         watch = Stopwatch(seconds, device)
         block = store.load(index)
         watch.lap("read")
-        prefix = f"{store.blocks.name(index)}."
+        name = store.blocks.name(index)
         zeros = {
-            name.removeprefix(prefix): count
-            for name, count in plan.zeros.items()
-            if name.startswith(prefix)
+            linear.removeprefix(f"{name}."): count
+            for linear, count in plan.zeros.items()
+            if linear.startswith(f"{name}.")
         }
         with unstacked_experts(block), Replay(block) as replay:
             dense, groups = pruner.dense_outputs(block, stream)
             watch.lap("dense outputs")
-            pruned = pruner.prune(block, stream, groups, zeros, store.weight_dtype(index), replay)
+            pruned = pruner.prune(
+                block, name, stream, groups, zeros, store.weight_dtype(index), replay
+            )
             watch = Stopwatch(seconds, device)
-            error = _advance(block, stream, dense, store.blocks.name(index), replay)
+            error = _advance(block, stream, dense, name, replay)
             watch.lap("advance")
         store.save(index, pruned.masks)
         store.release(index)

@@ -1,0 +1,64 @@
+"""What the user may say about calibration text."""
+
+from __future__ import annotations
+
+import math
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class CalibrationOptions(BaseModel):
+    """Which text statistics come from, and how much of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str | dict[str, float] = Field(
+        "self", description="self, FILE.txt, FILE.jsonl, a hub name, or a mix {source: weight}"
+    )
+    samples: int = Field(128, description="windows, the held-out quarter included")
+    length: int = Field(512, description="tokens per window")
+    seed: int = Field(0, ge=0, description="decides windows and sampled text")
+    bos: bool = Field(
+        False, description="begin every window with the beginning-of-text token, as Gemma needs"
+    )
+
+    @field_validator("source")
+    @classmethod
+    def _source_is_named(cls, source: str | dict[str, float]) -> str | dict[str, float]:
+        weights = {source: 1.0} if isinstance(source, str) else source
+        if not weights:
+            raise ValueError("a mix needs at least one source, such as {c4: 1, code.jsonl: 1}")
+        for name, weight in weights.items():
+            if not name.strip():
+                raise ValueError("a source needs a name; write self or a file's")
+            if not (weight > 0 and math.isfinite(weight)):
+                raise ValueError(f"the weight of {name} is {weight}; give a positive number")
+        return source
+
+    @field_validator("samples")
+    @classmethod
+    def _some_are_held_out(cls, samples: int) -> int:
+        if samples < 4:
+            raise ValueError(f"{samples} samples are too few, a quarter is held out; use 4 or more")
+        return samples
+
+    @field_validator("length")
+    @classmethod
+    def _windows_have_context(cls, length: int) -> int:
+        if length < 2:
+            raise ValueError(f"windows of {length} tokens are too short; use 2 or more")
+        return length
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """Samples per source, divided by largest remainder."""
+        if isinstance(self.source, str):
+            return {self.source: self.samples}
+        total = math.fsum(self.source.values())
+        quotas = {name: self.samples * weight / total for name, weight in self.source.items()}
+        shares = {name: int(quota) for name, quota in quotas.items()}
+        # sorted() is stable: among equal remainders the source named first comes first.
+        by_remainder = sorted(quotas, key=lambda name: shares[name] - quotas[name])
+        for name in by_remainder[: self.samples - sum(shares.values())]:
+            shares[name] += 1
+        return shares
