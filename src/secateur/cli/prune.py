@@ -16,30 +16,30 @@ def prune(
         Path, typer.Option("--output", "-o", help="New folder for the pruned checkpoint.")
     ],
     method: Annotated[
-        str | None, typer.Option(help="magnitude, wanda, sparsegpt or admm. [default: wanda]")
+        str | None, typer.Option(help="magnitude, wanda, sparsegpt or admm. (default: wanda)")
     ] = None,
     refit: Annotated[
         bool | None,
-        typer.Option("--refit/--no-refit", help="Fit kept weights anew. [default: with wanda]"),
+        typer.Option("--refit/--no-refit", help="Fit kept weights anew. (default: with wanda)"),
     ] = None,
     sparsity: Annotated[
-        float | None, typer.Option(help="Share of weights to remove. [default: 0.5]")
+        float | None, typer.Option(help="Share of weights to remove. (default: 0.5)")
     ] = None,
     pattern: Annotated[
         str | None, typer.Option(help="n:m, keep n of every m input columns, such as 2:4.")
     ] = None,
     calibration: Annotated[
         str | None,
-        typer.Option(help="self, FILE.txt, FILE.jsonl, or a hub name. [default: self]"),
+        typer.Option(help="self, FILE.txt, FILE.jsonl, or a hub name. (default: self)"),
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Calibration windows. [default: 128]")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens per window. [default: 512]")] = None,
+    samples: Annotated[int | None, typer.Option(help="Calibration windows. (default: 128)")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens per window. (default: 512)")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of all random choices. [default: 0]")
+        int | None, typer.Option(help="Seed of all random choices. (default: 0)")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.")] = None,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Dtype of forward passes. [default: auto]")
+        Dtype | None, typer.Option(help="Dtype of forward passes. (default: auto)")
     ] = None,
     recipe: Annotated[
         Path | None, typer.Option(help="YAML recipe; other flags override its values.")

@@ -1,0 +1,109 @@
+"""The commands themselves: what they print, and how they end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import secateur
+from secateur.cli import app
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def pruned(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, object]]:
+    output = tmp_path_factory.mktemp("cli") / "out"
+    flags = ["--method", "sparsegpt", "--refit", "--pattern", "2:4", "--samples", "8"]
+    flags += ["--length", "32", "--seed", "3", "--calibration", str(text_file), "--json"]
+    flags += ["--save-recipe", str(output.parent / "recipe.yaml")]
+    printed = run("prune", str(checkpoints("llama")), "-o", str(output), *flags)
+    return output, json.loads(printed)
+
+
+def test_prune_prints_the_report_it_writes(pruned: tuple[Path, dict[str, object]]) -> None:
+    output, report = pruned
+    assert report == json.loads((output / "report.json").read_text())
+    assert report["schema_version"] == 1
+    assert len(report["blocks"]) == 3  # type: ignore[arg-type]
+
+
+def test_saved_recipe_is_what_ran_and_makes_the_same_bytes(
+    pruned: tuple[Path, dict[str, object]], checkpoints: Callable[..., Path], tmp_path: Path
+) -> None:
+    output, report = pruned
+    recipe = secateur.Recipe.from_file(output.parent / "recipe.yaml")
+    assert recipe.model_dump(mode="json") == report["recipe"]
+    assert (output / "secateur" / "recipe.yaml").read_text() == recipe.to_yaml()
+    run("prune", str(checkpoints("llama")), "-o", str(tmp_path / "again"), "--recipe",
+        str(output.parent / "recipe.yaml"))  # fmt: skip
+    for shard in output.glob("*.safetensors"):
+        assert shard.read_bytes() == (tmp_path / "again" / shard.name).read_bytes()
+
+
+def test_inspect_counts_and_lists_patterns(pruned: tuple[Path, dict[str, object]]) -> None:
+    output, _ = pruned
+    inspection = json.loads(run("inspect", str(output), "--json"))
+    assert inspection["sparsity"] == 0.5
+    assert "2:4" in inspection["patterns"]
+    assert "2:4" in run("inspect", str(output))
+
+
+def test_eval_against_the_dense_model(
+    pruned: tuple[Path, dict[str, object]], checkpoints: Callable[..., Path], text_file: Path
+) -> None:
+    flags = ["--text", str(text_file), "--window", "32", "--max-windows", "5"]
+    flags += ["--against", str(checkpoints("llama"))]
+    result = json.loads(run("eval", str(pruned[0]), *flags, "--json"))
+    assert result["model"]["perplexity"] > 1
+    assert result["divergence"]["kl"] > 0
+    assert result["protocol"]["windows"] == 5
+    assert "5 windows of 32 tokens" in run("eval", str(pruned[0]), *flags)
+
+
+def test_estimate_knows_the_zeros_before_the_run(checkpoints: Callable[..., Path]) -> None:
+    flags = ["--pattern", "2:4", "--samples", "8", "--length", "32"]
+    estimate = json.loads(run("estimate", str(checkpoints("llama")), *flags, "--json"))
+    assert estimate["zeros"] * 2 == estimate["weights"]
+    assert estimate["streamed"] is True
+    more = json.loads(run("estimate", str(checkpoints("llama")), *flags[:3], "16", "--json"))
+    assert more["activation_bytes"] > estimate["activation_bytes"]
+
+
+@pytest.mark.parametrize("what", ["methods", "patterns", "calibrations"])
+def test_ls(what: str) -> None:
+    rows = json.loads(run("ls", what, "--json"))
+    assert rows
+    assert all(row["description"] for row in rows)
+    assert all(row["name"] in run("ls", what) for row in rows)
+
+
+def test_errors_are_one_sentence_and_exit_status_1(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "secateur", "prune", str(tmp_path), "-o", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "error" in done.stderr
+    assert "has no config.json" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_needs_no_heavy_import() -> None:
+    code = "import sys; import secateur.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

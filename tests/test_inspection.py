@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import secateur
+from tiny import make_checkpoint
+
+
+def test_dense_checkpoint_has_no_zeros(checkpoints: Callable[..., Path]) -> None:
+    inspection = secateur.inspect(checkpoints("llama"))
+    assert (inspection.zeros, inspection.patterns) == (0, [])
+    assert len(inspection.linears) == 3 * 7
+    assert all("layers" in linear.name for linear in inspection.linears)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "model.layers.1.mlp.down_proj.weight"),
+        ("gpt2", "transformer.h.1.mlp.c_proj.weight"),
+        ("mixtral", "model.layers.1.block_sparse_moe.experts.2.w1.weight"),
+    ],
+)
+def test_zeros_are_counted_where_they_are(family: str, name: str, tmp_path: Path) -> None:
+    make_checkpoint(family, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    # GPT-2 stores (in, out): input columns are the first dimension of its file.
+    weight_OI = tensors[name].T if family == "gpt2" else tensors[name]
+    weight_OI[:, ::4] = 0
+    weight_OI[:, 1::4] = 0
+    save_file({k: v.contiguous() for k, v in tensors.items()}, file, metadata={"format": "pt"})
+    inspection = secateur.inspect(tmp_path / "model")
+    pruned = next(linear for linear in inspection.linears if linear.name == name)
+    assert pruned.sparsity == 0.5
+    assert "2:4" in pruned.patterns
+    assert inspection.zeros == pruned.zeros
+    assert inspection.patterns == []
