@@ -101,6 +101,8 @@ def prune(
             return PruneResult(Report.model_validate_json(saved), target, None, {})
     report, masks = _execute(job, recipe, progress)
     if isinstance(model, PreTrainedModel):
+        if target is not None:
+            job.tokenizer.save_pretrained(target)
         return PruneResult(report, target, model, masks)
     return PruneResult(report, target, None, {})
 
