@@ -84,7 +84,7 @@ def generate(
     rounds = math.ceil(samples / (batch or _batch_size(model, length)))
     steps = length - 1
     parts: list[Generated] = []
-    with _readable(model) as forward:
+    with _reading(model) as forward:
         for index in range(rounds):
             size = samples * (index + 1) // rounds - samples * index // rounds
 
@@ -117,8 +117,8 @@ def _sample(
         logits_SV = forward(tokens[-1], cache)
         vocabulary = logits_SV.shape[-1]
         likeliest_SK, ids_SK = logits_SV.topk(min(top_k, vocabulary) if top_k else vocabulary)
-        uniform_SK = torch.rand(likeliest_SK.shape, generator=noise).to(logits_SV.device)
-        gumbel_SK = -torch.log(-torch.log(uniform_SK.clamp_(1e-20, 1 - 1e-7)))
+        waits_SK = torch.empty(likeliest_SK.shape).exponential_(generator=noise)
+        gumbel_SK = -waits_SK.to(logits_SV.device).log()
         chosen_S1 = (likeliest_SK / temperature + gumbel_SK).argmax(-1, keepdim=True)
         tokens.append(ids_SK.gather(1, chosen_S1))
         log_likelihood_S += (
@@ -134,15 +134,13 @@ def _sample(
 
 
 @contextmanager
-def _readable(model: PreTrainedModel) -> Iterator[Callable[[Tensor, DynamicCache], Tensor]]:
+def _reading(model: PreTrainedModel) -> Iterator[Callable[[Tensor, DynamicCache], Tensor]]:
     """Give a function from tokens (S, 1) to next-token logits fp32 (S, vocabulary)."""
     narrow = {
         name: parameter.to(torch.bfloat16)
         for name, parameter in model.named_parameters()
         if parameter.dtype in (torch.float32, torch.float64)
     }
-    training = model.training
-    model.eval()
 
     def forward(tokens_S1: Tensor, cache: DynamicCache) -> Tensor:
         inputs = {"input_ids": tokens_S1, "past_key_values": cache, "use_cache": True}
@@ -150,8 +148,17 @@ def _readable(model: PreTrainedModel) -> Iterator[Callable[[Tensor, DynamicCache
         logits_SV: Tensor = output.logits[:, -1].float()
         return logits_SV
 
-    try:
+    with evaluation_mode(model):
         yield forward
+
+
+@contextmanager
+def evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Switch dropout off for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(training)
 
@@ -160,7 +167,7 @@ class _PreallocatedLayer(DynamicLayer):
     """A cache layer that writes into one buffer; the usual one copies itself for every token."""
 
     def __init__(self, length: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._length = length
 
     def update(
@@ -195,4 +202,4 @@ def _batch_size(model: PreTrainedModel, length: int) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     sequence_bytes = 2 * 2 * config.num_hidden_layers * heads * width * length
-    return max(1, min(_LARGEST_BATCH, _CACHE_BYTES // sequence_bytes))
+    return max(1, min(_LARGEST_BATCH, _CACHE_BYTES // int(sequence_bytes)))

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from secateur.evaluation.divergence import kl_divergence, top1_agreement
+from secateur.evaluation.scores import Comparison, score_windows
+
+
+def compare(model: PreTrainedModel, dense: PreTrainedModel, tokens_WL: Tensor) -> Comparison:
+    comparison = score_windows(model, tokens_WL, dense=dense, dtype=torch.float32).comparison
+    assert comparison is not None
+    return comparison
+
+
+def test_distances_are_those_of_brute_force(
+    pruned: PreTrainedModel, dense: PreTrainedModel, tokens_N: Tensor
+) -> None:
+    tokens_WL = tokens_N[:96].view(6, 16)
+    actual = compare(pruned, dense, tokens_WL)
+    with torch.no_grad():
+        p, q = (
+            copy.deepcopy(model).double()(tokens_WL).logits[:, :-1].softmax(-1)
+            for model in (dense, pruned)
+        )
+    divergence = (p * (p / q).log()).sum(-1).mean(1)
+    torch.testing.assert_close(actual.divergence_W, divergence, rtol=1e-4, atol=1e-6)
+    agreement = (p.argmax(-1) == q.argmax(-1)).double().mean(1)
+    torch.testing.assert_close(actual.agreement_W, agreement)
+    assert 0 < agreement.mean() < 1
+
+
+def test_the_dense_loss_is_that_of_the_dense_model_alone(
+    pruned: PreTrainedModel, dense: PreTrainedModel, tokens_N: Tensor
+) -> None:
+    tokens_WL = tokens_N[:96].view(6, 16)
+    alone = score_windows(dense, tokens_WL, dtype=torch.float32)
+    torch.testing.assert_close(compare(pruned, dense, tokens_WL).dense_loss_W, alone.loss_W)
+    assert alone.comparison is None
+
+
+def test_a_model_agrees_with_itself(dense: PreTrainedModel, tokens_N: Tensor) -> None:
+    actual = compare(dense, dense, tokens_N[:96].view(6, 16))
+    assert actual.agreement_W.tolist() == [1.0] * 6
+    assert actual.divergence_W.abs().max() == 0
+
+
+def test_the_divergence_is_that_of_the_dense_distribution() -> None:
+    dense = torch.tensor([[0.5, 0.5]]).log()
+    pruned = torch.tensor([[0.9, 0.1]]).log()
+    expected = 0.5 * torch.tensor([0.5 / 0.9, 0.5 / 0.1]).log().sum()
+    assert kl_divergence(dense, pruned).item() == pytest.approx(expected.item())
+
+
+def test_agreement_is_per_position() -> None:
+    dense = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
+    pruned = torch.tensor([[0.4, 0.6], [0.3, 0.7]])
+    assert top1_agreement(dense, pruned).tolist() == [1.0, 0.0]

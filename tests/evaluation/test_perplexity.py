@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from secateur.errors import SecateurError
+from secateur.evaluation import perplexity
+from secateur.evaluation.perplexity import split_windows
+from secateur.evaluation.scores import score_windows
+
+
+def brute_force(model: PreTrainedModel, tokens_N: Tensor, window: int, windows: int) -> float:
+    """Token by token in float64."""
+    model = copy.deepcopy(model).double().eval()
+    means = []
+    for index in range(windows):
+        tokens = tokens_N[index * window : (index + 1) * window]
+        losses = []
+        for position in range(1, window):
+            with torch.no_grad():
+                logits = model(tokens[None, :position]).logits[0, -1]
+            losses.append(-float(logits.log_softmax(-1)[tokens[position]]))
+        means.append(sum(losses) / len(losses))
+    return math.exp(sum(means) / len(means))
+
+
+def test_perplexity_is_that_of_brute_force(dense: PreTrainedModel, tokens_N: Tensor) -> None:
+    # 100 tokens hold six windows of 16 and a tail that is dropped.
+    expected = brute_force(dense, tokens_N, 16, 6)
+    actual = perplexity(dense, tokens_N, 16, dtype=torch.float32)
+    assert actual == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_first_windows_only(dense: PreTrainedModel, tokens_N: Tensor) -> None:
+    expected = brute_force(dense, tokens_N, 16, 2)
+    assert perplexity(dense, tokens_N, 16, 2, dtype=torch.float32) == pytest.approx(
+        expected, rel=1e-5
+    )
+    assert perplexity(dense, tokens_N, 16, 99, dtype=torch.float32) == perplexity(
+        dense, tokens_N, 16, dtype=torch.float32
+    )
+
+
+def test_bfloat16_is_close(dense: PreTrainedModel, tokens_N: Tensor) -> None:
+    exact = perplexity(dense, tokens_N, 16, dtype=torch.float32)
+    rounded = perplexity(dense, tokens_N, 16, dtype=torch.bfloat16)
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize(("tokens", "logits"), [(1, 1), (40, 7 * 260), (10**6, 10**9)])
+def test_batches_and_slices_do_not_show(
+    dense: PreTrainedModel,
+    tokens_N: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: int,
+    logits: int,
+) -> None:
+    expected = score_windows(dense, tokens_N[:96].view(6, 16), dtype=torch.float32).loss_W
+    monkeypatch.setattr("secateur.evaluation.scores._BATCH_TOKENS", tokens)
+    monkeypatch.setattr("secateur.evaluation.scores._LOGITS", logits)
+    actual = score_windows(dense, tokens_N[:96].view(6, 16), dtype=torch.float32).loss_W
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
+    assert actual.dtype == torch.float64
+
+
+def test_the_model_stays_in_training_mode_if_it_was(
+    dense: PreTrainedModel, tokens_N: Tensor
+) -> None:
+    model = copy.deepcopy(dense).train()
+    perplexity(model, tokens_N, 16)
+    assert model.training
+
+
+def test_windows_do_not_overlap_and_the_tail_is_dropped() -> None:
+    windows = split_windows(torch.arange(11), 3)
+    assert windows.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert split_windows(torch.arange(11), 3, 2).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_bos_counts_as_a_token_of_its_window() -> None:
+    windows = split_windows(torch.arange(10, 17), 4, bos=1)
+    assert windows.tolist() == [[1, 10, 11, 12], [1, 13, 14, 15]]
+
+
+def test_text_shorter_than_a_window() -> None:
+    with pytest.raises(SecateurError, match="has 7 tokens and one window needs 8"):
+        split_windows(torch.arange(7), 8)
+
+
+@pytest.mark.parametrize(("window", "max_windows"), [(1, None), (0, 3), (8, 0), (8, -1)])
+def test_windows_that_predict_nothing(window: int, max_windows: int | None) -> None:
+    with pytest.raises(SecateurError, match="predict nothing"):
+        split_windows(torch.arange(100), window, max_windows)
+
+
+def test_a_broken_model_is_no_number(dense: PreTrainedModel, tokens_N: Tensor) -> None:
+    broken = copy.deepcopy(dense)
+    broken.get_input_embeddings().weight.data[tokens_N[40]] = float("nan")
+    with pytest.raises(SecateurError, match="NaN or infinite in window"):
+        perplexity(broken, tokens_N, 16)

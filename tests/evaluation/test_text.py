@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from secateur.errors import SecateurError
+from secateur.evaluation.text import read_dataset, read_text
+
+
+def test_a_text_file_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(b" \n = Title = \r\n two words \n")
+    text = read_text(path)
+    assert (text.name, text.words) == ("text.txt", 5)
+    assert text.content == " \n = Title = \r\n two words \n"
+    assert text.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_texts_of_json_lines_are_joined_by_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("one", "two\n", "3")))
+    assert read_text(path).content == "one\n\ntwo\n\n\n3"
+
+
+def test_the_rows_of_a_dataset_are_joined_by_blank_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(*place: str | None, split: str, streaming: bool) -> datasets.IterableDataset:
+        asked.append((*place, split))
+        rows = [{"text": ""}, {"text": " = Title = \n"}, {"text": " A line . \n"}]
+        return datasets.Dataset.from_list(rows).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    expected = "\n\n = Title = \n\n\n A line . \n"
+    text = read_dataset("wikitext2")
+    assert (text.name, text.content) == ("Salesforce/wikitext:wikitext-2-raw-v1:test", expected)
+    assert read_dataset("user/name::validation").content == expected
+    assert asked == [
+        ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
+        ("user/name", None, "validation"),
+    ]
+
+
+def test_an_endless_dataset_is_read_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = datasets.Dataset.from_list([{"text": "12345"}] * 9).to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: rows)
+    monkeypatch.setattr("secateur.evaluation.text._HUB_CHARACTERS", 12)
+    assert read_dataset("user/name").content == "12345\n\n12345\n\n12345"
+
+
+@pytest.mark.parametrize("name", ["none.txt", "none", "user/none", "./none"])
+def test_a_missing_file(name: str) -> None:
+    with pytest.raises(SecateurError, match=f"There is no file {name}"):
+        read_text(name)
+
+
+def test_a_dataset_is_no_file_name() -> None:
+    with pytest.raises(SecateurError, match="not of the form USER/NAME"):
+        read_dataset("text.txt")
+
+
+def test_an_empty_text(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(" \n")
+    with pytest.raises(SecateurError, match=r"evaluation text text\.txt is empty"):
+        read_text(tmp_path / "text.txt")
