@@ -68,7 +68,9 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
     if not (folder / "config.json").is_file():
         raise SecateurError(f"{folder} has no config.json; name a Hugging Face checkpoint folder.")
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
     except (ValueError, KeyError, OSError) as error:
         raise SecateurError(
             f"The configuration in {folder} cannot be read ({_first_line(error)}); "
