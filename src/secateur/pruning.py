@@ -187,9 +187,9 @@ def _job_from_checkpoint(
     )
     _check_space(run, reader)
 
-    def load_dense(dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    def load(weights_dtype: torch.dtype | str) -> PreTrainedModel:
         dense: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code
+            folder, dtype=weights_dtype, trust_remote_code=trust_remote_code
         )
         dense.eval()
         return dense
@@ -198,15 +198,17 @@ def _job_from_checkpoint(
     store: BlockStore
     if isinstance(tensors, str):
         notes.append(f"The whole model was loaded instead of one block at a time: {tensors}.")
-        store = ResidentStore(find_blocks(load_dense()), output, device, side_files=folder)
+        resident = load("auto")
+        store = ResidentStore(find_blocks(resident), output, device, side_files=folder)
     else:
+        resident = None
         store = StreamedStore(blocks, reader, tensors, output, device)
     return _Job(
         name=str(name),
         store=store,
         plan=plan,
         tokenizer=tokenizer,
-        load_dense=load_dense,
+        load_dense=lambda: load(dtype).to(device) if resident is None else resident,
         device=device,
         dtype=dtype,
         run=run,

@@ -37,6 +37,10 @@ def prune(
     seed: Annotated[
         int | None, typer.Option(help="Seed of all random choices. (default: 0)")
     ] = None,
+    bos: Annotated[
+        bool | None,
+        typer.Option("--bos/--no-bos", help="Begin every window with the beginning-of-text token."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.")] = None,
     dtype: Annotated[
         Dtype | None, typer.Option(help="Dtype of forward passes. (default: auto)")
@@ -73,6 +77,7 @@ def prune(
             "samples": samples,
             "length": length,
             "seed": seed,
+            "bos": bos,
         },
         device=device,
         dtype=None if dtype is None else dtype.value,

@@ -112,7 +112,7 @@ def evaluation_table(evaluation: Evaluation) -> RenderableType:
             label,
             f"{figures.perplexity:.2f}",
             "" if low is None else f"{low:.2f} - {high:.2f}",
-            f"{figures.word_perplexity:.2f}",
+            "" if figures.word_perplexity is None else f"{figures.word_perplexity:.2f}",
             f"{distance.kl:.4f} nats" if distance else "",
             f"{100 * distance.top1_agreement:.1f} %" if distance else "",
         )
