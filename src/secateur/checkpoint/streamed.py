@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -84,6 +85,7 @@ class StreamedStore:
 
     def release(self, index: int) -> None:
         _forget(self.blocks[index], self._tensors.blocks[index])
+        _return_freed_memory()
 
     def finish(self) -> None:
         rest = self._shard(len(self.blocks))
@@ -122,6 +124,13 @@ def copy_side_files(source: Path, output: Path) -> None:
         for path in sorted(source.glob(pattern)):
             if path.is_file() and not path.name.endswith(".index.json"):
                 copy_file(path, output / path.name)
+
+
+def _return_freed_memory() -> None:
+    """Give pages of the last block back: an allocator that keeps them lets memory creep up."""
+    # Where there is no such library or function, another allocator has its own ways.
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _assign(module: nn.Module, state: Mapping[str, Tensor], device: torch.device) -> None:

@@ -23,8 +23,8 @@ def admm(
     budget: Budget,
     *,
     scope: Scope = "linear",
-    damping: float = 0.03,
-    iterations: int = 16,
+    damping: float = 0.01,
+    iterations: int = 12,
     refit_iterations: int = 15,
 ) -> SparseSolution:
     """Prune by the alternating direction method of multipliers, then refit on the mask found.

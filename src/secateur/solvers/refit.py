@@ -17,8 +17,8 @@ def refit(
     mask_OI: Tensor,
     gram_II: Tensor,
     *,
-    damping: float = 0.03,
-    iterations: int = 15,
+    damping: float = 0.01,
+    iterations: int = 20,
     tolerance: float = 1e-3,
     start_OI: Tensor | None = None,
 ) -> Tensor:

@@ -51,8 +51,12 @@ class InputAccumulator:
 
     def add(self, x_NI: Tensor) -> None:
         """Add inputs (tokens, in)."""
+        # Called from within a forward pass, whose autocast would make sums of bf16.
+        with torch.autocast(x_NI.device.type, enabled=False):
+            self._add(as_bfloat16_values(x_NI) if self._rounds else x_NI.float())
+
+    def _add(self, x_NI: Tensor) -> None:
         self.tokens += len(x_NI)
-        x_NI = as_bfloat16_values(x_NI) if self._rounds else x_NI.float()
         if self._gram_II is not None:
             with products_of_bfloat16(x_NI.device) if self._rounds else nullcontext():
                 _add_upper_gram(self._gram_II, x_NI)

@@ -27,7 +27,8 @@ def resolve_device(name: str) -> torch.device:
         raise SecateurError(f"{name} is no device; use auto, cpu, cuda or cuda:N.")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise SecateurError(
-            f"There is no device {name} among {torch.cuda.device_count()} CUDA devices; use cpu or auto."
+            f"There is no device {name}, the machine has {torch.cuda.device_count()} of CUDA; "
+            "use cpu or auto."
         )
     return torch.device(name)
 
