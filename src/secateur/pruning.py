@@ -187,9 +187,12 @@ def _job_from_checkpoint(
     )
     _check_space(run, reader)
 
-    def load(weights_dtype: torch.dtype | str) -> PreTrainedModel:
+    def load(weights_dtype: torch.dtype | str, place: str = "cpu") -> PreTrainedModel:
         dense: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=weights_dtype, trust_remote_code=trust_remote_code
+            folder,
+            dtype=weights_dtype,
+            device_map=place,
+            trust_remote_code=trust_remote_code,
         )
         dense.eval()
         return dense
@@ -208,7 +211,7 @@ def _job_from_checkpoint(
         store=store,
         plan=plan,
         tokenizer=tokenizer,
-        load_dense=lambda: load(dtype).to(device) if resident is None else resident,
+        load_dense=lambda: load(dtype, str(device)) if resident is None else resident,
         device=device,
         dtype=dtype,
         run=run,
