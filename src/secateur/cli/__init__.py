@@ -34,6 +34,7 @@ def main() -> None:
     """Run the command line; errors a user can act on are one sentence and exit code 1."""
     # Libraries that print progress of their own would break ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app()
