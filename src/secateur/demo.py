@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
+from secateur.checkpoint.files import write_text
 from secateur.checkpoint.locate import cache_folder, locate_checkpoint
 from secateur.errors import SecateurError
 from secateur.evaluation import Evaluation, evaluate
@@ -53,7 +54,7 @@ def run_demo(output: Path, progress: Progress = silent) -> Demo:
     source = locate_checkpoint(fetch_model(progress))
     pruned = prune(source, Recipe.from_mapping(RECIPE), output, progress=progress)
     text = cache_folder() / "python-reference.txt"
-    text.write_text("\n\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
+    write_text(text, "\n\n".join(topics[name] for name in sorted(topics)))
     evaluation = evaluate(
         output,
         text=text,

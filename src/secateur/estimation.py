@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import psutil
 from pydantic import BaseModel, Field
 from torch import nn
 
@@ -16,6 +15,7 @@ from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import build_skeleton, map_tensors
 from secateur.plan import uniform_plan
 from secateur.recipe import Recipe
+from secateur.walk.activations import memory_budget
 
 _FLOAT = 4
 # The interpreter with torch and transformers imported.
@@ -67,12 +67,7 @@ def estimate(
     tokens = calibration.samples * calibration.length
     hidden = blocks.model.config.get_text_config().hidden_size
     activations = tokens * hidden * _FLOAT
-    budget = (
-        psutil.virtual_memory().available // 2
-        if recipe.activation_memory is None
-        else int(recipe.activation_memory * 1e9)
-    )
-    mapped = activations > budget
+    mapped = activations > memory_budget(recipe.activation_memory)
 
     all_shapes = [_input_groups(block) for block in blocks]
     needs_gram = any(stage.needs == "gram" for stage in recipe.stages)

@@ -39,6 +39,7 @@ from secateur.report.document import (
     peak_device_memory,
     peak_memory,
 )
+from secateur.walk.activations import memory_budget
 from secateur.walk.block import BlockPruner, Stopwatch
 from secateur.walk.precision import resolve_device, resolve_dtype
 from secateur.walk.streams import Batches, Stream
@@ -120,6 +121,8 @@ class _Job:
     dtype: torch.dtype
     run: Run | None
     streamed: bool
+    in_memory: bool
+    trust_remote_code: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -149,6 +152,7 @@ def _job_in_memory(
         dtype=resolve_dtype(recipe.dtype, device),
         run=run,
         streamed=False,
+        in_memory=True,
     )
 
 
@@ -216,6 +220,8 @@ def _job_from_checkpoint(
         dtype=dtype,
         run=run,
         streamed=isinstance(store, StreamedStore),
+        in_memory=False,
+        trust_remote_code=trust_remote_code,
         notes=notes,
     )
 
@@ -238,7 +244,7 @@ def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dic
         job.device,
         job.dtype,
         folder=job.run.folder if job.run else None,
-        memory=None if recipe.activation_memory is None else int(recipe.activation_memory * 1e9),
+        memory=memory_budget(recipe.activation_memory),
     )
     finished = [
         BlockReport.model_validate(saved) for saved in (job.run.finished if job.run else [])
@@ -254,9 +260,9 @@ def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dic
     for walked in walk(job.store, stream, job.plan, pruner, job.device):
         prefix = job.store.blocks.name(walked.index)
         finished.append(describe_block(walked))
-        if job.run is None:
+        if job.in_memory:
             masks |= {f"{prefix}.{name}": mask for name, mask in walked.pruned.masks.items()}
-        else:
+        if job.run is not None:
             job.run.record(finished[-1].model_dump(mode="json"))
         progress("Pruning blocks", walked.index + 1, count)
     watch.lap("blocks")
@@ -311,7 +317,7 @@ def _count_zeros(job: _Job, masks: dict[str, Tensor]) -> SparsityReport:
     if job.run is None:
         zeros = sum(int((~mask).sum()) for mask in masks.values())
     else:
-        counted = inspect(job.run.output)
+        counted = inspect(job.run.output, trust_remote_code=job.trust_remote_code)
         zeros, weights = counted.zeros, counted.weights
     if zeros < planned:
         raise SecateurError(

@@ -10,9 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import secateur
+from secateur.checkpoint.run import Run
 from secateur.errors import SecateurError
+from tiny import make_tokenizer
 
 # Runs the real program and kills it, by the signal nothing can catch, at a named moment.
 _KILLED = """
@@ -150,3 +154,38 @@ def test_other_model_is_refused(
     secateur.prune(checkpoints("llama"), recipe, tmp_path / "out")
     with pytest.raises(SecateurError, match="begun with another model"):
         secateur.prune(checkpoints("mistral"), recipe, tmp_path / "out")
+
+
+def test_experts_resume_to_the_same_bytes(
+    checkpoints: Callable[..., Path],
+    recipe: secateur.Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = checkpoints("mixtral")
+    secateur.prune(source, recipe, tmp_path / "whole")
+
+    def stop(run: Run, block: dict[str, object]) -> None:
+        record(run, block)
+        if len(run.finished) == 2:
+            raise KeyboardInterrupt
+
+    record = Run.record
+    monkeypatch.setattr(Run, "record", stop)
+    with pytest.raises(KeyboardInterrupt):
+        secateur.prune(source, recipe, tmp_path / "out")
+    monkeypatch.setattr(Run, "record", record)
+    result = secateur.prune(source, recipe, tmp_path / "out")
+    assert result.report.resumed_blocks == 2
+    assert weights_in(tmp_path / "out") == weights_in(tmp_path / "whole")
+
+
+def test_model_in_memory_returns_its_masks_with_and_without_output(
+    checkpoints: Callable[..., Path], recipe: secateur.Recipe, tmp_path: Path
+) -> None:
+    for output in (None, tmp_path / "out"):
+        model = AutoModelForCausalLM.from_pretrained(checkpoints("llama"))
+        result = secateur.prune(model, recipe, output, tokenizer=make_tokenizer())
+        assert len(result.masks) == 3 * 7
+        for name, mask_OI in result.masks.items():
+            assert torch.equal(model.get_parameter(f"{name}.weight") != 0, mask_OI)

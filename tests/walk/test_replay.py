@@ -26,7 +26,7 @@ def test_outputs_are_bit_equal_while_a_block_is_pruned(
     model = AutoModelForCausalLM.from_pretrained(checkpoints(family)).eval()
     store = ResidentStore(find_blocks(model), None, device)
     ids = torch.randint(4, 200, (8, 16), generator=torch.Generator().manual_seed(2))
-    stream = Stream(store, ids, Batches.of(8, 16, 32), device, torch.float32, None)
+    stream = Stream(store, ids, Batches.of(8, 16, 32), device, torch.float32, None, 10**9)
     block = store.load(0)
     batches = stream.batches.all
     with unstacked_experts(block):

@@ -27,7 +27,7 @@ def make_stream(folder: Path, batch_tokens: int = 64) -> tuple[ResidentStore, St
     store = ResidentStore(find_blocks(model), None, CPU)
     ids = torch.randint(4, 200, (8, 24), generator=torch.Generator().manual_seed(1))
     batches = Batches.of(*ids.shape, batch_tokens)
-    return store, Stream(store, ids, batches, CPU, torch.float32, None), ids
+    return store, Stream(store, ids, batches, CPU, torch.float32, None, 10**9), ids
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,18 +13,22 @@ from torch import Tensor
 from secateur.checkpoint.files import full_disk_explained
 
 
-def allocate(shape: tuple[int, ...], folder: Path | None, budget: int | None = None) -> Tensor:
+def memory_budget(gigabytes: float | None) -> int:
+    """Bytes a stream may take in memory: as asked for, or half of what is free now if None."""
+    if gigabytes is None:
+        return psutil.virtual_memory().available // 2
+    return int(gigabytes * 1e9)
+
+
+def allocate(shape: tuple[int, ...], folder: Path | None, budget: int) -> Tensor:
     """Return an uninitialised fp32 CPU tensor for a stream of activations.
 
     Args:
         shape: (sequences, length, hidden).
         folder: where a mapped file may be put; the system's temporary folder if None.
-        budget: bytes the stream may take in memory; beyond them it is a mapped file. Half of
-            the memory that is free now if None.
+        budget: bytes the stream may take in memory; beyond them it is a mapped file.
     """
     size = torch.Size(shape).numel()
-    if budget is None:
-        budget = psutil.virtual_memory().available // 2
     if size * 4 <= budget:
         return torch.empty(shape)
     if folder is not None:

@@ -59,7 +59,7 @@ class Stream:
         device: torch.device,
         dtype: torch.dtype,
         folder: Path | None,
-        memory: int | None = None,
+        memory: int,
     ) -> None:
         self.batches = batches
         self.position = 0
@@ -70,7 +70,7 @@ class Stream:
             self.x_SLD = self._embed(store, token_ids, folder, memory)
 
     def _embed(
-        self, store: BlockStore, token_ids: Tensor, folder: Path | None, memory: int | None
+        self, store: BlockStore, token_ids: Tensor, folder: Path | None, memory: int
     ) -> Tensor:
         x_SLD: Tensor | None = None
         compared = False

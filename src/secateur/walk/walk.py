@@ -75,7 +75,9 @@ def pass_finished(store: BlockStore, stream: Stream, count: int) -> Iterator[int
     """Carry the stream through blocks that an earlier session finished, yielding each index."""
     for index in range(stream.position, count):
         block = store.load_finished(index)
-        _advance(block, stream, [], store.blocks.name(index))
+        # As in the walk itself: stacked experts would round their sums in another order.
+        with unstacked_experts(block):
+            _advance(block, stream, [], store.blocks.name(index))
         store.release(index)
         yield index
 
