@@ -27,3 +27,8 @@ def make_problem(
     w_OI = normal(rows, width) / width**0.5
     gram_II = x_NI.T @ x_NI / tokens
     return w_OI.to(dtype), gram_II.to(dtype)
+
+
+def quadratic_error(delta_OI: Tensor, gram_II: Tensor) -> Tensor:
+    """Mean squared change of each output over calibration tokens: δ G δᵀ for each row δ."""
+    return torch.linalg.vecdot(delta_OI @ gram_II, delta_OI)

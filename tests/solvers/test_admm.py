@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from secateur.errors import SecateurError
 from secateur.pattern import NM, Budget, Pattern, Scope, Unstructured, check_mask, select
 from secateur.solvers.admm import admm
-from secateur.solvers.objective import quadratic_error
 from secateur.solvers.refit import refit
 from secateur.solvers.scores import wanda_score
 from secateur.solvers.sparsegpt import sparsegpt
-from solvers.problems import make_problem
+from solvers.problems import make_problem, quadratic_error
 
 # The columns of these problems differ in scale a hundredfold; damping by their mean must not drown
 # the small ones, whose weights are large.

@@ -19,10 +19,9 @@ from secateur.pattern import (
     proportional_counts,
     select,
 )
-from secateur.solvers.objective import quadratic_error
 from secateur.solvers.scores import wanda_score
 from secateur.solvers.sparsegpt import sparsegpt
-from solvers.problems import make_problem
+from solvers.problems import make_problem, quadratic_error
 
 
 def one_column_at_a_time(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class GroupTask:
         mask_OI: True = kept; None until a stage has chosen a mask.
         budget: what the mask must look like.
         statistics: of the inputs, over the fitted calibration tokens.
-        held_out_NI: inputs of tokens that nothing was fitted on, fp32.
+        held_out_NI: inputs of tokens that nothing was fitted on, in the dtype of forward passes.
         notes: sentences for the report: fallbacks used, updates rejected.
     """
 
@@ -56,14 +57,20 @@ class GroupTask:
         """Relative squared output error of each linear on held-out tokens, if it had ``w_OI``."""
         if len(self.held_out_NI) == 0:
             return [float("nan")] * len(self.names)
-        error_O = (self.held_out_NI @ (w_OI - self.dense_OI).T).square().sum(0)
-        power_O = (self.held_out_NI @ self.dense_OI.T).square().sum(0)
+        error_O = self._held_out_power(w_OI - self.dense_OI)
+        tiny = torch.finfo(torch.float32).tiny
         return [
-            (
-                error_O[rows].sum() / power_O[rows].sum().clamp_min(torch.finfo(torch.float32).tiny)
-            ).item()
+            (error_O[rows].sum() / self._dense_power_O[rows].sum().clamp_min(tiny)).item()
             for rows in self.row_slices()
         ]
+
+    @cached_property
+    def _dense_power_O(self) -> Tensor:
+        return self._held_out_power(self.dense_OI)
+
+    def _held_out_power(self, w_OI: Tensor) -> Tensor:
+        x_NI = self.held_out_NI
+        return (x_NI @ w_OI.to(x_NI.dtype).T).float().square().sum(0)
 
     def take(self, solution: SparseSolution, stage: str) -> None:
         """Take the mask and weights of a solver, and what it had to fall back to."""

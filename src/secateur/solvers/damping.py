@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import SecateurError
-from secateur.solvers.objective import check_finite
+from secateur.solvers.finite import check_finite
 
 # Fractions of the mean diagonal to fall back to, the last of them certain to be enough.
 _FALLBACKS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)

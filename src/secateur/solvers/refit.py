@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from secateur.solvers.damping import live_columns, mean_diagonal
-from secateur.solvers.objective import check_finite, quadratic_error
+from secateur.solvers.finite import check_finite
 
 # Iterations between two looks at the residual: a look makes an accelerator wait.
 _CHECK_EVERY = 5
@@ -27,7 +27,7 @@ def refit(
     Minimises (v − w) (G + damping · mean(diag G) · I) (v − w)ᵀ for each row w over the rows v
     that are zero outside the mask, by conjugate gradients with Jacobi preconditioning. Each row
     has a support of its own: its residual is masked, so all rows share one product with G.
-    No row ends with a larger error (v − w) G (v − w)ᵀ than it started with.
+    Every step lowers what is minimised, so no row ends worse than it started.
 
     Args:
         w_OI: Dense weights, fp32 or float64; several linears may be stacked.
@@ -50,17 +50,14 @@ def refit(
     check_finite("the weights to start from", start_OI)
     check_finite("the Gram matrix's entries", gram_II)
     ridge_II, scale_I = normalised_gram(gram_II, damping)
-    v_OI = masked_conjugate_gradients(
+    return masked_conjugate_gradients(
         ridge_II,
         w_OI * scale_I,
-        start_OI * scale_I,
+        start_OI.mul_(scale_I),
         mask_OI,
         iterations=iterations,
         tolerance=tolerance,
     ).div_(scale_I)
-    before_O = quadratic_error(start_OI - w_OI, gram_II)
-    after_O = quadratic_error(v_OI - w_OI, gram_II)
-    return torch.where((after_O < before_O)[:, None], v_OI, start_OI)
 
 
 def normalised_gram(gram_II: Tensor, damping: float) -> tuple[Tensor, Tensor]:

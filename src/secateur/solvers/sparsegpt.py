@@ -7,7 +7,7 @@ from torch import Tensor
 
 from secateur.pattern import NM, Budget, keep_highest, lowest, proportional_counts
 from secateur.solvers.damping import damped_cholesky, live_columns
-from secateur.solvers.objective import check_finite
+from secateur.solvers.finite import check_finite
 from secateur.solvers.solution import SparseSolution
 
 # Columns below this are eliminated one by one, above it halves are coupled by one GEMM.

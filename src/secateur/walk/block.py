@@ -140,13 +140,13 @@ class BlockPruner:
     ) -> tuple[list[InputStatistics], list[Tensor]]:
         widths = [group.linears[0].weight_OI.shape[1] for group in step]
         sums = [InputAccumulator(w, self._needs, self._device, self._dtype) for w in widths]
-        held_out = [torch.empty(0, width, device=self._device) for width in widths]
+        held_out = [torch.empty(0, w, device=self._device, dtype=self._dtype) for w in widths]
 
         def add(group: int, x_NI: Tensor) -> None:
             sums[group].add(x_NI)
 
         def keep(group: int, x_NI: Tensor) -> None:
-            held_out[group] = x_NI[:: -(-len(x_NI) // _JUDGED_TOKENS)].float()
+            held_out[group] = x_NI[:: -(-len(x_NI) // _JUDGED_TOKENS)].to(self._dtype)
 
         if self._needs != "nothing":
             for batch in stream.batches.fitted:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.architecture import Linear
-from secateur.walk.precision import as_bfloat16_values, products_of_bfloat16
+from secateur.walk.precision import products_of_bfloat16
 
 Needs = Literal["nothing", "norms", "gram"]
 
@@ -53,7 +53,7 @@ class InputAccumulator:
         """Add inputs (tokens, in)."""
         # Called from within a forward pass, whose autocast would make sums of bf16.
         with torch.autocast(x_NI.device.type, enabled=False):
-            self._add(as_bfloat16_values(x_NI) if self._rounds else x_NI.float())
+            self._add(x_NI.float())
 
     def _add(self, x_NI: Tensor) -> None:
         self.tokens += len(x_NI)

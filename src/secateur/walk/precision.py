@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from secateur.errors import SecateurError
 
@@ -64,8 +63,8 @@ def forward_precision(dtype: torch.dtype, device: torch.device) -> AbstractConte
 def products_of_bfloat16(device: torch.device) -> Iterator[None]:
     """Let fp32 matrix products use the bf16 or TF32 units.
 
-    For operands that hold bf16 values this loses nothing: every product is exact and the sum is
-    fp32. For other operands it would round them.
+    The units round their operands to bf16 (on CUDA to TF32) and sum in fp32: what a bf16 forward
+    does to the inputs of its linears anyway. Operands that hold bf16 values lose nothing.
     """
     backends: Any = torch.backends
     settings = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul
@@ -76,8 +75,3 @@ def products_of_bfloat16(device: torch.device) -> Iterator[None]:
         yield
     finally:
         settings.fp32_precision = before
-
-
-def as_bfloat16_values(x_NI: Tensor) -> Tensor:
-    """Round to bf16, as a bf16 forward does to a linear's input, and return fp32."""
-    return x_NI.to(torch.bfloat16).to(torch.float32)
