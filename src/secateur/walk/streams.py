@@ -102,8 +102,12 @@ class Stream:
         """Return the next block's output (batch, length, hidden), fp32, on its device."""
         if replay is not None:
             replay.at(batch)
-        x_BLD = self.x_SLD[batch].to(self._device)
-        with torch.no_grad(), forward_precision(self._dtype, self._device):
+        with torch.no_grad():
+            return self.call(block, self.x_SLD[batch].to(self._device))
+
+    def call(self, block: nn.Module, x_BLD: Tensor) -> Tensor:
+        """Return the next block's output on hidden states of one batch, with its graph, fp32."""
+        with forward_precision(self._dtype, self._device):
             return self._calls[len(x_BLD)][self.position](block, x_BLD).float()
 
     def advance(self, block: nn.Module, batch: slice, replay: Replay | None = None) -> Tensor:
