@@ -70,8 +70,9 @@ def estimate(
     mapped = activations > memory_budget(recipe.activation_memory)
 
     all_shapes = [_input_groups(block) for block in blocks]
-    needs_gram = any(stage.needs == "gram" for stage in recipe.stages)
-    needs_statistics = any(stage.needs != "nothing" for stage in recipe.stages)
+    group_stages = [stage for stage in recipe.stages if isinstance(stage, GroupStage)]
+    needs_gram = any(stage.needs == "gram" for stage in group_stages)
+    needs_statistics = any(stage.needs != "nothing" for stage in group_stages)
     block_bytes = max(sum(p.numel() for p in block.parameters()) for block in blocks) * _FLOAT
     batch = max(recipe.batch_tokens, calibration.length)
     working = 0

@@ -26,6 +26,7 @@ from secateur.checkpoint.store import BlockStore
 from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
 from secateur.inspection import inspect
+from secateur.methods import BlockStage
 from secateur.plan import Plan, uniform_plan
 from secateur.progress import Progress, silent
 from secateur.recipe import Recipe
@@ -39,9 +40,10 @@ from secateur.report.document import (
     peak_device_memory,
     peak_memory,
 )
-from secateur.walk.activations import memory_budget
-from secateur.walk.block import BlockPruner, Stopwatch
+from secateur.walk.activations import allocate, memory_budget
+from secateur.walk.block import BlockPruner, wants_dense_stream, wants_targets
 from secateur.walk.precision import resolve_device, resolve_dtype
+from secateur.walk.pruned import Stopwatch
 from secateur.walk.streams import Batches, Stream
 from secateur.walk.walk import pass_finished, walk
 
@@ -237,27 +239,45 @@ def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dic
     watch.lap("calibration text")
 
     tokens_SL = calibration.tokens
+    folder = job.run.folder if job.run else None
+    # The stream, that of the dense model and the outputs to fit to are of the same size.
+    buffers = 1 + wants_dense_stream(recipe.stages) + wants_targets(recipe.stages)
+    memory = memory_budget(recipe.activation_memory) // buffers
     stream = Stream(
         job.store,
         tokens_SL,
         Batches.of(len(tokens_SL), tokens_SL.shape[1], recipe.batch_tokens),
         job.device,
         job.dtype,
-        folder=job.run.folder if job.run else None,
-        memory=memory_budget(recipe.activation_memory),
+        folder=folder,
+        memory=memory,
+        sizes={stage.batch_sequences for stage in recipe.stages if isinstance(stage, BlockStage)},
+    )
+    dense_stream = stream.twin(folder, memory) if wants_dense_stream(recipe.stages) else None
+    targets_SLD = (
+        allocate(tuple(stream.x_SLD.shape), folder, memory)
+        if wants_targets(recipe.stages)
+        else None
     )
     finished = [
         BlockReport.model_validate(saved) for saved in (job.run.finished if job.run else [])
     ]
     resumed, count = len(finished), len(job.store.blocks)
-    for index in pass_finished(job.store, stream, resumed):
+    for index in pass_finished(job.store, stream, dense_stream, resumed):
         progress("Passing finished blocks", index + 1, resumed)
     watch.lap("start")
 
     masks: dict[str, Tensor] = {}
-    pruner = BlockPruner(recipe.stages, recipe.pattern, job.device, job.dtype)
+    pruner = BlockPruner(
+        recipe.stages,
+        recipe.pattern,
+        job.device,
+        job.dtype,
+        seed=recipe.calibration.seed,
+        buffer_SLD=targets_SLD,
+    )
     progress("Pruning blocks", resumed, count)
-    for walked in walk(job.store, stream, job.plan, pruner, job.device):
+    for walked in walk(job.store, stream, dense_stream, job.plan, pruner, job.device):
         prefix = job.store.blocks.name(walked.index)
         finished.append(describe_block(walked))
         if job.in_memory:

@@ -20,7 +20,7 @@ from secateur.checkpoint.store import masks_path
 from tiny import FAMILIES, make_tokenizer
 
 PATTERNS = ("0.37", "2:4")
-STAGES = [{"method": "wanda"}, {"method": "refit"}]
+REFERENCES = {"0.37": "pruned", "2:4": "dense"}
 IDS = torch.arange(4, 36).unsqueeze(0)
 
 _LOAD = """
@@ -40,7 +40,11 @@ def recipe_for(text: Path, pattern: str) -> secateur.Recipe:
     return secateur.Recipe.from_mapping(
         {
             "pattern": pattern,
-            "stages": STAGES,
+            "stages": [
+                {"method": "wanda"},
+                {"method": "refit"},
+                {"method": "reconstruct", "epochs": 1, "reference": REFERENCES[pattern]},
+            ],
             "calibration": {"source": str(text), "samples": 8, "length": 32},
             "dtype": "float32",
         }

@@ -73,7 +73,11 @@ MOMENTS = {
 def recipe(text_file: Path) -> secateur.Recipe:
     return secateur.Recipe.from_mapping(
         {
-            "stages": [{"method": "sparsegpt"}, {"method": "refit"}],
+            "stages": [
+                {"method": "sparsegpt"},
+                {"method": "reconstruct", "epochs": 1, "reference": "dense"},
+                {"method": "refit"},
+            ],
             "calibration": {"source": str(text_file), "samples": 8, "length": 32},
         }
     )

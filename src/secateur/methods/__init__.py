@@ -8,13 +8,14 @@ from pydantic import Field
 
 from secateur.methods.admm import ADMM
 from secateur.methods.magnitude import Magnitude
+from secateur.methods.reconstruct import Reconstruct
 from secateur.methods.refit import Refit
 from secateur.methods.sparsegpt import SparseGPT
-from secateur.methods.stage import Stage
+from secateur.methods.stage import BlockStage, GroupStage, Stage
 from secateur.methods.wanda import Wanda
 
 AnyStage = Annotated[
-    Magnitude | Wanda | SparseGPT | ADMM | Refit,
+    Magnitude | Wanda | SparseGPT | ADMM | Refit | Reconstruct,
     Field(discriminator="method"),
 ]
 
@@ -22,4 +23,4 @@ STAGES: dict[str, type[Stage]] = {
     stage.model_fields["method"].default: stage for stage in get_args(get_args(AnyStage)[0])
 }
 
-__all__ = ["STAGES", "AnyStage", "Stage"]
+__all__ = ["STAGES", "AnyStage", "BlockStage", "GroupStage", "Stage"]

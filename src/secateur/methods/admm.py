@@ -6,13 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from secateur.methods.stage import Stage
+from secateur.methods.stage import GroupStage
 from secateur.methods.task import GroupTask
 from secateur.solvers.admm import admm
 from secateur.walk.inputs import Needs
 
 
-class ADMM(Stage):
+class ADMM(GroupStage):
     """Search mask and weights together, then fit the weights on the mask found."""
 
     needs: ClassVar[Needs] = "gram"

@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from secateur.methods.stage import Stage
+from secateur.methods.stage import GroupStage
 from secateur.methods.task import GroupTask
 from secateur.pattern import select
 from secateur.solvers.scores import magnitude_score
 
 
-class Magnitude(Stage):
+class Magnitude(GroupStage):
     """Remove the weights of smallest absolute value; no calibration text is used."""
 
     method: Literal["magnitude"] = "magnitude"

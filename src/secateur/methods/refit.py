@@ -6,13 +6,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from secateur.methods.stage import Stage
+from secateur.methods.stage import GroupStage
 from secateur.methods.task import GroupTask
 from secateur.solvers.refit import refit
 from secateur.walk.inputs import Needs
 
 
-class Refit(Stage):
+class Refit(GroupStage):
     """Solve masked least squares for the kept weights, all rows at once."""
 
     needs: ClassVar[Needs] = "gram"

@@ -7,14 +7,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from secateur.methods.stage import Stage
+from secateur.methods.stage import GroupStage
 from secateur.methods.task import GroupTask
 from secateur.solvers.refit import refit
 from secateur.solvers.sparsegpt import sparsegpt
 from secateur.walk.inputs import Needs
 
 
-class SparseGPT(Stage):
+class SparseGPT(GroupStage):
     """Remove weights column by column and correct the columns that follow."""
 
     needs: ClassVar[Needs] = "gram"

@@ -5,20 +5,44 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from secateur.methods.block_task import BlockTask, Reference
 from secateur.methods.task import GroupTask
 from secateur.walk.inputs import Needs
 
 
 class Stage(BaseModel, ABC):
-    """Options of one step of a recipe, and the step itself."""
+    """Options of one step of a recipe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    needs: ClassVar[Needs] = "nothing"
+    method: str
     chooses_mask: ClassVar[bool] = True
+
+
+class GroupStage(Stage):
+    """A step that takes the linears of one input after the other."""
+
+    needs: ClassVar[Needs] = "nothing"
 
     @abstractmethod
     def apply(self, task: GroupTask) -> None:
         """Change the task's weights and, if the stage chooses one, its mask."""
+
+
+class BlockStage(Stage):
+    """A step that works on a block as a whole, against a reference output."""
+
+    needs_norms: ClassVar[bool] = False
+
+    reference: Reference = Field(
+        "pruned",
+        description="what the block should return: the dense block's output on the pruned stream, "
+        "or that of the dense model",
+    )
+    batch_sequences: int = Field(4, ge=1, description="calibration windows in one step")
+
+    @abstractmethod
+    def apply(self, task: BlockTask) -> None:
+        """Change the block's weights and, if the stage chooses them, its masks."""

@@ -6,14 +6,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from secateur.methods.stage import Stage
+from secateur.methods.stage import GroupStage
 from secateur.methods.task import GroupTask
 from secateur.pattern import select
 from secateur.solvers.scores import wanda_score
 from secateur.walk.inputs import Needs
 
 
-class Wanda(Stage):
+class Wanda(GroupStage):
     """Remove the weights with the smallest |weight| x input norm."""
 
     needs: ClassVar[Needs] = "norms"

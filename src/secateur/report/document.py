@@ -35,7 +35,7 @@ class BlockReport(BaseModel):
     index: int
     held_out_error: float = Field(
         description="squared error of the block's output over the squared output of the dense "
-        "block on the same held-out hidden states"
+        "block on the same held-out hidden states, token by token, mean over tokens"
     )
     linears: dict[str, LinearReport]
     notes: list[str] = Field(description="fallbacks used and updates rejected")

@@ -1,123 +1,148 @@
-"""Prune one block: statistics, masks, weights, and what it cost."""
+"""Prune one block: apply the stages of a recipe, and measure what they cost."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from secateur.architecture import Linear, find_linears
-from secateur.errors import SecateurError
-from secateur.methods import Stage
-from secateur.methods.magnitude import Magnitude
-from secateur.methods.task import GroupTask
-from secateur.pattern import Budget, Pattern
+from secateur.methods import AnyStage, BlockStage, GroupStage
+from secateur.methods.block_task import BlockTask, Reference
+from secateur.pattern import Pattern
+from secateur.walk.groups import GroupPruner
 from secateur.walk.inputs import (
     InputAccumulator,
-    InputStatistics,
     LinearGroup,
-    Needs,
     find_groups,
-    steps,
-    visit_inputs,
+    observed_inputs,
 )
+from secateur.walk.pruned import PrunedBlock, Stopwatch
 from secateur.walk.replay import Replay
 from secateur.walk.streams import Stream
 
-# So many held-out tokens tell a good update from a bad one, at a small part of a solver's time.
-_JUDGED_TOKENS = 1024
 
-
-@dataclass
-class PrunedBlock:
-    """What happened to a block.
+@dataclass(frozen=True)
+class BlockTargets:
+    """What the dense block says before it is pruned.
 
     Attributes:
-        masks: by linear name inside the block; bool, True = kept.
-        errors: relative squared output error of each linear on held-out tokens.
-        notes: fallbacks used and updates rejected, as sentences.
-        seconds: time by phase.
+        groups: its linears by shared input, in the order of execution.
+        held_out: its outputs on held-out text of the pruned stream, by batch.
+        outputs: what block stages fit to, by reference (sequences, length, hidden).
+        mean_squares: mean squared inputs of each linear by column, if a stage asks for them.
     """
 
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-class Stopwatch:
-    """Adds up wall time by phase, waiting for the device where there is one."""
-
-    def __init__(self, seconds: dict[str, float], device: torch.device) -> None:
-        self._seconds = seconds
-        self._device = device
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """Book the time since the last lap under ``phase``."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._last
-        self._last = now
+    groups: list[LinearGroup]
+    held_out: list[Tensor]
+    outputs: Mapping[Reference, Tensor]
+    mean_squares: Mapping[str, Tensor]
 
 
 class BlockPruner:
-    """Applies the stages of a recipe to the linears of one block after the other."""
+    """Applies the stages of a recipe to one block after the other.
+
+    Args:
+        stages: in order.
+        pattern: what masks must look like.
+        device: where blocks are worked on.
+        dtype: of forward passes.
+        seed: for the random choices of stages.
+        buffer: room for a stream of hidden states, needed if `wants_targets`.
+    """
 
     def __init__(
         self,
-        stages: Sequence[Stage],
+        stages: Iterable[AnyStage],
         pattern: Pattern,
         device: torch.device,
         dtype: torch.dtype,
+        seed: int,
+        buffer_SLD: Tensor | None = None,
     ) -> None:
-        self._stages = stages
+        self._phases: list[BlockStage | GroupPruner] = []
+        together: list[GroupStage] = []
+        for stage in stages:
+            if isinstance(stage, GroupStage):
+                together.append(stage)
+                continue
+            if together:
+                self._phases.append(GroupPruner(together, pattern, device, dtype))
+                together = []
+            self._phases.append(stage)
+        if together:
+            self._phases.append(GroupPruner(together, pattern, device, dtype))
+        self._block_stages = [phase for phase in self._phases if isinstance(phase, BlockStage)]
         self._pattern = pattern
         self._device = device
         self._dtype = dtype
-        order: list[Needs] = ["nothing", "norms", "gram"]
-        self._needs = max((stage.needs for stage in stages), key=order.index)
+        self._seed = seed
+        self._buffer_SLD = buffer_SLD
 
-    def dense_outputs(
-        self, block: nn.Module, stream: Stream
-    ) -> tuple[list[Tensor], list[LinearGroup]]:
-        """Run the dense block on held-out text.
+    def look(self, block: nn.Module, stream: Stream, dense_stream: Stream | None) -> BlockTargets:
+        """Run the dense block, before anything in it changes.
 
-        Returns its outputs by batch, kept to measure the pruned block against, and the groups of
-        linears found on the way.
+        The dense stream, if there is one, moves past the block.
         """
-        outputs: list[Tensor] = []
-        groups: list[LinearGroup] = []
-        for batch in stream.batches.held_out:
-            forward = partial(stream.forward, block, batch)
-            if groups:
-                outputs.append(forward().cpu())
-            else:
-                groups = find_groups(find_linears(block), lambda: outputs.append(forward().cpu()))  # noqa: B023
-        return outputs, groups
+        held_out: list[Tensor] = []
+        outputs: dict[Reference, Tensor] = {}
+        run = partial(stream.forward, block)
+        first = stream.batches.held_out[0]
+        groups = find_groups(find_linears(block), lambda: held_out.append(run(first).cpu()))
+        held_out += [run(batch).cpu() for batch in stream.batches.held_out[1:]]
+        sums = {}
+        if any(stage.needs_norms for stage in self._block_stages):
+            widths = [group.linears[0].weight_OI.shape[1] for group in groups]
+            sums = {
+                number: InputAccumulator(width, "norms", self._device, self._dtype)
+                for number, width in enumerate(widths)
+            }
+        wants_pruned = any(stage.reference == "pruned" for stage in self._block_stages)
+        if wants_pruned or sums:
+            with observed_inputs(
+                groups if sums else [], lambda number, x_NI: sums[number].add(x_NI)
+            ):
+                for batch in stream.batches.fitted:
+                    y_BLD = run(batch)
+                    if wants_pruned and self._buffer_SLD is not None:
+                        self._buffer_SLD[batch].copy_(y_BLD)
+        if wants_pruned and self._buffer_SLD is not None:
+            for batch, y_BLD in zip(stream.batches.held_out, held_out, strict=True):
+                self._buffer_SLD[batch].copy_(y_BLD)
+            outputs["pruned"] = self._buffer_SLD
+        if dense_stream is not None:
+            for batch in stream.batches.all:
+                dense_stream.advance(block, batch)
+            dense_stream.position += 1
+            outputs["dense"] = dense_stream.x_SLD
+        mean_squares = {
+            linear.name: sums[number].result().mean_square_I
+            for number, group in enumerate(groups)
+            for linear in group.linears
+            if sums
+        }
+        return BlockTargets(groups, held_out, outputs, mean_squares)
 
     def prune(
         self,
         block: nn.Module,
         name: str,
         stream: Stream,
-        groups: Sequence[LinearGroup],
+        targets: BlockTargets,
         zeros: Mapping[str, int],
         stored: torch.dtype,
         replay: Replay,
     ) -> PrunedBlock:
-        """Prune the block's linears in the order they run, each on what the ones before leave it.
+        """Apply all stages to the block.
 
         Args:
             block: with dense fp32 weights; they are replaced.
             name: full name of the block, for messages.
             stream: hidden states that enter the block in the model pruned so far.
-            groups: linears by shared input, in the order of execution.
+            targets: what `look` saw.
             zeros: exact number of zeros of each linear, by name inside the block.
             stored: dtype that weights are saved in; they are rounded to it at once, so that what
                 follows sees the weights of the file.
@@ -125,89 +150,82 @@ class BlockPruner:
         """
         pruned = PrunedBlock()
         watch = Stopwatch(pruned.seconds, self._device)
-        for step in steps(groups):
-            statistics, held_out = self._inputs(block, stream, step, replay)
-            _require_finite(name, step, statistics)
-            watch.lap("statistics")
-            for group, seen, x_NI in zip(step, statistics, held_out, strict=True):
-                self._solve(group, seen, x_NI, zeros, stored, pruned)
-            replay.finish(pruned.masks)
-            watch.lap("solve")
+        linears = tuple(find_linears(block))
+        dense = None
+        if self._block_stages:
+            dense = {linear.name: linear.weight_OI.clone() for linear in linears}
+        generator = torch.Generator().manual_seed(self._seed + stream.position)
+        for phase in self._phases:
+            replay.forget()
+            if isinstance(phase, GroupPruner):
+                phase.prune(
+                    block,
+                    name,
+                    stream,
+                    targets.groups,
+                    dense,
+                    zeros,
+                    stored,
+                    replay,
+                    pruned,
+                    watch,
+                )
+                continue
+            assert dense is not None
+            phase.apply(
+                BlockTask(
+                    name=name,
+                    block=block,
+                    linears=linears,
+                    dense=dense,
+                    masks=pruned.masks,
+                    zeros=zeros,
+                    pattern=self._pattern,
+                    stored=stored,
+                    mean_squares=targets.mean_squares,
+                    stream=stream,
+                    targets=targets.outputs,
+                    generator=generator,
+                    notes=pruned.notes,
+                )
+            )
+            watch.lap(phase.method)
+        if dense is not None and isinstance(self._phases[-1], BlockStage):
+            pruned.errors = linear_errors(block, linears, stream, targets.groups, dense)
         return pruned
 
-    def _inputs(
-        self, block: nn.Module, stream: Stream, step: Sequence[LinearGroup], replay: Replay
-    ) -> tuple[list[InputStatistics], list[Tensor]]:
-        widths = [group.linears[0].weight_OI.shape[1] for group in step]
-        sums = [InputAccumulator(w, self._needs, self._device, self._dtype) for w in widths]
-        held_out = [torch.empty(0, w, device=self._device, dtype=self._dtype) for w in widths]
 
-        def add(group: int, x_NI: Tensor) -> None:
-            sums[group].add(x_NI)
+def linear_errors(
+    block: nn.Module,
+    linears: Iterable[Linear],
+    stream: Stream,
+    groups: list[LinearGroup],
+    dense: Mapping[str, Tensor],
+) -> dict[str, float]:
+    """Relative squared output error of each linear on the first held-out batch.
 
-        def keep(group: int, x_NI: Tensor) -> None:
-            held_out[group] = x_NI[:: -(-len(x_NI) // _JUDGED_TOKENS)].to(self._dtype)
+    Both versions of a linear get the input that the pruned block gives it.
+    """
+    errors = {linear.name: float("nan") for linear in linears}
 
-        if self._needs != "nothing":
-            for batch in stream.batches.fitted:
-                visit_inputs(step, partial(stream.forward, block, batch, replay), add)
-        first = stream.batches.held_out[0]
-        visit_inputs(step, partial(stream.forward, block, first, replay), keep)
-        return [each.result() for each in sums], held_out
+    def measure(number: int, x_NI: Tensor) -> None:
+        for linear in groups[number].linears:
+            with torch.autocast(x_NI.device.type, enabled=False):
+                x, w_OI = x_NI.float(), dense[linear.name]
+                error = (x @ (linear.weight_OI - w_OI).T).square().sum()
+                power = (x @ w_OI.T).square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+            errors[linear.name] = float(error / power)
 
-    def _solve(
-        self,
-        group: LinearGroup,
-        statistics: InputStatistics,
-        held_out_NI: Tensor,
-        zeros: Mapping[str, int],
-        stored: torch.dtype,
-        pruned: PrunedBlock,
-    ) -> None:
-        linears = group.linears
-        dense_OI = torch.cat([linear.weight_OI for linear in linears])
-        task = GroupTask(
-            names=tuple(linear.name for linear in linears),
-            dense_OI=dense_OI,
-            w_OI=dense_OI.clone(),
-            budget=Budget(
-                self._pattern,
-                rows=tuple(len(linear.weight_OI) for linear in linears),
-                zeros=tuple(zeros[linear.name] for linear in linears),
-            ),
-            statistics=statistics,
-            held_out_NI=held_out_NI,
-        )
-        if self._needs != "nothing" and statistics.tokens == 0:
-            task.notes.append(f"{', '.join(task.names)}: no token arrived, pruned by magnitude")
-            Magnitude(scope="row").apply(task)
-        else:
-            for stage in self._stages:
-                stage.apply(task)
-        task.w_OI.copy_(task.w_OI.to(stored))
-        self._write_back(linears, task, pruned)
-
-    def _write_back(self, linears: Sequence[Linear], task: GroupTask, pruned: PrunedBlock) -> None:
-        assert task.mask_OI is not None
-        if not bool(torch.isfinite(task.w_OI).all()):
-            raise SecateurError(
-                f"The new weights of {', '.join(task.names)} are not finite; please report the "
-                "model and the recipe, and use another method meanwhile."
-            )
-        errors = task.held_out_errors(task.w_OI)
-        for linear, rows, error in zip(linears, task.row_slices(), errors, strict=True):
-            linear.weight_OI.copy_(task.w_OI[rows])
-            pruned.masks[linear.name] = task.mask_OI[rows].cpu()
-            pruned.errors[linear.name] = error
-        pruned.notes += task.notes
+    with observed_inputs(groups, measure):
+        stream.forward(block, stream.batches.held_out[0])
+    return errors
 
 
-def _require_finite(
-    name: str, step: Sequence[LinearGroup], statistics: Sequence[InputStatistics]
-) -> None:
-    for group, seen in zip(step, statistics, strict=True):
-        if not bool(torch.isfinite(seen.mean_square_I).all()):
-            raise SecateurError(
-                f"The inputs of {name}.{group.linears[0].name} contain NaN or infinite values; try "
-                "--dtype float32, and check that the model itself runs on this text."
-            )
+def wants_targets(stages: Iterable[AnyStage]) -> bool:
+    """Whether a stage fits to the dense block's output on the pruned stream."""
+    return any(isinstance(s, BlockStage) and s.reference == "pruned" for s in stages)
+
+
+def wants_dense_stream(stages: Iterable[AnyStage]) -> bool:
+    """Whether a stage fits to the hidden states of the dense model."""
+    return any(isinstance(s, BlockStage) and s.reference == "dense" for s in stages)

@@ -140,6 +140,20 @@ def visit_inputs(
 
 
 @contextmanager
+def observed_inputs(
+    groups: Sequence[LinearGroup], visit: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Within the context, call ``visit(group index, inputs (tokens, in))`` in every pass."""
+    index_of = {group.linears[0].name: index for index, group in enumerate(groups)}
+
+    def record(linear: Linear, x: Tensor) -> None:
+        visit(index_of[linear.name], x.detach().flatten(0, -2))
+
+    with _input_hooks([group.linears[0] for group in groups], record):
+        yield
+
+
+@contextmanager
 def _input_hooks(
     linears: Iterable[Linear], record: Callable[[Linear, Tensor], None]
 ) -> Iterator[None]:

@@ -20,21 +20,27 @@ class Replay:
     """
 
     def __init__(self, block: nn.Module) -> None:
-        self._parts = {
+        parts = {
             name: (child, {f"{name}.{linear.name}" for linear in find_linears(child)})
             for name, child in block.named_children()
         }
-        self._parts = {name: part for name, part in self._parts.items() if part[1]}
+        self._all_parts = {name: part for name, part in parts.items() if part[1]}
+        self._parts = dict(self._all_parts)
         self._outputs: dict[tuple[str, int], Any] = {}
-        self._replayed: list[nn.Module] = []
         self._batch = 0
 
     def __enter__(self) -> Replay:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for part in self._replayed:
-            del part.forward
+        self.forget()
+
+    def forget(self) -> None:
+        """Take every part for unfinished again."""
+        for name in self._all_parts.keys() - self._parts.keys():
+            del self._all_parts[name][0].forward
+        self._parts = dict(self._all_parts)
+        self._outputs.clear()
 
     def at(self, batch: slice) -> None:
         """Say which batch the next forward pass is for."""
@@ -51,7 +57,6 @@ class Replay:
         for name in set(self._parts) - open_parts if open_parts else ():
             part, _ = self._parts.pop(name)
             part.forward = self._replaying(name, part.forward)
-            self._replayed.append(part)
 
     def _replaying(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def replay(*args: Any, **kwargs: Any) -> Any:

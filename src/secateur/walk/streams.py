@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +23,17 @@ _FITTED_SHARE = 0.75
 
 @dataclass(frozen=True)
 class Batches:
-    """How sequences are grouped; fitted and held-out ones never share a batch."""
+    """How sequences are grouped; fitted and held-out ones never share a batch.
+
+    Attributes:
+        fitted: batches that statistics come from.
+        held_out: batches that errors are measured on.
+        boundary: number of fitted sequences; the held-out ones come after them.
+    """
 
     fitted: list[slice]
     held_out: list[slice]
+    boundary: int
 
     @classmethod
     def of(cls, sequences: int, length: int, batch_tokens: int) -> Batches:
@@ -34,6 +43,7 @@ class Batches:
         return cls(
             [slice(i, min(i + size, boundary)) for i in range(0, boundary, size)],
             [slice(i, min(i + size, sequences)) for i in range(boundary, sequences, size)],
+            boundary,
         )
 
     @property
@@ -60,7 +70,20 @@ class Stream:
         dtype: torch.dtype,
         folder: Path | None,
         memory: int,
+        sizes: Collection[int] = (),
     ) -> None:
+        """Embed the tokens.
+
+        Args:
+            store: the model.
+            token_ids: (sequences, length).
+            batches: how they are grouped.
+            device: where blocks run.
+            dtype: of forward passes.
+            folder: where a mapped file may be put.
+            memory: bytes that the hidden states may take in memory.
+            sizes: further numbers of sequences that blocks will be called on.
+        """
         self.batches = batches
         self.position = 0
         self._device = device
@@ -68,6 +91,17 @@ class Stream:
         self._calls: dict[int, list[BlockCall]] = {}
         with store.embeddings(), torch.no_grad():
             self.x_SLD = self._embed(store, token_ids, folder, memory)
+            for size in set(sizes) - self._calls.keys():
+                ids = token_ids[:size].to(self._device, torch.long)
+                with forward_precision(self._dtype, self._device):
+                    self._calls[len(ids)] = capture(store.blocks, ids).calls
+
+    def twin(self, folder: Path | None, memory: int) -> Stream:
+        """A stream of its own that starts where this one is."""
+        twin = copy(self)
+        twin.x_SLD = allocate(tuple(self.x_SLD.shape), folder, memory)
+        twin.x_SLD.copy_(self.x_SLD)
+        return twin
 
     def _embed(
         self, store: BlockStore, token_ids: Tensor, folder: Path | None, memory: int

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from secateur.architecture.experts import unstacked_experts
 from secateur.checkpoint.store import BlockStore
 from secateur.errors import SecateurError
+from secateur.methods.block_task import relative_error
 from secateur.plan import Plan
-from secateur.walk.block import BlockPruner, PrunedBlock, Stopwatch
+from secateur.walk.block import BlockPruner
+from secateur.walk.pruned import PrunedBlock, Stopwatch
 from secateur.walk.replay import Replay
 from secateur.walk.streams import Stream
 
@@ -24,8 +26,8 @@ class WalkedBlock:
     Attributes:
         index: its number in the model.
         pruned: masks, errors and notes.
-        held_out_error: squared error of its output over the squared output of the dense block, on
-            the same held-out hidden states.
+        held_out_error: squared error of its output over the squared output of the dense block on
+            the same held-out hidden states, token by token, then the mean over tokens.
     """
 
     index: int
@@ -34,7 +36,12 @@ class WalkedBlock:
 
 
 def walk(
-    store: BlockStore, stream: Stream, plan: Plan, pruner: BlockPruner, device: torch.device
+    store: BlockStore,
+    stream: Stream,
+    dense_stream: Stream | None,
+    plan: Plan,
+    pruner: BlockPruner,
+    device: torch.device,
 ) -> Iterator[WalkedBlock]:
     """Prune the blocks that ``stream`` has not passed yet, one after the other.
 
@@ -56,13 +63,13 @@ def walk(
             if linear.startswith(f"{name}.")
         }
         with unstacked_experts(block), Replay(block) as replay:
-            dense, groups = pruner.dense_outputs(block, stream)
+            targets = pruner.look(block, stream, dense_stream)
             watch.lap("dense outputs")
             pruned = pruner.prune(
-                block, name, stream, groups, zeros, store.weight_dtype(index), replay
+                block, name, stream, targets, zeros, store.weight_dtype(index), replay
             )
             watch = Stopwatch(seconds, device)
-            error = _advance(block, stream, dense, name, replay)
+            error = _advance(block, stream, targets.held_out, name, replay)
             watch.lap("advance")
         store.save(index, pruned.masks)
         store.release(index)
@@ -71,9 +78,15 @@ def walk(
         yield WalkedBlock(index, pruned, error)
 
 
-def pass_finished(store: BlockStore, stream: Stream, count: int) -> Iterator[int]:
-    """Carry the stream through blocks that an earlier session finished, yielding each index."""
+def pass_finished(
+    store: BlockStore, stream: Stream, dense_stream: Stream | None, count: int
+) -> Iterator[int]:
+    """Carry the streams through blocks that an earlier session finished, yielding each index."""
     for index in range(stream.position, count):
+        if dense_stream is not None:
+            with unstacked_experts(block := store.load(index)):
+                _advance(block, dense_stream, [], store.blocks.name(index))
+            store.release(index)
         block = store.load_finished(index)
         # As in the walk itself: stacked experts would round their sums in another order.
         with unstacked_experts(block):
@@ -90,18 +103,18 @@ def _advance(
     replay: Replay | None = None,
 ) -> float:
     """Move the stream past the block; return the error against its dense outputs, if given."""
-    error = power = 0.0
+    error, tokens = 0.0, 0
     for batch in stream.batches.fitted:
         _require_finite(stream.advance(block, batch, replay), name)
     for number, batch in enumerate(stream.batches.held_out):
         y_BLD = stream.advance(block, batch, replay)
         _require_finite(y_BLD, name)
         if dense:
-            dense_BLD = dense[number].to(y_BLD.device)
-            error += float((y_BLD - dense_BLD).square().sum(dtype=torch.float64))
-            power += float(dense_BLD.square().sum(dtype=torch.float64))
+            error_BL = relative_error(y_BLD, dense[number].to(y_BLD.device))
+            error += float(error_BL.sum(dtype=torch.float64))
+            tokens += error_BL.numel()
     stream.position += 1
-    return error / power if power else 0.0
+    return error / max(tokens, 1)
 
 
 def _require_finite(y_BLD: Tensor, name: str) -> None:

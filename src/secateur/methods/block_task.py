@@ -1,0 +1,118 @@
+"""What a block method works on: a whole block, its text, and what it should return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from secateur.architecture import Linear
+from secateur.errors import SecateurError
+from secateur.pattern import Pattern
+from secateur.walk.streams import Stream
+
+Reference = Literal["pruned", "dense"]
+
+
+@dataclass
+class BlockTask:
+    """One block as the stages so far left it.
+
+    Attributes:
+        name: full name of the block, for messages.
+        block: the module itself, fp32.
+        linears: its prunable linears.
+        dense: their original weights (out, in), fp32, by name; methods must not write into them.
+        masks: by name, True = kept; empty until a stage has chosen them.
+        zeros: exact number of zeros of each linear.
+        pattern: what masks must look like.
+        stored: dtype that weights are saved in.
+        mean_squares: mean squared inputs of the dense linears by column, by name, if asked for.
+        stream: hidden states that enter the block in the model pruned so far.
+        targets: by reference, what the block should return (sequences, length, hidden).
+        generator: for every random choice.
+        notes: sentences for the report.
+    """
+
+    name: str
+    block: nn.Module
+    linears: tuple[Linear, ...]
+    dense: Mapping[str, Tensor]
+    masks: dict[str, Tensor]
+    zeros: Mapping[str, int]
+    pattern: Pattern
+    stored: torch.dtype
+    mean_squares: Mapping[str, Tensor]
+    stream: Stream
+    targets: Mapping[Reference, Tensor]
+    generator: torch.Generator
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the block is."""
+        return self.linears[0].weight_OI.device
+
+    def fitted_batches(self, size: int) -> list[Tensor]:
+        """Indices of the sequences that may be fitted on, shuffled, in batches of one size."""
+        order = torch.randperm(self.stream.batches.boundary, generator=self.generator)
+        return [batch for batch in order.split(size) if len(batch) == min(size, len(order))]
+
+    def output(self, batch: Tensor | slice) -> Tensor:
+        """The block's output (batch, length, hidden), fp32, with its graph if one is recorded."""
+        return self.stream.call(self.block, self.stream.x_SLD[batch].to(self.device))
+
+    def target(self, batch: Tensor | slice, reference: Reference) -> Tensor:
+        """What the block should return for these sequences."""
+        return self.targets[reference][batch].to(self.device)
+
+    def held_out_error(self, reference: Reference) -> float:
+        """Relative squared error of the output, token by token, mean over held-out tokens."""
+        total, tokens = 0.0, 0
+        with torch.no_grad():
+            for batch in self.stream.batches.held_out:
+                error_BL = relative_error(self.output(batch), self.target(batch, reference))
+                total += float(error_BL.sum(dtype=torch.float64))
+                tokens += error_BL.numel()
+        return total / max(tokens, 1)
+
+    def round_weights(self) -> None:
+        """Round the linears to what will be saved, so that what follows sees the file's weights."""
+        for linear in self.linears:
+            linear.weight_OI.copy_(linear.weight_OI.to(self.stored))
+
+    def accept_better(self, stage: str, reference: Reference, change: Callable[[], None]) -> None:
+        """Change the linears' weights and undo it if the held-out error rises.
+
+        Raises:
+            SecateurError: the new weights are not finite.
+        """
+        saved = {linear.name: linear.weight_OI.clone() for linear in self.linears}
+        before = self.held_out_error(reference)
+        change()
+        self.round_weights()
+        if not all(bool(torch.isfinite(each.weight_OI).all()) for each in self.linears):
+            raise SecateurError(
+                f"The weights of {self.name} are not finite after {stage}; lower its learning rate."
+            )
+        after = self.held_out_error(reference)
+        if not after <= before:
+            for linear in self.linears:
+                linear.weight_OI.copy_(saved[linear.name])
+            self.notes.append(
+                f"{stage} rejected, held-out error would rise from {before:.4g} to {after:.4g}"
+            )
+
+
+def relative_error(y_BLD: Tensor, target_BLD: Tensor) -> Tensor:
+    """Squared error of every token's hidden state over its squared norm; (batch, length).
+
+    What follows a block normalises each token by itself, and a few tokens with huge hidden states
+    would hide all others in a sum.
+    """
+    error_BL = (y_BLD - target_BLD).square().sum(-1)
+    power_BL = target_BLD.square().sum(-1)
+    return error_BL / power_BL.clamp_min(torch.finfo(torch.float32).tiny)
