@@ -15,6 +15,7 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from secateur.calibration import CalibrationOptions
@@ -78,6 +79,16 @@ class Recipe(BaseModel):
             choices = ", ".join(name for name, stage in STAGES.items() if stage.chooses_mask)
             raise ValueError(f"the first stage must choose a mask ({choices}), {first}")
         return stages
+
+    @model_validator(mode="after")
+    def _pattern_can_be_met(self) -> Recipe:
+        for stage in self.stages:
+            if stage.unstructured_only and isinstance(self.pattern, NM):
+                raise ValueError(
+                    f"{stage.method} moves zeros between rows, which the pattern {self.pattern} "
+                    "does not allow; choose another method or a sparsity"
+                )
+        return self
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> Recipe:

@@ -7,6 +7,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from secateur.methods.admm import ADMM
+from secateur.methods.besa_rates import BESARates
 from secateur.methods.magnitude import Magnitude
 from secateur.methods.reconstruct import Reconstruct
 from secateur.methods.refit import Refit
@@ -15,7 +16,7 @@ from secateur.methods.stage import BlockStage, GroupStage, Stage
 from secateur.methods.wanda import Wanda
 
 AnyStage = Annotated[
-    Magnitude | Wanda | SparseGPT | ADMM | Refit | Reconstruct,
+    Magnitude | Wanda | SparseGPT | ADMM | Refit | BESARates | Reconstruct,
     Field(discriminator="method"),
 ]
 

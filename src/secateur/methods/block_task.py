@@ -56,18 +56,54 @@ class BlockTask:
         """Where the block is."""
         return self.linears[0].weight_OI.device
 
+    @property
+    def length(self) -> int:
+        """Tokens in a calibration window."""
+        return self.stream.x_SLD.shape[1]
+
     def fitted_batches(self, size: int) -> list[Tensor]:
         """Indices of the sequences that may be fitted on, shuffled, in batches of one size."""
         order = torch.randperm(self.stream.batches.boundary, generator=self.generator)
         return [batch for batch in order.split(size) if len(batch) == min(size, len(order))]
 
-    def output(self, batch: Tensor | slice) -> Tensor:
-        """The block's output (batch, length, hidden), fp32, with its graph if one is recorded."""
-        return self.stream.call(self.block, self.stream.x_SLD[batch].to(self.device))
+    def output(self, batch: Tensor | slice, with_graph: bool = False) -> Tensor:
+        """The block's output (batch, length, hidden), fp32.
+
+        Args:
+            batch: sequences.
+            with_graph: record what gradients at the linears' outputs need, even where no weight
+                wants one.
+        """
+        x_BLD = self.stream.x_SLD[batch].to(self.device)
+        return self.stream.call(self.block, x_BLD.requires_grad_(with_graph))
 
     def target(self, batch: Tensor | slice, reference: Reference) -> Tensor:
         """What the block should return for these sequences."""
         return self.targets[reference][batch].to(self.device)
+
+    def visit_gradients(
+        self, loss: Callable[[], Tensor], visit: Callable[[Linear, Tensor], None]
+    ) -> None:
+        """Call ``visit(linear, gradient (out, in))`` for each linear that the loss depends on.
+
+        One gradient at a time is held; ``visit`` may write into it.
+        """
+        handles = []
+        for linear in self.linears:
+            weight = linear.module.get_parameter("weight").requires_grad_(True)
+
+            def take(weight: Tensor, linear: Linear = linear) -> None:
+                assert weight.grad is not None
+                visit(linear, weight.grad.T if linear.transposed else weight.grad)
+                weight.grad = None
+
+            handles.append(weight.register_post_accumulate_grad_hook(take))
+        try:
+            loss().backward()
+        finally:
+            for handle, linear in zip(handles, self.linears, strict=True):
+                handle.remove()
+                linear.module.get_parameter("weight").requires_grad_(False)
 
     def held_out_error(self, reference: Reference) -> float:
         """Relative squared error of the output, token by token, mean over held-out tokens."""

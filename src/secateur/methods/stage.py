@@ -19,6 +19,7 @@ class Stage(BaseModel, ABC):
 
     method: str
     chooses_mask: ClassVar[bool] = True
+    unstructured_only: ClassVar[bool] = False
 
 
 class GroupStage(Stage):

@@ -1,0 +1,152 @@
+"""BESA with rates instead of logits: a rate per row, set by what its marginal weight costs."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from secateur.architecture import Linear
+from secateur.methods.block_task import BlockTask, Reference, relative_error
+from secateur.methods.stage import BlockStage
+from secateur.pattern import Budget, lowest, select
+from secateur.solvers.margin import follow_margin
+from secateur.solvers.scores import wanda_score
+from secateur.walk.probes import RowSensitivity, random_signs
+
+
+class BESARates(BlockStage):
+    """Spread a block's zeros over its rows: closed form first, then straight-through steps."""
+
+    needs_norms: ClassVar[bool] = True
+    unstructured_only: ClassVar[bool] = True
+
+    method: Literal["besa-rates"] = "besa-rates"
+    probe_sequences: int = Field(
+        16, ge=1, description="calibration windows that row sensitivities come from"
+    )
+    steps: int = Field(24, ge=0, description="straight-through steps; 0 leaves the closed form")
+    rate: float = Field(0.5, gt=0, description="how far a step follows the marginal cost")
+
+    def apply(self, task: BlockTask) -> None:
+        masks = _uniform_masks(task)
+        errors = {"uniform rates": _held_out_error(task, masks, self.reference)}
+        best = masks
+        costs = self._closed_form(task)
+        masks = _cheapest(task, costs)
+        errors["row sensitivities"] = _held_out_error(task, masks, self.reference)
+        if errors["row sensitivities"] <= errors["uniform rates"]:
+            best = masks
+        if self.steps:
+            masks = self._steps(task, costs, masks)
+            errors["straight-through steps"] = _held_out_error(task, masks, self.reference)
+            if errors["straight-through steps"] <= min(errors.values()):
+                best = masks
+        _write(task, best)
+        task.masks.update(best)
+        task.round_weights()
+        task.notes.append(
+            "besa-rates: held-out error "
+            + ", ".join(f"{error:.4g} with {name}" for name, error in errors.items())
+        )
+
+    def _closed_form(self, task: BlockTask) -> dict[str, Tensor]:
+        """Expected rise of the loss for each weight removed, from probes of the dense block."""
+        _write(task, {})
+        sensitivity = RowSensitivity(task.linears)
+        tokens = 0
+        chosen = task.fitted_batches(self.batch_sequences)
+        for batch in chosen[: -(-self.probe_sequences // self.batch_sequences)]:
+
+            def probe(batch: Tensor = batch) -> Tensor:
+                y_BLD = task.output(batch, with_graph=True)
+                power_BL1 = y_BLD.detach().square().sum(-1, keepdim=True).clamp_min(1e-30)
+                signs_BLD = random_signs(y_BLD, task.generator)
+                scalar: Tensor = (y_BLD * signs_BLD * power_BL1.rsqrt()).sum()
+                return scalar
+
+            sensitivity.add(probe)
+            tokens += len(batch) * task.length
+        costs = {}
+        for name, dense_OI in task.dense.items():
+            square_I = task.mean_squares[name]
+            # A linear that no token reached costs nothing, which is no reason to empty it.
+            if square_I.any():
+                row_O1 = sensitivity.sums[name][:, None] / tokens
+                costs[name] = dense_OI.square().mul_(square_I).mul_(row_O1)
+        return costs
+
+    def _steps(
+        self, task: BlockTask, costs: dict[str, Tensor], masks: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        batches: list[Tensor] = []
+        while len(batches) < self.steps:
+            batches += task.fitted_batches(self.batch_sequences)
+        for step, batch in enumerate(batches[: self.steps]):
+            self._step(task, batch, costs, masks, pull=self.rate * (1 - step / self.steps))
+            masks = _cheapest(task, costs)
+        return masks
+
+    def _step(
+        self,
+        task: BlockTask,
+        batch: Tensor,
+        costs: dict[str, Tensor],
+        masks: dict[str, Tensor],
+        pull: float,
+    ) -> None:
+        """Scale the costs of each row by what the loss says at its margin."""
+        _write(task, masks)
+        threshold = _threshold(costs, masks)
+
+        def loss() -> Tensor:
+            return relative_error(task.output(batch), task.target(batch, self.reference)).mean()
+
+        def follow(linear: Linear, gradient_OI: Tensor) -> None:
+            if linear.name in costs:
+                slope_OI = gradient_OI.mul_(task.dense[linear.name]).neg_()
+                follow_margin(costs[linear.name], slope_OI, threshold, pull)
+
+        task.visit_gradients(loss, follow)
+
+
+def _uniform_masks(task: BlockTask, leave_out: Container[str] = ()) -> dict[str, Tensor]:
+    masks = {}
+    for name, dense_OI in task.dense.items():
+        if name not in leave_out:
+            budget = Budget(task.pattern, (len(dense_OI),), (task.zeros[name],))
+            square_I = task.mean_squares[name]
+            # Where no token arrived, magnitude decides.
+            score_OI = wanda_score(dense_OI, square_I if square_I.any() else 1 + square_I)
+            masks[name] = select(score_OI, budget, "row")
+    return masks
+
+
+def _cheapest(task: BlockTask, costs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the cheapest weights of the block, exactly as many as the plan says."""
+    zeros = sum(task.zeros[linear.name] for linear in task.linears)
+    flat_1N = torch.cat([cost.flatten() for cost in costs.values()])[None]
+    kept_N = ~lowest(flat_1N, [zeros])[0]
+    parts = kept_N.split([cost.numel() for cost in costs.values()])
+    return {name: part.view(costs[name].shape) for name, part in zip(costs, parts, strict=True)}
+
+
+def _threshold(costs: dict[str, Tensor], masks: dict[str, Tensor]) -> float:
+    """Cost of the dearest weight removed."""
+    removed = [float(cost.masked_fill(masks[name], 0).amax()) for name, cost in costs.items()]
+    return max(*removed, torch.finfo(torch.float32).tiny)
+
+
+def _held_out_error(task: BlockTask, masks: dict[str, Tensor], reference: Reference) -> float:
+    _write(task, masks)
+    return task.held_out_error(reference)
+
+
+def _write(task: BlockTask, masks: dict[str, Tensor]) -> None:
+    for linear in task.linears:
+        dense_OI = task.dense[linear.name]
+        mask_OI = masks.get(linear.name)
+        linear.weight_OI.copy_(dense_OI if mask_OI is None else dense_OI * mask_OI)
