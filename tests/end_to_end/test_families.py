@@ -43,7 +43,12 @@ def recipe_for(text: Path, pattern: str) -> secateur.Recipe:
             "stages": [
                 {"method": "wanda"},
                 {"method": "refit"},
-                {"method": "reconstruct", "epochs": 1, "reference": REFERENCES[pattern]},
+                {
+                    "method": "reconstruct",
+                    "epochs": 1,
+                    "reference": REFERENCES[pattern],
+                    "vectors": pattern != "2:4",
+                },
             ],
             "calibration": {"source": str(text), "samples": 8, "length": 32},
             "dtype": "float32",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -120,24 +120,31 @@ class BlockTask:
         for linear in self.linears:
             linear.weight_OI.copy_(linear.weight_OI.to(self.stored))
 
-    def accept_better(self, stage: str, reference: Reference, change: Callable[[], None]) -> None:
-        """Change the linears' weights and undo it if the held-out error rises.
+    def accept_better(
+        self,
+        stage: str,
+        reference: Reference,
+        parameters: Sequence[Tensor],
+        change: Callable[[], None],
+    ) -> None:
+        """Change parameters, round them to the stored dtype, undo it if the held-out error rises.
 
         Raises:
             SecateurError: the new weights are not finite.
         """
-        saved = {linear.name: linear.weight_OI.clone() for linear in self.linears}
+        saved = [parameter.data.clone() for parameter in parameters]
         before = self.held_out_error(reference)
         change()
-        self.round_weights()
-        if not all(bool(torch.isfinite(each.weight_OI).all()) for each in self.linears):
+        for parameter in parameters:
+            parameter.data.copy_(parameter.data.to(self.stored))
+        if not all(bool(torch.isfinite(each).all()) for each in parameters):
             raise SecateurError(
                 f"The weights of {self.name} are not finite after {stage}; lower its learning rate."
             )
         after = self.held_out_error(reference)
         if not after <= before:
-            for linear in self.linears:
-                linear.weight_OI.copy_(saved[linear.name])
+            for parameter, value in zip(parameters, saved, strict=True):
+                parameter.data.copy_(value)
             self.notes.append(
                 f"{stage} rejected, held-out error would rise from {before:.4g} to {after:.4g}"
             )

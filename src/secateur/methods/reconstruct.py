@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.methods.block_task import BlockTask, relative_error
 from secateur.methods.stage import BlockStage
@@ -21,45 +22,52 @@ class Reconstruct(BlockStage):
     method: Literal["reconstruct"] = "reconstruct"
     epochs: int = Field(2, ge=1, description="passes over the fitted calibration windows")
     learning_rate: float = Field(2e-4, gt=0, description="of Adam, at its highest")
+    vectors: bool = Field(True, description="train norm gains and biases as well")
 
     def apply(self, task: BlockTask) -> None:
-        task.accept_better(self.method, self.reference, lambda: self._train(task))
-
-    def _train(self, task: BlockTask) -> None:
-        weights = {linear.name: linear.module.get_parameter("weight") for linear in task.linears}
-        kept = {
-            linear.name: task.masks[linear.name].T if linear.transposed else task.masks[linear.name]
+        weights = [linear.module.get_parameter("weight") for linear in task.linears]
+        trained = list(weights)
+        if self.vectors:
+            trained += [p for p in task.block.parameters() if p.ndim == 1]
+        masks = [
+            (task.masks[linear.name].T if linear.transposed else task.masks[linear.name])
             for linear in task.linears
-        }
-        kept = {name: mask.to(task.device) for name, mask in kept.items()}
+        ]
+        kept = [(w, mask.to(w.device)) for w, mask in zip(weights, masks, strict=True)]
+        task.accept_better(
+            self.method, self.reference, trained, lambda: self._train(task, trained, kept)
+        )
+
+    def _train(
+        self,
+        task: BlockTask,
+        trained: Sequence[nn.Parameter],
+        kept: Sequence[tuple[nn.Parameter, Tensor]],
+    ) -> None:
         batches = [
             batch for _ in range(self.epochs) for batch in task.fitted_batches(self.batch_sequences)
         ]
-        optimiser = torch.optim.Adam(
-            weights.values(), lr=self.learning_rate, betas=(0.9, 0.95), fused=True
+        optimiser = torch.optim.Adam(trained, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: one_cycle(step, len(batches))
         )
-        for weight in weights.values():
-            weight.requires_grad_(True)
+        for parameter in trained:
+            parameter.requires_grad_(True)
         try:
-            for step, batch in enumerate(batches):
-                for group in optimiser.param_groups:
-                    group["lr"] = self.learning_rate * one_cycle(step, len(batches))
+            for batch in batches:
                 loss = relative_error(task.output(batch), task.target(batch, self.reference)).mean()
                 loss.backward()
-                for name, weight in weights.items():
-                    _mask_gradient(weight, kept[name])
+                for weight, mask in kept:
+                    # Adam moves nothing whose gradient has always been zero: zeros stay exact.
+                    if weight.grad is not None:
+                        weight.grad.mul_(mask)
                 optimiser.step()
                 optimiser.zero_grad()
+                schedule.step()
         finally:
-            for weight in weights.values():
-                weight.requires_grad_(False)
-                weight.grad = None
-
-
-def _mask_gradient(weight: Tensor, mask: Tensor) -> None:
-    # Adam moves nothing whose gradient has always been zero, so zeros stay exact.
-    if weight.grad is not None:
-        weight.grad.mul_(mask)
+            for parameter in trained:
+                parameter.requires_grad_(False)
+                parameter.grad = None
 
 
 def one_cycle(step: int, steps: int, warm_up: float = 0.1, last: float = 0.1) -> float:
