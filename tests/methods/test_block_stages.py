@@ -1,0 +1,179 @@
+"""Stages that work on a block as a whole: exact zeros, and no block gets worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from secateur.architecture import find_blocks, find_linears
+from secateur.checkpoint.resident import ResidentStore
+from secateur.errors import SecateurError
+from secateur.methods.besa_rates import BESARates
+from secateur.methods.block_task import BlockTask, relative_error
+from secateur.methods.reconstruct import Reconstruct, one_cycle
+from secateur.pattern import Budget, Unstructured, select
+from secateur.plan import uniform_plan
+from secateur.recipe import Recipe
+from secateur.solvers.scores import wanda_score
+from secateur.walk.inputs import InputAccumulator, find_groups, observed_inputs
+from secateur.walk.streams import Batches, Stream
+
+CPU = torch.device("cpu")
+SPARSITY = 0.43
+
+
+@contextmanager
+def block_task(folder: Path, stored: torch.dtype = torch.float32) -> Iterator[BlockTask]:
+    """The first block of a tiny model, dense, with what a walk would know about it."""
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    store = ResidentStore(find_blocks(model), None, CPU)
+    ids = torch.randint(4, 200, (16, 24), generator=torch.Generator().manual_seed(1))
+    stream = Stream(
+        store, ids, Batches.of(16, 24, 96), CPU, torch.float32, None, 10**9, sizes=(1, 2, 4)
+    )
+    block = store.load(0)
+    for parameter in block.parameters():
+        parameter.requires_grad_(False)
+    linears = tuple(find_linears(block))
+    target_SLD = torch.cat([stream.forward(block, batch) for batch in stream.batches.all])
+    groups = find_groups(linears, lambda: stream.forward(block, stream.batches.all[0]))
+    sums = [
+        InputAccumulator(g.linears[0].weight_OI.shape[1], "norms", CPU, torch.float32)
+        for g in groups
+    ]
+    with observed_inputs(groups, lambda number, x_NI: sums[number].add(x_NI)):
+        for batch in stream.batches.fitted:
+            stream.forward(block, batch)
+    prefix = f"{store.blocks.name(0)}."
+    plan = uniform_plan(store.blocks, Unstructured(SPARSITY))
+    yield BlockTask(
+        name="block",
+        block=block,
+        linears=linears,
+        dense={linear.name: linear.weight_OI.clone() for linear in linears},
+        masks={},
+        zeros={
+            name.removeprefix(prefix): zeros
+            for name, zeros in plan.zeros.items()
+            if name.startswith(prefix)
+        },
+        pattern=Unstructured(SPARSITY),
+        stored=stored,
+        mean_squares={
+            linear.name: sums[number].result().mean_square_I
+            for number, group in enumerate(groups)
+            for linear in group.linears
+        },
+        stream=stream,
+        targets={"pruned": target_SLD},
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def prune_at_random(task: BlockTask) -> None:
+    generator = torch.Generator().manual_seed(5)
+    for linear in task.linears:
+        mask_OI = torch.rand(linear.weight_OI.shape, generator=generator) > 0.5
+        task.masks[linear.name] = mask_OI
+        linear.weight_OI.mul_(mask_OI)
+
+
+def zeros_of(task: BlockTask) -> int:
+    return sum(int((linear.weight_OI == 0).sum()) for linear in task.linears)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_reconstruction_lowers_the_error_and_keeps_every_zero(
+    family: str, stored: torch.dtype, checkpoints: Callable[..., Path]
+) -> None:
+    with block_task(checkpoints(family), stored) as task:
+        prune_at_random(task)
+        before = task.held_out_error("pruned")
+        Reconstruct(epochs=6, learning_rate=3e-3, batch_sequences=2).apply(task)
+        assert task.held_out_error("pruned") < before
+        for linear in task.linears:
+            assert not linear.weight_OI[~task.masks[linear.name]].any()
+            assert torch.equal(linear.weight_OI, linear.weight_OI.to(stored).float())
+        assert not any(p.requires_grad or p.grad is not None for p in task.block.parameters())
+
+
+def test_a_reconstruction_that_makes_things_worse_is_undone(
+    checkpoints: Callable[..., Path],
+) -> None:
+    with block_task(checkpoints("llama")) as task:
+        prune_at_random(task)
+        before = [parameter.clone() for parameter in task.block.parameters()]
+        Reconstruct(epochs=1, learning_rate=10.0).apply(task)
+        assert all(map(torch.equal, before, task.block.parameters()))
+        assert "reconstruct rejected" in task.notes[0]
+
+
+def test_vectors_stay_when_asked(checkpoints: Callable[..., Path]) -> None:
+    with block_task(checkpoints("qwen2")) as task:
+        prune_at_random(task)
+        vectors = [p.clone() for p in task.block.parameters() if p.ndim == 1]
+        Reconstruct(epochs=1, vectors=False).apply(task)
+        after = [p for p in task.block.parameters() if p.ndim == 1]
+        assert all(map(torch.equal, vectors, after))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("steps", [0, 6])
+def test_rates_meet_the_budget_and_never_lose_to_uniform_wanda(
+    family: str, steps: int, checkpoints: Callable[..., Path]
+) -> None:
+    with block_task(checkpoints(family)) as task:
+        weights = sum(dense.numel() for dense in task.dense.values())
+        BESARates(steps=steps, batch_sequences=2, probe_sequences=4).apply(task)
+        found = task.held_out_error("pruned")
+        zeros = sum(task.zeros.values())
+        assert zeros_of(task) == zeros
+        assert abs(zeros - SPARSITY * weights) < len(task.linears)
+        for linear in task.linears:
+            dense_OI, mask_OI = task.dense[linear.name], task.masks[linear.name]
+            assert torch.equal(linear.weight_OI, dense_OI * mask_OI)
+            # In each row the weights removed are those of the lowest Wanda score.
+            score_OI = wanda_score(dense_OI, task.mean_squares[linear.name])
+            removed_O = score_OI.masked_fill(mask_OI, 0).amax(1)
+            kept_O = score_OI.masked_fill(~mask_OI, torch.inf).amin(1)
+            assert (removed_O <= kept_O * (1 + 1e-5)).all()
+        for name, dense_OI in task.dense.items():
+            budget = Budget(task.pattern, (len(dense_OI),), (task.zeros[name],))
+            mask_OI = select(wanda_score(dense_OI, task.mean_squares[name]), budget)
+            module = next(linear for linear in task.linears if linear.name == name)
+            module.weight_OI.copy_(dense_OI * mask_OI)
+        assert found <= task.held_out_error("pruned")
+
+
+def test_rates_repeat_with_the_seed(checkpoints: Callable[..., Path]) -> None:
+    masks = []
+    for _ in range(2):
+        with block_task(checkpoints("llama")) as task:
+            BESARates(steps=3, batch_sequences=2, probe_sequences=4).apply(task)
+            masks.append(task.masks)
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+
+
+def test_rates_refuse_groups() -> None:
+    with pytest.raises(SecateurError, match=r"besa-rates moves zeros between rows.*2:4"):
+        Recipe.from_mapping({"pattern": "2:4", "stages": [{"method": "besa-rates"}]})
+
+
+def test_relative_error_is_taken_token_by_token() -> None:
+    target_BLD = torch.tensor([[[3.0, 4.0], [300.0, 400.0]]])
+    error_BL = relative_error(target_BLD * 1.1, target_BLD)
+    torch.testing.assert_close(error_BL, torch.full((1, 2), 0.01))
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    shares = [one_cycle(step, 50) for step in range(50)]
+    assert max(shares) == 1
+    assert shares.index(1) == 4
+    assert shares[-1] < 0.12
+    assert min(shares) > 0
