@@ -21,6 +21,7 @@ from pydantic import (
 from secateur.calibration import CalibrationOptions
 from secateur.errors import SecateurError
 from secateur.methods import STAGES, AnyStage
+from secateur.methods.besa import BESA
 from secateur.methods.refit import Refit
 from secateur.methods.wanda import Wanda
 from secateur.pattern import NM, Pattern, Unstructured, parse_pattern
@@ -88,6 +89,8 @@ class Recipe(BaseModel):
                     f"{stage.method} moves zeros between rows, which the pattern {self.pattern} "
                     "does not allow; choose another method or a sparsity"
                 )
+            if isinstance(stage, BESA):
+                stage.refuse_unreachable(self.pattern.sparsity)
         return self
 
     @classmethod

@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 from secateur.architecture import find_blocks, find_linears
 from secateur.checkpoint.resident import ResidentStore
 from secateur.errors import SecateurError
+from secateur.methods import BlockStage
+from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
 from secateur.methods.block_task import BlockTask, relative_error
 from secateur.methods.reconstruct import Reconstruct, one_cycle
@@ -124,13 +126,23 @@ def test_vectors_stay_when_asked(checkpoints: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("steps", [0, 6])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        BESARates(steps=0, batch_sequences=2, probe_sequences=4),
+        BESARates(steps=6, batch_sequences=2, probe_sequences=4),
+        BESA(epochs=2),
+        BESA(granularity="linear"),
+        BESA(parameterisation="paper"),
+    ],
+    ids=["closed form", "steps", "besa", "besa by linear", "besa as released"],
+)
 def test_rates_meet_the_budget_and_never_lose_to_uniform_wanda(
-    family: str, steps: int, checkpoints: Callable[..., Path]
+    family: str, stage: BlockStage, checkpoints: Callable[..., Path]
 ) -> None:
     with block_task(checkpoints(family)) as task:
         weights = sum(dense.numel() for dense in task.dense.values())
-        BESARates(steps=steps, batch_sequences=2, probe_sequences=4).apply(task)
+        stage.apply(task)
         found = task.held_out_error("pruned")
         zeros = sum(task.zeros.values())
         assert zeros_of(task) == zeros
@@ -151,18 +163,28 @@ def test_rates_meet_the_budget_and_never_lose_to_uniform_wanda(
         assert found <= task.held_out_error("pruned")
 
 
-def test_rates_repeat_with_the_seed(checkpoints: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("stage", [BESARates(steps=3, probe_sequences=4), BESA()])
+def test_rates_repeat_with_the_seed(stage: BlockStage, checkpoints: Callable[..., Path]) -> None:
     masks = []
     for _ in range(2):
         with block_task(checkpoints("llama")) as task:
-            BESARates(steps=3, batch_sequences=2, probe_sequences=4).apply(task)
+            stage.apply(task)
             masks.append(task.masks)
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
 
 
-def test_rates_refuse_groups() -> None:
-    with pytest.raises(SecateurError, match=r"besa-rates moves zeros between rows.*2:4"):
-        Recipe.from_mapping({"pattern": "2:4", "stages": [{"method": "besa-rates"}]})
+@pytest.mark.parametrize("method", ["besa", "besa-rates"])
+def test_rates_refuse_groups(method: str) -> None:
+    with pytest.raises(SecateurError, match=rf"{method} moves zeros between rows.*2:4"):
+        Recipe.from_mapping({"pattern": "2:4", "stages": [{"method": method}]})
+
+
+def test_a_sparsity_that_the_released_parameterisation_cannot_reach_is_refused() -> None:
+    stage = {"method": "besa", "parameterisation": "paper"}
+    Recipe.from_mapping({"pattern": 0.6, "stages": [stage]})
+    with pytest.raises(SecateurError, match=r"reaches sparsities from 0.376 to 0.624, not 0.7"):
+        Recipe.from_mapping({"pattern": 0.7, "stages": [stage]})
+    Recipe.from_mapping({"pattern": 0.7, "stages": [{"method": "besa"}]})
 
 
 def test_relative_error_is_taken_token_by_token() -> None:

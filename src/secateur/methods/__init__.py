@@ -7,6 +7,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from secateur.methods.admm import ADMM
+from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
 from secateur.methods.magnitude import Magnitude
 from secateur.methods.reconstruct import Reconstruct
@@ -16,7 +17,7 @@ from secateur.methods.stage import BlockStage, GroupStage, Stage
 from secateur.methods.wanda import Wanda
 
 AnyStage = Annotated[
-    Magnitude | Wanda | SparseGPT | ADMM | Refit | BESARates | Reconstruct,
+    Magnitude | Wanda | SparseGPT | ADMM | Refit | BESA | BESARates | Reconstruct,
     Field(discriminator="method"),
 ]
 

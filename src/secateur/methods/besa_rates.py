@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from typing import ClassVar, Literal
 
 import torch
@@ -10,11 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from secateur.architecture import Linear
-from secateur.methods.block_task import BlockTask, Reference, relative_error
+from secateur.methods.block_task import BlockTask, relative_error
+from secateur.methods.rows import take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
-from secateur.pattern import Budget, lowest, select
+from secateur.pattern import lowest
 from secateur.solvers.margin import follow_margin
-from secateur.solvers.scores import wanda_score
 from secateur.walk.probes import RowSensitivity, random_signs
 
 
@@ -32,30 +31,16 @@ class BESARates(BlockStage):
     rate: float = Field(0.5, gt=0, description="how far a step follows the marginal cost")
 
     def apply(self, task: BlockTask) -> None:
-        masks = _uniform_masks(task)
-        errors = {"uniform rates": _held_out_error(task, masks, self.reference)}
-        best = masks
+        candidates = {"uniform rates": uniform_masks(task)}
         costs = self._closed_form(task)
-        masks = _cheapest(task, costs)
-        errors["row sensitivities"] = _held_out_error(task, masks, self.reference)
-        if errors["row sensitivities"] <= errors["uniform rates"]:
-            best = masks
+        masks = candidates["row sensitivities"] = _cheapest(task, costs)
         if self.steps:
-            masks = self._steps(task, costs, masks)
-            errors["straight-through steps"] = _held_out_error(task, masks, self.reference)
-            if errors["straight-through steps"] <= min(errors.values()):
-                best = masks
-        _write(task, best)
-        task.masks.update(best)
-        task.round_weights()
-        task.notes.append(
-            "besa-rates: held-out error "
-            + ", ".join(f"{error:.4g} with {name}" for name, error in errors.items())
-        )
+            candidates["straight-through steps"] = self._steps(task, costs, masks)
+        take_best(task, self.method, self.reference, candidates)
 
     def _closed_form(self, task: BlockTask) -> dict[str, Tensor]:
         """Expected rise of the loss for each weight removed, from probes of the dense block."""
-        _write(task, {})
+        write_masks(task, {})
         sensitivity = RowSensitivity(task.linears)
         tokens = 0
         chosen = task.fitted_batches(self.batch_sequences)
@@ -99,7 +84,7 @@ class BESARates(BlockStage):
         pull: float,
     ) -> None:
         """Scale the costs of each row by what the loss says at its margin."""
-        _write(task, masks)
+        write_masks(task, masks)
         threshold = _threshold(costs, masks)
 
         def loss() -> Tensor:
@@ -111,18 +96,6 @@ class BESARates(BlockStage):
                 follow_margin(costs[linear.name], slope_OI, threshold, pull)
 
         task.visit_gradients(loss, follow)
-
-
-def _uniform_masks(task: BlockTask, leave_out: Container[str] = ()) -> dict[str, Tensor]:
-    masks = {}
-    for name, dense_OI in task.dense.items():
-        if name not in leave_out:
-            budget = Budget(task.pattern, (len(dense_OI),), (task.zeros[name],))
-            square_I = task.mean_squares[name]
-            # Where no token arrived, magnitude decides.
-            score_OI = wanda_score(dense_OI, square_I if square_I.any() else 1 + square_I)
-            masks[name] = select(score_OI, budget, "row")
-    return masks
 
 
 def _cheapest(task: BlockTask, costs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -138,15 +111,3 @@ def _threshold(costs: dict[str, Tensor], masks: dict[str, Tensor]) -> float:
     """Cost of the dearest weight removed."""
     removed = [float(cost.masked_fill(masks[name], 0).amax()) for name, cost in costs.items()]
     return max(*removed, torch.finfo(torch.float32).tiny)
-
-
-def _held_out_error(task: BlockTask, masks: dict[str, Tensor], reference: Reference) -> float:
-    _write(task, masks)
-    return task.held_out_error(reference)
-
-
-def _write(task: BlockTask, masks: dict[str, Tensor]) -> None:
-    for linear in task.linears:
-        dense_OI = task.dense[linear.name]
-        mask_OI = masks.get(linear.name)
-        linear.weight_OI.copy_(dense_OI if mask_OI is None else dense_OI * mask_OI)

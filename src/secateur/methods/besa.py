@@ -1,0 +1,184 @@
+"""BESA: learn how a block's zeros are spread over its rows or linears."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from prodigyopt import Prodigy
+from pydantic import Field
+from torch import Tensor
+
+from secateur.architecture import Linear
+from secateur.methods.block_task import BlockTask
+from secateur.methods.rows import block_scores, take_best, uniform_masks, write_masks
+from secateur.methods.stage import BlockStage
+from secateur.solvers.besa import (
+    CandidateSurrogate,
+    ascending_ranks,
+    mask_of_counts,
+    masked_linear,
+)
+from secateur.solvers.block_loss import relative_loss
+from secateur.solvers.rates import (
+    candidate_counts,
+    candidate_rates,
+    exact_counts,
+    expected_rate,
+    mean_rate,
+    rate_distribution,
+    reachable_rates,
+    sparsity_penalty,
+    truncated_counts,
+)
+
+
+class BESA(BlockStage):
+    """Learn a distribution over pruning rates for each row, against the output of the block."""
+
+    needs_norms: ClassVar[bool] = True
+    unstructured_only: ClassVar[bool] = True
+
+    method: Literal["besa"] = "besa"
+    batch_sequences: int = Field(1, ge=1, description="calibration windows in one step")
+    granularity: Literal["row", "linear"] = Field("row", description="what shares a rate")
+    parameterisation: Literal["softmax", "paper"] = Field(
+        "softmax",
+        description="softmax reaches every rate; paper is that of the released code, a softmax of "
+        "sigmoids, which reaches from 37.6 to 62.4 percent",
+    )
+    sparsity_step: float = Field(0.01, ge=1e-4, le=1, description="between candidate rates")
+    penalty: float = Field(5.0, ge=0, description="weight of the sparsity term, the paper's lambda")
+    d_coef: float = Field(5.0, gt=0, description="scale of the step that Prodigy estimates")
+    epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
+
+    def refuse_unreachable(self, sparsity: float) -> None:
+        """Raise ValueError if the parameterisation cannot reach a sparsity."""
+        low, high = reachable_rates(
+            candidate_rates(self.sparsity_step), smooth=self.parameterisation == "paper"
+        )
+        if not low <= sparsity <= high:
+            raise ValueError(
+                f"the paper's parameterisation of besa reaches sparsities from {low:.3f} to "
+                f"{high:.3f}, not {sparsity:g}; use parameterisation: softmax"
+            )
+
+    def apply(self, task: BlockTask) -> None:
+        candidates = {"uniform rates": uniform_masks(task), "learned rates": self._learn(task)}
+        take_best(task, self.method, self.reference, candidates)
+
+    def _learn(self, task: BlockTask) -> dict[str, Tensor]:
+        rates = candidate_rates(self.sparsity_step)
+        weights = sum(dense_OI.numel() for dense_OI in task.dense.values())
+        zeros = sum(task.zeros.values())
+        rows = [
+            _Rows(linear, task.dense[linear.name], block_scores(task, linear.name), rates)
+            for linear in task.linears
+        ]
+        start_D = torch.zeros(len(rates), device=task.device)
+        if self.parameterisation == "softmax":
+            start_D = _tilted(rates, zeros / weights).to(task.device)
+        thetas = [
+            start_D.repeat(
+                len(each.dense_OI) if self.granularity == "row" else 1, 1
+            ).requires_grad_()
+            for each in rows
+        ]
+        optimiser = Prodigy(thetas, lr=1.0, betas=(0.9, 0.999), d_coef=self.d_coef)
+        write_masks(task, {})
+        for _ in range(self.epochs):
+            for batch in task.fitted_batches(self.batch_sequences):
+                betas, alphas = self._distributions(thetas, rates)
+                with torch.enable_grad(), _masked(rows, betas, alphas):
+                    loss = relative_loss(task.output(batch), task.target(batch, self.reference))
+                    rate = mean_rate(alphas, [each.dense_OI.numel() for each in rows])
+                    if zeros > 0:
+                        loss = loss + sparsity_penalty(rate, zeros / weights, self.penalty)
+                    loss.backward()
+                optimiser.step()
+                optimiser.zero_grad()
+        with torch.no_grad():
+            _, alphas = self._distributions(thetas, rates)
+        return _exact_masks(rows, alphas, zeros)
+
+    def _distributions(
+        self, thetas: list[Tensor], rates: tuple[Fraction, ...]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        smooth = self.parameterisation == "paper"
+        with torch.enable_grad():
+            betas = [rate_distribution(theta_GD, smooth=smooth) for theta_GD in thetas]
+            return betas, [expected_rate(beta_GD, rates) for beta_GD in betas]
+
+
+@dataclass
+class _Rows:
+    """A linear whose rows lose their lowest ranks."""
+
+    linear: Linear
+    dense_OI: Tensor
+    rank_OI: Tensor
+    surrogate: CandidateSurrogate
+
+    def __init__(
+        self, linear: Linear, dense_OI: Tensor, score_OI: Tensor, rates: tuple[Fraction, ...]
+    ) -> None:
+        self.linear = linear
+        self.dense_OI = dense_OI
+        self.rank_OI = ascending_ranks(score_OI)
+        counts = candidate_counts(rates, dense_OI.shape[1])
+        self.surrogate = CandidateSurrogate(torch.tensor(counts, device=dense_OI.device))
+
+
+@contextmanager
+def _masked(rows: list[_Rows], betas: list[Tensor], alphas: list[Tensor]) -> Iterator[None]:
+    """Within the context the linears run with their masks, and gradients reach the betas."""
+    for each, beta_GD, alpha_G in zip(rows, betas, alphas, strict=True):
+        each.linear.module.forward = partial(
+            masked_linear,
+            w_OI=each.dense_OI,
+            rank_OI=each.rank_OI,
+            count_O=truncated_counts(alpha_G, *each.dense_OI.shape),
+            carrier_G=beta_GD,
+            surrogate=each.surrogate,
+            bias_O=dict(each.linear.module.named_parameters()).get("bias"),
+        )
+    try:
+        yield
+    finally:
+        for each in rows:
+            del each.linear.module.forward
+
+
+def _exact_masks(rows: list[_Rows], alphas: list[Tensor], zeros: int) -> dict[str, Tensor]:
+    """Shift all rates alike until the zeros are as many as the plan says."""
+    sizes = [each.dense_OI.shape for each in rows]
+    rate_R = torch.cat(
+        [
+            alpha_G.repeat_interleave(size[0] // len(alpha_G))
+            for alpha_G, size in zip(alphas, sizes, strict=True)
+        ]
+    )
+    columns_R = torch.cat([torch.full((size[0],), size[1], device=rate_R.device) for size in sizes])
+    counts = exact_counts(rate_R, columns_R, zeros).split([size[0] for size in sizes])
+    return {
+        each.linear.name: mask_of_counts(each.rank_OI, count_O)
+        for each, count_O in zip(rows, counts, strict=True)
+    }
+
+
+def _tilted(rates: tuple[Fraction, ...], mean: float) -> Tensor:
+    """Logits, linear in the rate, whose expected rate is ``mean``; zeros for one half."""
+    rate_D = torch.tensor([float(rate) for rate in rates], dtype=torch.float64)
+    low, high = -1000.0, 1000.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if float((rate_D * middle).softmax(0) @ rate_D) < mean:
+            low = middle
+        else:
+            high = middle
+    return (rate_D * ((low + high) / 2)).float()
