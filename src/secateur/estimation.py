@@ -13,7 +13,7 @@ from secateur.architecture.experts import unstacked_experts
 from secateur.checkpoint.locate import locate_checkpoint
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import build_skeleton, map_tensors
-from secateur.plan import uniform_plan
+from secateur.planning import uniform_plan
 from secateur.recipe import Recipe
 from secateur.walk.activations import memory_budget
 

@@ -26,7 +26,7 @@ from secateur.checkpoint.store import BlockStore
 from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
 from secateur.inspection import inspect
-from secateur.plan import Plan, uniform_plan
+from secateur.planning import Plan, uniform_plan
 from secateur.progress import Progress, silent
 from secateur.recipe import Recipe
 from secateur.report.document import (

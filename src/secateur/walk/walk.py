@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur.architecture.experts import unstacked_experts
 from secateur.checkpoint.store import BlockStore
 from secateur.errors import SecateurError
-from secateur.plan import Plan
+from secateur.planning import Plan
 from secateur.walk.block import BlockPruner, PrunedBlock, Stopwatch
 from secateur.walk.replay import Replay
 from secateur.walk.streams import Stream
