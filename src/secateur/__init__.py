@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from secateur.evaluation import Evaluation, evaluate
     from secateur.inspection import Inspection, inspect
     from secateur.pattern import NM, Unstructured, parse_pattern
-    from secateur.pruning import PruneResult, prune
+    from secateur.planning import Plan
+    from secateur.pruning import PruneResult, plan, prune
     from secateur.recipe import Recipe
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Inspection",
+    "Plan",
     "PruneResult",
     "Recipe",
     "SecateurError",
@@ -32,6 +34,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "parse_pattern",
+    "plan",
     "prune",
 ]
 
@@ -40,6 +43,7 @@ _HOMES = {
     "Estimate": "estimation",
     "Evaluation": "evaluation",
     "Inspection": "inspection",
+    "Plan": "planning",
     "PruneResult": "pruning",
     "Recipe": "recipe",
     "SecateurError": "errors",
@@ -48,6 +52,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "inspect": "inspection",
     "parse_pattern": "pattern",
+    "plan": "pruning",
     "prune": "pruning",
 }
 

@@ -14,7 +14,7 @@ from secateur.checkpoint.locate import locate_checkpoint
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import build_skeleton, map_tensors
 from secateur.methods import GroupStage
-from secateur.plan import uniform_plan
+from secateur.planning import uniform_plan
 from secateur.recipe import Recipe
 from secateur.walk.activations import memory_budget
 

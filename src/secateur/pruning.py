@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from secateur.allocation import DenseModel
+from secateur.allocation.edited import FromFile
 from secateur.architecture import BlockList, find_blocks
 from secateur.calibration import Calibration, load_calibration, source_files
 from secateur.checkpoint.files import write_json, write_safetensors, write_text
@@ -27,7 +30,7 @@ from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
 from secateur.inspection import inspect
 from secateur.methods import BlockStage
-from secateur.plan import Plan, uniform_plan
+from secateur.planning import Plan
 from secateur.progress import Progress, silent
 from secateur.recipe import Recipe
 from secateur.report.document import (
@@ -110,9 +113,43 @@ def prune(
     return PruneResult(report, target, None, {})
 
 
+def plan(
+    model: str | Path | PreTrainedModel,
+    recipe: Recipe | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> Plan:
+    """Divide the zeros among the linears as a run of ``prune`` would, and change nothing.
+
+    Args:
+        model: as for ``prune``.
+        recipe: pattern, allocation and calibration decide; stages do not.
+        tokenizer: for calibration text; the checkpoint's own if None.
+        trust_remote_code: let the checkpoint's own Python code run.
+        progress: called with (phase, done, total).
+
+    Raises:
+        SecateurError: anything the user can mend, before work starts where that is possible.
+    """
+    recipe = recipe or Recipe()
+    if isinstance(model, PreTrainedModel):
+        job = _job_in_memory(model, recipe, None, tokenizer)
+    else:
+        job = _job_from_checkpoint(model, recipe, None, tokenizer, False, trust_remote_code)
+    if not recipe.allocation.measures:
+        return recipe.allocation.allocate(job.plan, job.store.blocks, None)
+    return _allocate(job, recipe, _calibrate(job, recipe, progress).tokens, progress)
+
+
 @dataclass
 class _Job:
-    """A run whose inputs have been checked."""
+    """A run whose inputs have been checked.
+
+    The plan has the right sizes and total from the beginning; its zeros are divided once there
+    is calibration text.
+    """
 
     name: str
     store: BlockStore
@@ -140,7 +177,7 @@ def _job_in_memory(
         )
     device = resolve_device(recipe.device)
     blocks = find_blocks(model.eval())
-    plan = uniform_plan(blocks, recipe.pattern)
+    plan = recipe.allocation.prepare(blocks, recipe.pattern)
     _check_length(recipe, blocks)
     # Weights in memory have no fingerprint that is worth its time, so such a run starts afresh.
     run = Run.open(output, {"model": str(time.time_ns())}, restart=False) if output else None
@@ -161,7 +198,7 @@ def _job_in_memory(
 def _job_from_checkpoint(
     name: str | Path,
     recipe: Recipe,
-    output: Path,
+    output: Path | None,
     tokenizer: PreTrainedTokenizerBase | None,
     restart: bool,
     trust_remote_code: bool,
@@ -169,29 +206,31 @@ def _job_from_checkpoint(
     device = resolve_device(recipe.device)
     dtype = resolve_dtype(recipe.dtype, device)
     folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
-    if output.resolve() == folder.resolve():
+    if output is not None and output.resolve() == folder.resolve():
         raise SecateurError(f"The output folder {output} is the model itself; name another.")
     reader = CheckpointReader(folder)
     blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
-    plan = uniform_plan(blocks, recipe.pattern)
+    plan = recipe.allocation.prepare(blocks, recipe.pattern)
     _check_length(recipe, blocks)
     tokenizer = tokenizer or load_tokenizer(folder, trust_remote_code=trust_remote_code)
     texts = source_files(recipe.calibration)
     tensors = map_tensors(blocks, reader)
 
-    files = [folder / file for file in sorted(set(reader.files.values()))]
-    run = Run.open(
-        output,
-        {
-            "model": fingerprint_files([folder / "config.json", *files]),
-            "recipe": _deciding_options(recipe),
-            "calibration text": fingerprint_files(texts),
-            "forward": f"{dtype} on {device.type}",
-            "versions": package_versions(),
-        },
-        restart=restart,
-    )
-    _check_space(run, reader)
+    run = None
+    if output is not None:
+        files = [folder / file for file in sorted(set(reader.files.values()))]
+        run = Run.open(
+            output,
+            {
+                "model": fingerprint_files([folder / "config.json", *files]),
+                "recipe": _deciding_options(recipe, plan),
+                "calibration text": fingerprint_files(texts),
+                "forward": f"{dtype} on {device.type}",
+                "versions": package_versions(),
+            },
+            restart=restart,
+        )
+        _check_space(run, reader)
 
     def load(weights_dtype: torch.dtype | str, place: str = "cpu") -> PreTrainedModel:
         dense: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -239,6 +278,8 @@ def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dic
     watch.lap("calibration text")
 
     tokens_SL = calibration.tokens
+    job.plan = _allocate(job, recipe, tokens_SL, progress)
+    watch.lap("allocation")
     folder = job.run.folder if job.run else None
     # The stream, that of the dense model and the outputs to fit to are of the same size.
     buffers = 1 + wants_dense_stream(recipe.stages) + wants_targets(recipe.stages)
@@ -308,6 +349,7 @@ def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dic
     )
     if job.run is not None:
         write_text(job.run.folder / "recipe.yaml", recipe.to_yaml())
+        job.plan.write(job.run.output / "plan.json")
         write_json(job.run.output / "report.json", report.model_dump(mode="json"))
         job.run.record_complete()
     return report, masks
@@ -331,6 +373,32 @@ def _calibrate(job: _Job, recipe: Recipe, progress: Progress) -> Calibration:
     return calibration
 
 
+def _allocate(job: _Job, recipe: Recipe, tokens_SL: Tensor, progress: Progress) -> Plan:
+    """Return the run's plan; what an earlier session of the run decided is used again."""
+    saved = None if job.run is None else job.run.folder / "plan.json"
+    if saved is not None and saved.is_file():
+        plan = Plan.from_file(saved)
+        plan.check_fits(job.store.blocks)
+        return plan
+    dense = None
+    if recipe.allocation.measures:
+        dense = DenseModel(
+            job.store,
+            tokens_SL,
+            job.device,
+            job.dtype,
+            batch_tokens=recipe.batch_tokens,
+            seed=recipe.calibration.seed,
+            folder=job.run.folder if job.run else None,
+            memory=memory_budget(recipe.activation_memory),
+            progress=progress,
+        )
+    plan = recipe.allocation.allocate(job.plan, job.store.blocks, dense)
+    if saved is not None:
+        plan.write(saved)
+    return plan
+
+
 def _count_zeros(job: _Job, masks: dict[str, Tensor]) -> SparsityReport:
     """Count zeros in the files, where there are any, and hold them against the plan."""
     planned, weights = sum(job.plan.zeros.values()), sum(job.plan.weights.values())
@@ -349,11 +417,14 @@ def _count_zeros(job: _Job, masks: dict[str, Tensor]) -> SparsityReport:
     )
 
 
-def _deciding_options(recipe: Recipe) -> dict[str, Any]:
+def _deciding_options(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     """The options that change the bytes of the result; resolved ones are recorded apart."""
     options = recipe.model_dump(mode="json")
     for name in ("device", "dtype", "activation_memory"):
         options.pop(name)
+    if isinstance(recipe.allocation, FromFile):
+        # What a plan file says decides, not where it lies.
+        options["allocation"]["file"] = hashlib.sha256(plan.to_json().encode()).hexdigest()
     return options
 
 

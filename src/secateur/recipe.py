@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from secateur.allocation import ALLOCATIONS, AnyAllocation, Uniform
 from secateur.calibration import CalibrationOptions
 from secateur.errors import SecateurError
 from secateur.methods import STAGES, AnyStage
@@ -59,6 +60,9 @@ class Recipe(BaseModel):
     stages: tuple[AnyStage, ...] = Field(
         default=(Wanda(), Refit()),
         description="what is done to each block, in order",
+    )
+    allocation: AnyAllocation = Field(
+        default=Uniform(), description="how the zeros are divided among linears"
     )
     calibration: CalibrationOptions = Field(
         default_factory=CalibrationOptions, description="the text that statistics come from"
@@ -138,8 +142,9 @@ def _explain(error: ValidationError) -> str:
         return f"The recipe has an unknown key {'.'.join(place)}; {hint}"
     if problem["type"] in {"union_tag_invalid", "union_tag_not_found"}:
         tag = str(problem.get("ctx", {}).get("tag", ""))
-        near = difflib.get_close_matches(tag, STAGES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"methods are {', '.join(STAGES)}."
+        choices = ALLOCATIONS if place[:1] == ["allocation"] else STAGES
+        near = difflib.get_close_matches(tag, choices, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"methods are {', '.join(choices)}."
         return f"The recipe's {'.'.join(place)} names no known method {tag!r}; {hint}"
     message = problem["msg"].removeprefix("Value error, ").rstrip(".")
     return f"The recipe's {'.'.join(place) or 'content'} is not valid: {message}."
@@ -150,4 +155,6 @@ def _known_keys(place: list[str]) -> list[str]:
         return list(CalibrationOptions.model_fields)
     if place[:1] == ["stages"] and len(place) >= 3:
         return list(STAGES[place[2]].model_fields)
+    if place[:1] == ["allocation"] and len(place) >= 2:
+        return list(ALLOCATIONS[place[1]].model_fields)
     return list(Recipe.model_fields)

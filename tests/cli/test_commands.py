@@ -82,12 +82,53 @@ def test_estimate_knows_the_zeros_before_the_run(checkpoints: Callable[..., Path
     assert more["activation_bytes"] > estimate["activation_bytes"]
 
 
-@pytest.mark.parametrize("what", ["methods", "patterns", "calibrations"])
+@pytest.mark.parametrize("what", ["methods", "patterns", "allocations", "calibrations"])
 def test_ls(what: str) -> None:
     rows = json.loads(run("ls", what, "--json"))
     assert rows
     assert all(row["description"] for row in rows)
     assert all(row["name"] in run("ls", what) for row in rows)
+
+
+def test_plan_writes_what_prune_follows(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    plan, output = tmp_path / "plan.json", tmp_path / "out"
+    flags = ["--calibration", str(text_file), "--samples", "8", "--length", "32"]
+    printed = run(
+        "plan", str(checkpoints("llama")), "-o", str(plan), "--sparsity", "0.6",
+        "--allocate", "sensitivity", *flags, "--json",
+    )  # fmt: skip
+    assert printed == plan.read_text()
+    again = run("plan", str(checkpoints("llama")), "-o", str(plan), "--recipe",
+                str(recipe_with(plan, tmp_path)))  # fmt: skip
+    assert "model.layers.2.mlp.down_proj" in again
+    assert printed == plan.read_text()
+    shown = run("prune", str(checkpoints("llama")), "-o", str(output), "--method", "magnitude",
+                "--plan", str(plan), *flags)  # fmt: skip
+    assert "plan, blocks from 0." in shown
+    asked = {name: each["zeros"] for name, each in json.loads(printed)["linears"].items()}
+    inspection = json.loads(run("inspect", str(output), "--json"))
+    assert {
+        each["name"].removesuffix(".weight"): each["zeros"] for each in inspection["linears"]
+    } == asked
+
+
+def recipe_with(plan: Path, folder: Path) -> Path:
+    values = {
+        "pattern": "0.6",
+        "calibration": {"length": 32},
+        "allocation": {"method": "plan", "file": str(plan)},
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(secateur.Recipe.from_mapping(values).to_yaml())
+    return path
+
+
+def test_plan_flags_that_contradict_each_other(tmp_path: Path) -> None:
+    flags = ["--plan", "plan.json", "--allocate", "owl", "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["prune", "MODEL", *flags])
+    assert "either --plan or --allocate" in str(result.exception)
 
 
 def test_errors_are_one_sentence_and_exit_status_1(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from secateur.methods.besa_rates import BESARates
 from secateur.methods.block_task import BlockTask, relative_error
 from secateur.methods.reconstruct import Reconstruct, one_cycle
 from secateur.pattern import Budget, Unstructured, select
-from secateur.plan import uniform_plan
+from secateur.planning import uniform_plan
 from secateur.recipe import Recipe
 from secateur.solvers.scores import wanda_score
 from secateur.walk.inputs import InputAccumulator, find_groups, observed_inputs

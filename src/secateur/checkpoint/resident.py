@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -58,6 +58,9 @@ class ResidentStore:
         finally:
             for tensor, (device, dtype) in zip(outside, homes, strict=True):
                 tensor.data = tensor.data.to(device, dtype)
+
+    def head(self) -> AbstractContextManager[None]:
+        return self.embeddings()
 
     def load(self, index: int) -> nn.Module:
         block = self.blocks[index]

@@ -104,7 +104,8 @@ class Run:
 
     def _clear(self) -> None:
         """Remove what runs write into this folder, and nothing else."""
-        for path in [*self.output.glob("model*.safetensors*"), self.output / "report.json"]:
+        files = [*self.output.glob("model*.safetensors*")]
+        for path in [*files, self.output / "report.json", self.output / "plan.json"]:
             path.unlink(missing_ok=True)
         shutil.rmtree(self.folder)
 

@@ -42,11 +42,14 @@ class TensorMap:
     Attributes:
         blocks: for each block, parameter name inside the block -> name in the file.
         outside: parameter name in the base model, outside the blocks -> name in the file.
+        head: parameter name in the model, outside the base model -> name in the file; a head that
+            is tied to the embeddings is not among them.
         rest: names in the file that belong to no block; the head is among them.
     """
 
     blocks: list[dict[str, str]]
     outside: dict[str, str]
+    head: dict[str, str]
     rest: list[str]
 
 
@@ -57,7 +60,8 @@ def map_tensors(blocks: BlockList, reader: CheckpointReader) -> TensorMap | str:
         SecateurError: a tensor has another shape than the configuration asks for.
     """
     model = blocks.model
-    for transform in get_model_conversion_mapping(model):
+    transforms = get_model_conversion_mapping(model)
+    for transform in transforms:
         if isinstance(transform, WeightConverter):
             for name in reader.files:
                 if transform.rename_source_key(name)[1] is not None:
@@ -94,9 +98,20 @@ def map_tensors(blocks: BlockList, reader: CheckpointReader) -> TensorMap | str:
         _check_shape(reader, found, tuple(parameter.shape))
         outside[name] = found
 
+    own_names = {name for name, _ in model.named_parameters()} - {
+        base_prefix + name for name, _ in base.named_parameters()
+    }
     used = {file_name for names in in_blocks for file_name in names.values()}
     rest = [name for name in reader.files if name not in used]
-    return TensorMap(in_blocks, outside, rest)
+    head = {}
+    for name in rest:
+        # Some heads have another name in the file than in the model.
+        renamed = name
+        for transform in transforms:
+            renamed, _ = transform.rename_source_key(renamed)
+        if renamed in own_names:
+            head[renamed] = name
+    return TensorMap(in_blocks, outside, head, rest)
 
 
 def _tensors_of(block: nn.Module) -> list[tuple[str, torch.Tensor]]:

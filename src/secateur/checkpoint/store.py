@@ -25,6 +25,9 @@ class BlockStore(Protocol):
     def embeddings(self) -> AbstractContextManager[None]:
         """Within the context, everything before the blocks can run."""
 
+    def head(self) -> AbstractContextManager[None]:
+        """Within the context, everything outside the blocks can run, the output head included."""
+
     def load(self, index: int) -> nn.Module:
         """Return a block with its dense weights; they are known to be finite."""
 

@@ -16,6 +16,7 @@ from secateur.checkpoint.masks import write_masks
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import TensorMap
 from secateur.checkpoint.store import check_finite, least_precise, masks_path
+from secateur.errors import SecateurError
 
 _COPIED = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
 
@@ -24,7 +25,7 @@ class StreamedStore:
     """Blocks are read from the source's files and written as one shard each.
 
     The output holds the same tensors under the same names and dtypes as the source; whatever is
-    not part of a block is copied as it is.
+    not part of a block is copied as it is. Without an output nothing can be saved.
     """
 
     def __init__(
@@ -32,13 +33,13 @@ class StreamedStore:
         blocks: BlockList,
         reader: CheckpointReader,
         tensors: TensorMap,
-        output: Path,
+        output: Path | None,
         device: torch.device,
     ) -> None:
         self.blocks = blocks
         self._reader = reader
         self._tensors = tensors
-        self._output = output
+        self._folder = output
         self._device = device
 
     @contextmanager
@@ -55,6 +56,23 @@ class StreamedStore:
             yield
         finally:
             _forget(base, names)
+
+    @contextmanager
+    def head(self) -> Iterator[None]:
+        model = self.blocks.model
+        names = self._tensors.head
+        tensors = self._reader.read(names.values())
+        check_finite(tensors, prefix="outside the blocks")
+        state = {name: tensors[file_name] for name, file_name in names.items()}
+        try:
+            with self.embeddings():
+                _assign(model, state, self._device)
+                model.tie_weights()
+                self._require_weights_outside_blocks()
+                yield
+        finally:
+            _forget(model, names)
+            model.tie_weights()
 
     def load(self, index: int) -> nn.Module:
         names = self._tensors.blocks[index]
@@ -102,6 +120,19 @@ class StreamedStore:
                 "weight_map": dict(sorted(files.items())),
             },
         )
+
+    @property
+    def _output(self) -> Path:
+        assert self._folder is not None, "a store without an output only reads"
+        return self._folder
+
+    def _require_weights_outside_blocks(self) -> None:
+        for name, parameter in self.blocks.model.named_parameters():
+            if parameter.is_meta and not name.startswith(f"{self.blocks.prefix}."):
+                raise SecateurError(
+                    f"{name} is not in the files of {self._reader.folder} under that name, so the "
+                    "model's loss cannot be computed; choose another allocation."
+                )
 
     def _shard(self, index: int) -> str:
         return f"model-{index + 1:05d}-of-{len(self.blocks) + 1:05d}.safetensors"

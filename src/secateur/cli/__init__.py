@@ -12,6 +12,7 @@ from secateur.cli.estimate import estimate
 from secateur.cli.evaluate import evaluate
 from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
+from secateur.cli.plan import plan
 from secateur.cli.prune import prune
 from secateur.errors import SecateurError
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(prune)
+app.command()(plan)
 app.command("eval")(evaluate)
 app.command()(inspect)
 app.command()(estimate)

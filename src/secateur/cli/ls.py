@@ -13,11 +13,12 @@ class What(StrEnum):
 
     METHODS = "methods"
     PATTERNS = "patterns"
+    ALLOCATIONS = "allocations"
     CALIBRATIONS = "calibrations"
 
 
 def ls(
-    what: Annotated[What, typer.Argument(help="methods, patterns or calibrations.")],
+    what: Annotated[What, typer.Argument(help="methods, patterns, allocations or calibrations.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what can be chosen, a line each."""
@@ -40,7 +41,11 @@ def _rows(what: What) -> list[tuple[str, str]]:
         case What.METHODS:
             from secateur.methods import STAGES
 
-            return [(name, (stage.__doc__ or "").splitlines()[0]) for name, stage in STAGES.items()]
+            return [(name, _first_line(stage)) for name, stage in STAGES.items()]
+        case What.ALLOCATIONS:
+            from secateur.allocation import ALLOCATIONS
+
+            return [(name, _first_line(allocation)) for name, allocation in ALLOCATIONS.items()]
         case What.PATTERNS:
             return [
                 ("0.5, 50%", "unstructured: that share of all weights, anywhere"),
@@ -51,3 +56,7 @@ def _rows(what: What) -> list[tuple[str, str]]:
             from secateur.calibration import SOURCES
 
             return list(SOURCES.items())
+
+
+def _first_line(thing: object) -> str:
+    return (thing.__doc__ or "").splitlines()[0]

@@ -1,11 +1,13 @@
-"""Flags that make a recipe."""
+"""Flags that several commands share, and the recipe they make."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from secateur.errors import SecateurError
 
@@ -21,13 +23,49 @@ class Dtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+Model = Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or .gguf file.")]
+Sparsity = Annotated[float | None, typer.Option(help="Share of weights to remove. (default: 0.5)")]
+PatternText = Annotated[
+    str | None, typer.Option(help="n:m, keep n of every m input columns, such as 2:4.")
+]
+Allocate = Annotated[
+    str | None,
+    typer.Option(
+        help="Who divides the zeros among linears; `secateur ls allocations`. (default: uniform)"
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(help="self, FILE.txt, FILE.jsonl, or a hub name. (default: self)"),
+]
+Samples = Annotated[int | None, typer.Option(help="Calibration windows. (default: 128)")]
+Length = Annotated[int | None, typer.Option(help="Tokens per window. (default: 512)")]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random choices. (default: 0)")]
+Bos = Annotated[
+    bool | None,
+    typer.Option("--bos/--no-bos", help="Begin every window with the beginning-of-text token."),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.")]
+ForwardDtype = Annotated[
+    Dtype | None, typer.Option(help="Dtype of forward passes. (default: auto)")
+]
+RecipeFile = Annotated[
+    Path | None, typer.Option(help="YAML recipe; other flags override its values.")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let the checkpoint's own code run.")
+]
+
+
 def recipe_from_flags(
     file: Path | None,
     *,
-    method: str | None,
-    refit: bool | None,
+    method: str | None = None,
+    refit: bool | None = None,
     sparsity: float | None,
     pattern: str | None,
+    allocate: str | None = None,
+    plan: Path | None = None,
     calibration: Mapping[str, Any],
     **others: Any,
 ) -> Recipe:
@@ -38,8 +76,11 @@ def recipe_from_flags(
     Raises:
         SecateurError: flags that exclude each other, or an invalid value.
     """
+    from secateur.planning import Plan
     from secateur.recipe import Recipe
 
+    if plan is not None and allocate is not None:
+        raise SecateurError("Give either --plan or --allocate, not both.")
     if sparsity is not None and pattern is not None:
         raise SecateurError("Give either --sparsity or --pattern, not both.")
     values = Recipe.from_file(file).model_dump(mode="json") if file else {}
@@ -48,6 +89,12 @@ def recipe_from_flags(
     if method is not None or refit is not None:
         stages: list[dict[str, Any]] = [{"method": method or "wanda"}]
         values["stages"] = stages + ([{"method": "refit"}] if refit else [])
+    if allocate is not None:
+        values["allocation"] = {"method": allocate}
+    if plan is not None:
+        values["allocation"] = {"method": "plan", "file": str(plan)}
+        if sparsity is None and pattern is None:
+            values["pattern"] = str(Plan.from_file(plan).pattern)
     values["calibration"] = {**values.get("calibration", {}), **_given(calibration)}
     return Recipe.from_mapping({**values, **_given(others)})
 

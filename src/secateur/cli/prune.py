@@ -7,11 +7,26 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli.options import Dtype
+from secateur.cli.options import (
+    Allocate,
+    Bos,
+    Calibration,
+    Device,
+    ForwardDtype,
+    Length,
+    Model,
+    PatternText,
+    RecipeFile,
+    Samples,
+    Seed,
+    Sparsity,
+    TrustRemoteCode,
+    recipe_from_flags,
+)
 
 
 def prune(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or .gguf file.")],
+    model: Model,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="New folder for the pruned checkpoint.")
     ],
@@ -22,47 +37,32 @@ def prune(
         bool | None,
         typer.Option("--refit/--no-refit", help="Fit kept weights anew. (default: with wanda)"),
     ] = None,
-    sparsity: Annotated[
-        float | None, typer.Option(help="Share of weights to remove. (default: 0.5)")
+    sparsity: Sparsity = None,
+    pattern: PatternText = None,
+    allocate: Allocate = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="plan.json that says how many zeros each linear gets.")
     ] = None,
-    pattern: Annotated[
-        str | None, typer.Option(help="n:m, keep n of every m input columns, such as 2:4.")
-    ] = None,
-    calibration: Annotated[
-        str | None,
-        typer.Option(help="self, FILE.txt, FILE.jsonl, or a hub name. (default: self)"),
-    ] = None,
-    samples: Annotated[int | None, typer.Option(help="Calibration windows. (default: 128)")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens per window. (default: 512)")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of all random choices. (default: 0)")
-    ] = None,
-    bos: Annotated[
-        bool | None,
-        typer.Option("--bos/--no-bos", help="Begin every window with the beginning-of-text token."),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N.")] = None,
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Dtype of forward passes. (default: auto)")
-    ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(help="YAML recipe; other flags override its values.")
-    ] = None,
+    calibration: Calibration = None,
+    samples: Samples = None,
+    length: Length = None,
+    seed: Seed = None,
+    bos: Bos = None,
+    device: Device = None,
+    dtype: ForwardDtype = None,
+    recipe: RecipeFile = None,
     save_recipe: Annotated[
         Path | None, typer.Option(help="Write the recipe that these flags make, then go on.")
     ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Start over in the folder of an earlier run.")
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let the checkpoint's own code run.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Prune a model block by block and save a checkpoint that loads everywhere."""
     from secateur.checkpoint.files import write_text
     from secateur.cli.console import print_json, progress_bars, stderr, stdout
-    from secateur.cli.options import recipe_from_flags
     from secateur.pruning import prune as run
     from secateur.report.terminal import report_table
 
@@ -72,6 +72,8 @@ def prune(
         refit=refit,
         sparsity=sparsity,
         pattern=pattern,
+        allocate=allocate,
+        plan=plan,
         calibration={
             "source": calibration,
             "samples": samples,

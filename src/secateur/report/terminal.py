@@ -9,12 +9,14 @@ from rich.text import Text
 from secateur.estimation import Estimate
 from secateur.evaluation import Evaluation
 from secateur.inspection import Inspection
+from secateur.planning import Plan
 from secateur.report.document import Report
 from secateur.report.format import bytes_text, seconds_text
 
 
 def report_table(report: Report) -> RenderableType:
     """What a run did: the blocks, then the sums."""
+    sparsities: list[float] = []
     table = Table(box=None, header_style="dim", pad_edge=False)
     for name in ("block", "sparsity", "held-out error", "worst linear", "its error", "time"):
         table.add_column(name, justify="left" if name == "worst linear" else "right")
@@ -23,9 +25,10 @@ def report_table(report: Report) -> RenderableType:
         weights = sum(linear.weights for linear in block.linears.values())
         errors = {name: linear.relative_error or 0.0 for name, linear in block.linears.items()}
         worst = max(errors, key=errors.__getitem__)
+        sparsities.append(zeros / weights)
         table.add_row(
             str(block.index),
-            f"{zeros / weights:.4f}",
+            f"{sparsities[-1]:.4f}",
             f"{block.held_out_error:.4f}",
             worst,
             f"{errors[worst]:.4f}",
@@ -36,6 +39,11 @@ def report_table(report: Report) -> RenderableType:
     counted = report.sparsity
     summary = Table(box=None, show_header=False, pad_edge=False)
     summary.add_row("recipe", f"{stages}, pattern {report.recipe['pattern']}")
+    summary.add_row(
+        "allocation",
+        f"{report.recipe['allocation']['method']}, blocks from {min(sparsities):.4f} to "
+        f"{max(sparsities):.4f}",
+    )
     summary.add_row(
         "sparsity", f"{counted.counted:.6f} counted ({counted.zeros:,} of {counted.weights:,})"
     )
@@ -51,6 +59,21 @@ def report_table(report: Report) -> RenderableType:
         shown = notes[:8] + ([f"{len(notes) - 8} more in report.json"] if len(notes) > 8 else [])
         parts += [Text(f"· {note}", style="dim") for note in shown]
     return Group(*parts)
+
+
+def plan_table(plan: Plan) -> RenderableType:
+    """Sparsity of every linear, then all together."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("linear")
+    for name in ("weights", "zeros", "sparsity"):
+        table.add_column(name, justify="right")
+    for name, weights in plan.weights.items():
+        zeros = plan.zeros[name]
+        table.add_row(name, f"{weights:,}", f"{zeros:,}", f"{zeros / weights:.4f}")
+    table.add_section()
+    weights, zeros = sum(plan.weights.values()), sum(plan.zeros.values())
+    table.add_row("all", f"{weights:,}", f"{zeros:,}", f"{plan.sparsity:.6f}", style="bold")
+    return table
 
 
 def inspection_table(inspection: Inspection) -> RenderableType:

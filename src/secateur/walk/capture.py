@@ -97,6 +97,38 @@ def _capture(
     return Captured(inputs[0], calls)
 
 
+def logits_after(blocks: BlockList, token_ids: Tensor, last_BLD: Tensor) -> Tensor:
+    """Run what comes after the blocks on the last one's output, with its graph.
+
+    Args:
+        blocks: the model; what lies outside the blocks has weights, the blocks need none.
+        token_ids: (batch, length), those the hidden states belong to.
+        last_BLD: what the last block returns.
+
+    Returns:
+        logits (batch, length, vocabulary).
+    """
+
+    def returning(value: Any) -> Callable[[int], Callable[..., Any]]:
+        return lambda _index: lambda *_args, **_kwargs: value
+
+    for output in (last_BLD, (last_BLD,)):
+        with _replaced_forwards(blocks, returning(output)):
+            try:
+                logits: Tensor = blocks.model(input_ids=token_ids, use_cache=False).logits
+            except (IndexError, AttributeError, RuntimeError, ValueError, TypeError):
+                if isinstance(output, tuple):
+                    raise
+                continue
+        # A model that unpacks what a block returns takes a bare tensor apart.
+        if logits.shape[:-1] == token_ids.shape:
+            return logits
+    raise SecateurError(
+        f"The head of {type(blocks.model).__name__} does not give logits for the last block's "
+        "output; choose another allocation."
+    )
+
+
 @contextmanager
 def _replaced_forwards(
     blocks: BlockList, recorder: Callable[[int], Callable[..., Any]]

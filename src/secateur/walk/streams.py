@@ -28,12 +28,10 @@ class Batches:
     Attributes:
         fitted: batches that statistics come from.
         held_out: batches that errors are measured on.
-        boundary: number of fitted sequences; the held-out ones come after them.
     """
 
     fitted: list[slice]
     held_out: list[slice]
-    boundary: int
 
     @classmethod
     def of(cls, sequences: int, length: int, batch_tokens: int) -> Batches:
@@ -43,8 +41,13 @@ class Batches:
         return cls(
             [slice(i, min(i + size, boundary)) for i in range(0, boundary, size)],
             [slice(i, min(i + size, sequences)) for i in range(boundary, sequences, size)],
-            boundary,
         )
+
+    @property
+    def boundary(self) -> int:
+        """Number of fitted sequences; the held-out ones come after them."""
+        boundary: int = self.fitted[-1].stop
+        return boundary
 
     @property
     def all(self) -> list[slice]:

@@ -12,7 +12,7 @@ from secateur.architecture.experts import unstacked_experts
 from secateur.checkpoint.store import BlockStore
 from secateur.errors import SecateurError
 from secateur.methods.block_task import relative_error
-from secateur.plan import Plan
+from secateur.planning import Plan
 from secateur.walk.block import BlockPruner
 from secateur.walk.pruned import PrunedBlock, Stopwatch
 from secateur.walk.replay import Replay

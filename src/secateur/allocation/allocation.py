@@ -1,0 +1,129 @@
+"""What every allocation has in common."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from secateur.allocation.counts import bounded_counts
+from secateur.allocation.profile import DenseModel
+from secateur.architecture import BlockList
+from secateur.errors import SecateurError
+from secateur.pattern import NM, Pattern
+from secateur.planning import Plan, uniform_plan
+
+
+class Allocation(BaseModel, ABC):
+    """Options of a rule that divides the zeros among linears, and the rule itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    measures: ClassVar[bool] = False
+
+    def prepare(self, blocks: BlockList, pattern: Pattern) -> Plan:
+        """Check all that can be checked before work starts.
+
+        Returns:
+            A plan with the right sizes and total, which ``allocate`` starts from.
+
+        Raises:
+            SecateurError: the budget or the pattern cannot be met.
+        """
+        return uniform_plan(blocks, pattern)
+
+    @abstractmethod
+    def allocate(self, plan: Plan, blocks: BlockList, dense: DenseModel | None) -> Plan:
+        """Return the plan with its zeros divided by this rule; their total stays the same.
+
+        Args:
+            plan: what ``prepare`` returned.
+            blocks: the model's blocks.
+            dense: the dense model on calibration text; given if the rule ``measures``.
+        """
+
+
+@dataclass(frozen=True)
+class BlockCounts:
+    """The linears of one block in a plan.
+
+    Attributes:
+        names: full names.
+        weights: of each.
+        zeros: of each.
+    """
+
+    names: list[str]
+    weights: list[int]
+    zeros: list[int]
+
+
+def by_block(plan: Plan, blocks: BlockList) -> list[BlockCounts]:
+    """Group a plan's linears by block, in the plan's order."""
+    grouped = []
+    for index in range(len(blocks)):
+        names = [name for name in plan.weights if name.startswith(f"{blocks.name(index)}.")]
+        grouped.append(
+            BlockCounts(
+                names, [plan.weights[name] for name in names], [plan.zeros[name] for name in names]
+            )
+        )
+    return grouped
+
+
+class Unequal(Allocation, ABC):
+    """A rule that gives linears different sparsities."""
+
+    max_sparsity: float = Field(0.95, gt=0, le=1, description="no linear loses a larger share")
+
+    def prepare(self, blocks: BlockList, pattern: Pattern) -> Plan:
+        plan = uniform_plan(blocks, pattern)
+        method = type(self).model_fields["method"].default
+        if isinstance(pattern, NM):
+            raise SecateurError(
+                f"Pattern {pattern} fixes the sparsity of every linear, so the allocation {method} "
+                "cannot divide it; choose a sparsity such as 0.5, or leave the allocation out."
+            )
+        if pattern.sparsity > self.max_sparsity:
+            raise SecateurError(
+                f"A sparsity of {pattern} cannot be reached while no linear may lose more than "
+                f"{self.max_sparsity} of its weights; lower the sparsity, or raise max_sparsity "
+                f"of the allocation {method} in the recipe."
+            )
+        return plan
+
+    def most_zeros(self, block: BlockCounts) -> list[int]:
+        """Most zeros that each linear may get; the uniform share, rounded, is always allowed."""
+        return [
+            max(math.floor(self.max_sparsity * weights), uniform)
+            for weights, uniform in zip(block.weights, block.zeros, strict=True)
+        ]
+
+
+class PerBlock(Unequal, ABC):
+    """A rule that gives each block a sparsity, which its linears share."""
+
+    @abstractmethod
+    def block_sparsities(self, target: float, count: int, dense: DenseModel | None) -> list[float]:
+        """Return the sparsity wanted of each of ``count`` blocks; it may leave [0, 1]."""
+
+    def allocate(self, plan: Plan, blocks: BlockList, dense: DenseModel | None) -> Plan:
+        grouped = by_block(plan, blocks)
+        sparsities = self.block_sparsities(plan.sparsity, len(grouped), dense)
+        sizes = [size for block in grouped for size in block.weights]
+        counts = bounded_counts(
+            wanted=[
+                sparsity * size
+                for sparsity, block in zip(sparsities, grouped, strict=True)
+                for size in block.weights
+            ],
+            sizes=sizes,
+            total=sum(plan.zeros.values()),
+            low=[0] * len(sizes),
+            high=[most for block in grouped for most in self.most_zeros(block)],
+        )
+        names = [name for block in grouped for name in block.names]
+        return replace(plan, zeros=dict(zip(names, counts, strict=True)))

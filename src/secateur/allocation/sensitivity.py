@@ -1,0 +1,43 @@
+"""Zeros go, inside each block, where its output feels them least."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from secateur.allocation.allocation import Unequal, by_block
+from secateur.allocation.counts import threshold_counts
+from secateur.allocation.profile import DenseModel
+from secateur.allocation.threshold import block_histograms, fixed_where_blind
+from secateur.architecture import BlockList
+from secateur.planning import Plan
+
+
+class Sensitivity(Unequal):
+    """Inside each block, one threshold on what removing a weight does to the block's output.
+
+    The score of a weight is g_r · w² · mean(x_i²). The gradient of <v, y>, with random signs v
+    and y the block's output, is squared and summed over tokens at output row r: that is g_r, the
+    diagonal of the Gauss-Newton matrix of |y - target|² in expectation. Each block keeps its
+    uniform share of the zeros.
+    """
+
+    measures: ClassVar[bool] = True
+
+    method: Literal["sensitivity"] = "sensitivity"
+    probes: int = Field(1, ge=1, description="random sign vectors per batch of sequences")
+    sequences: int = Field(16, ge=1, description="calibration sequences to measure on")
+
+    def allocate(self, plan: Plan, blocks: BlockList, dense: DenseModel | None) -> Plan:
+        assert dense is not None
+        grouped = by_block(plan, blocks)
+        zeros: dict[str, int] = {}
+        for block in dense.blocks(self.sequences, self.probes):
+            counts = grouped[block.index]
+            histograms_PB, blind = block_histograms(block)
+            low, high = fixed_where_blind(counts, blind, self.most_zeros(counts))
+            found = threshold_counts(histograms_PB, sum(counts.zeros), low, high)
+            zeros |= dict(zip(counts.names, found, strict=True))
+        return replace(plan, zeros=zeros)

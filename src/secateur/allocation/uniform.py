@@ -1,0 +1,19 @@
+"""Uniform allocation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from secateur.allocation.allocation import Allocation
+from secateur.allocation.profile import DenseModel
+from secateur.architecture import BlockList
+from secateur.planning import Plan
+
+
+class Uniform(Allocation):
+    """The same sparsity in every linear."""
+
+    method: Literal["uniform"] = "uniform"
+
+    def allocate(self, plan: Plan, blocks: BlockList, dense: DenseModel | None) -> Plan:
+        return plan
