@@ -8,9 +8,12 @@ import typer
 
 from secateur.cli.options import (
     Length,
+    Method,
     Model,
     PatternText,
     RecipeFile,
+    Reconstruct,
+    Refit,
     Samples,
     Sparsity,
     TrustRemoteCode,
@@ -20,8 +23,9 @@ from secateur.cli.options import (
 
 def estimate(
     model: Model,
-    method: Annotated[str | None, typer.Option(help="As in prune.")] = None,
-    refit: Annotated[bool | None, typer.Option("--refit/--no-refit", help="As in prune.")] = None,
+    method: Method = None,
+    refit: Refit = None,
+    reconstruct: Reconstruct = None,
     sparsity: Sparsity = None,
     pattern: PatternText = None,
     samples: Samples = None,
@@ -40,6 +44,7 @@ def estimate(
         recipe,
         method=method,
         refit=refit,
+        reconstruct=reconstruct,
         sparsity=sparsity,
         pattern=pattern,
         calibration=calibration,

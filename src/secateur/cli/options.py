@@ -24,6 +24,21 @@ class Dtype(StrEnum):
 
 
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or .gguf file.")]
+Method = Annotated[
+    str | None,
+    typer.Option(help="What chooses the mask; `secateur ls methods`. (default: wanda)"),
+]
+Refit = Annotated[
+    bool | None,
+    typer.Option("--refit/--no-refit", help="Fit kept weights anew. (default: with wanda)"),
+]
+Reconstruct = Annotated[
+    bool | None,
+    typer.Option(
+        "--reconstruct/--no-reconstruct",
+        help="Train kept weights on the output of their block. (default: no)",
+    ),
+]
 Sparsity = Annotated[float | None, typer.Option(help="Share of weights to remove. (default: 0.5)")]
 PatternText = Annotated[
     str | None, typer.Option(help="n:m, keep n of every m input columns, such as 2:4.")
@@ -62,6 +77,7 @@ def recipe_from_flags(
     *,
     method: str | None = None,
     refit: bool | None = None,
+    reconstruct: bool | None = None,
     sparsity: float | None,
     pattern: str | None,
     allocate: str | None = None,
@@ -86,9 +102,15 @@ def recipe_from_flags(
     values = Recipe.from_file(file).model_dump(mode="json") if file else {}
     if sparsity is not None or pattern is not None:
         values["pattern"] = pattern if sparsity is None else str(sparsity)
-    if method is not None or refit is not None:
-        stages: list[dict[str, Any]] = [{"method": method or "wanda"}]
-        values["stages"] = stages + ([{"method": "refit"}] if refit else [])
+    if method is not None or refit is not None or reconstruct is not None:
+        stages = [{"method": method}] if method else values.get("stages", _default_stages())
+        for name, wanted in (("refit", refit), ("reconstruct", reconstruct)):
+            present = any(stage["method"] == name for stage in stages)
+            if wanted and not present:
+                stages = [*stages, {"method": name}]
+            elif wanted is False:
+                stages = [stage for stage in stages if stage["method"] != name]
+        values["stages"] = stages
     if allocate is not None:
         values["allocation"] = {"method": allocate}
     if plan is not None:
@@ -97,6 +119,13 @@ def recipe_from_flags(
             values["pattern"] = str(Plan.from_file(plan).pattern)
     values["calibration"] = {**values.get("calibration", {}), **_given(calibration)}
     return Recipe.from_mapping({**values, **_given(others)})
+
+
+def _default_stages() -> list[dict[str, Any]]:
+    from secateur.recipe import Recipe
+
+    stages: list[dict[str, Any]] = Recipe().model_dump(mode="json")["stages"]
+    return stages
 
 
 def _given(flags: Mapping[str, Any]) -> dict[str, Any]:

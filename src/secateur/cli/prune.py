@@ -14,9 +14,12 @@ from secateur.cli.options import (
     Device,
     ForwardDtype,
     Length,
+    Method,
     Model,
     PatternText,
     RecipeFile,
+    Reconstruct,
+    Refit,
     Samples,
     Seed,
     Sparsity,
@@ -30,13 +33,9 @@ def prune(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="New folder for the pruned checkpoint.")
     ],
-    method: Annotated[
-        str | None, typer.Option(help="magnitude, wanda, sparsegpt or admm. (default: wanda)")
-    ] = None,
-    refit: Annotated[
-        bool | None,
-        typer.Option("--refit/--no-refit", help="Fit kept weights anew. (default: with wanda)"),
-    ] = None,
+    method: Method = None,
+    refit: Refit = None,
+    reconstruct: Reconstruct = None,
     sparsity: Sparsity = None,
     pattern: PatternText = None,
     allocate: Allocate = None,
@@ -70,6 +69,7 @@ def prune(
         recipe,
         method=method,
         refit=refit,
+        reconstruct=reconstruct,
         sparsity=sparsity,
         pattern=pattern,
         allocate=allocate,

@@ -1,0 +1,39 @@
+"""Flags put over a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from secateur.cli.options import recipe_from_flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "stages"),
+    [
+        ({}, ["wanda", "refit"]),
+        ({"refit": False}, ["wanda"]),
+        ({"reconstruct": True}, ["wanda", "refit", "reconstruct"]),
+        ({"method": "besa"}, ["besa"]),
+        ({"method": "admm", "reconstruct": True}, ["admm", "reconstruct"]),
+        ({"method": "besa-rates", "refit": True}, ["besa-rates", "refit"]),
+    ],
+)
+def test_stages_follow_the_flags(flags: dict[str, object], stages: list[str]) -> None:
+    recipe = recipe_from_flags(None, sparsity=None, pattern=None, calibration={}, **flags)  # type: ignore[arg-type]
+    assert [stage.method for stage in recipe.stages] == stages
+
+
+def test_flags_change_only_their_part_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("stages: [{method: sparsegpt, damping: 0.5}, {method: refit, iterations: 3}]\n")
+    recipe = recipe_from_flags(
+        file, reconstruct=True, refit=True, sparsity=0.3, pattern=None, calibration={}
+    )
+    assert [stage.method for stage in recipe.stages] == ["sparsegpt", "refit", "reconstruct"]
+    assert recipe.stages[0].damping == 0.5  # type: ignore[union-attr]
+    assert recipe.stages[1].iterations == 3  # type: ignore[union-attr]
+    assert recipe.pattern.sparsity == 0.3
+    recipe = recipe_from_flags(file, refit=False, sparsity=None, pattern=None, calibration={})
+    assert [stage.method for stage in recipe.stages] == ["sparsegpt"]
