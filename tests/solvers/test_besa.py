@@ -328,6 +328,7 @@ def test_a_step_needs_little_more_than_ranks_and_one_masked_linear(
     linears, width, tokens = 4, 512, 4
     chunk = 2**15
     monkeypatch.setattr(besa, "_CHUNK_CPU", chunk)
+    monkeypatch.setattr(besa, "_FEWEST_ROWS", 1)
     weights = [normal(width, width, seed=seed, dtype=torch.float32) for seed in range(linears)]
     x = normal(tokens, width, dtype=torch.float32).requires_grad_()
     counts_D = torch.tensor(candidate_counts(candidate_rates(), width))

@@ -34,11 +34,11 @@ _WIDEST_INT16 = 2**15 - 1
 
 # Weights handled at a time where 20 bytes each are needed: they stay in a core's cache, or keep
 # an accelerator busy.
-_CHUNK_CPU = 2**18
+_CHUNK_CPU = 2**17
 _CHUNK_ACCELERATOR = 2**22
 
 # Fewer rows than this make matrix products slow.
-_FEWEST_ROWS = 64
+_FEWEST_ROWS = 128
 
 
 class Surrogate(Protocol):
@@ -228,11 +228,11 @@ def masked_linear(
 
     Args:
         x: Inputs, (…, I).
-        w_OI: As in ``masked_weight``, and so the arguments after it.
-        rank_OI: …
-        count_O: …
-        carrier_G: …
-        surrogate: …
+        w_OI: As in ``masked_weight``, like the four arguments after it.
+        rank_OI: Ranks.
+        count_O: Zeros of each row.
+        carrier_G: What the gradient is handed to.
+        surrogate: The derivative.
         bias_O: Added to the output.
 
     Returns:
@@ -259,9 +259,12 @@ class _MaskedWeight(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         w_OI, rank_OI, count_O = ctx.saved_tensors
         (gradient_OI,) = gradients
+        dtype = torch.promote_types(torch.float32, w_OI.dtype)
         derivative = torch.cat(
             [
-                ctx.surrogate(_product(w_OI[rows], gradient_OI[rows]), rank_OI[rows], count_O[rows])
+                ctx.surrogate(
+                    gradient_OI[rows].to(dtype) * w_OI[rows], rank_OI[rows], count_O[rows]
+                )
                 for rows in _row_chunks(w_OI)
             ]
         )
@@ -281,7 +284,7 @@ class _MaskedLinear(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, w_OI, rank_OI, count_O)
         ctx.surrogate, ctx.carrier = surrogate, (len(carrier_G), carrier_G.dtype)
-        return functional.linear(x, apply_counts(w_OI, rank_OI, count_O).to(x.dtype))
+        return functional.linear(x, apply_counts(w_OI.to(x.dtype), rank_OI, count_O))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -289,14 +292,15 @@ class _MaskedLinear(Function):
         (gradient_y,) = gradients
         gradient_x = None
         if ctx.needs_input_grad[0]:
-            gradient_x = gradient_y @ apply_counts(w_OI, rank_OI, count_O).to(x.dtype)
+            gradient_x = gradient_y @ apply_counts(w_OI.to(x.dtype), rank_OI, count_O)
         if not ctx.needs_input_grad[4]:
             return gradient_x, None, None, None, None, None
         x_NI, gradient_NO = x.flatten(0, -2), gradient_y.flatten(0, -2)
+        dtype = torch.promote_types(torch.float32, w_OI.dtype)
         derivative = torch.cat(
             [
                 ctx.surrogate(
-                    _product(w_OI[rows], gradient_NO[:, rows].T @ x_NI),
+                    (gradient_NO[:, rows].T @ x_NI).to(dtype).mul_(w_OI[rows]),
                     rank_OI[rows],
                     count_O[rows],
                 )
@@ -304,11 +308,6 @@ class _MaskedLinear(Function):
             ]
         )
         return gradient_x, None, None, None, _share(derivative, *ctx.carrier), None
-
-
-def _product(w_RC: Tensor, gradient_RC: Tensor) -> Tensor:
-    dtype = torch.promote_types(torch.float32, w_RC.dtype)
-    return w_RC.to(dtype) * gradient_RC.to(dtype)
 
 
 def _share(derivative: Tensor, distributions: int, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,452 @@
+"""Time and memory of one BESA optimisation step, beside the procedure as it was released.
+
+    OMP_NUM_THREADS=1 python benchmarks/besa_step.py
+    python benchmarks/besa_step.py --hidden 4096 --ffn 11008 --heads 32 --key-value-heads 32 \
+        --tokens 2048 --dtype bfloat16 --device cuda
+
+One decoder block with random weights, by default with the shapes of SmolLM2-135M. Four contenders:
+
+- dense: forward and backward through the block with frozen weights, what any such method needs;
+- released: int64 permutations, survival probabilities and masks made densely in every forward,
+  101 logits per row, Prodigy;
+- candidates: the same mathematics from `secateur.solvers.besa`, same optimiser;
+- scalar: one rate per row, exact counts after every step, Adam.
+
+A step is forward, loss, backward and update for one sequence. After learning, every sequence passes
+through the block once more to become the next block's input; the released procedure makes its masks
+again for each, ours multiplies them into the weights once. Contenders take turns and the fastest
+time of each counts. Extra memory is the peak during a step of few tokens beyond that of the dense
+contender, per weight of the block; ranks, logits and the state of the optimiser are in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from prodigyopt import Prodigy
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+from secateur.solvers.besa import (
+    CandidateSurrogate,
+    WindowSurrogate,
+    apply_counts,
+    ascending_ranks,
+    masked_linear,
+)
+from secateur.solvers.block_loss import relative_loss
+from secateur.solvers.rates import (
+    candidate_counts,
+    candidate_rates,
+    constant_total_gradient,
+    exact_counts,
+    expected_rate,
+    mean_rate,
+    rate_distribution,
+    sparsity_penalty,
+    truncated_counts,
+)
+from secateur.solvers.scores import wanda_score
+
+TARGET = 0.5
+PENALTY = 5.0
+WINDOW = 0.05
+MEMORY_TOKENS = 16
+
+
+class Contender:
+    """A way to run the block with masked weights and to learn the masks."""
+
+    def linear(self, index: int, x: Tensor) -> Tensor:
+        """Output of one linear while masks are learned."""
+        raise NotImplementedError
+
+    def step(self, output: Tensor, reference: Tensor) -> float:
+        """Learn from one sequence."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Learning is over."""
+
+
+class Dense(Contender):
+    def __init__(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
+        self.weights = weights
+
+    def linear(self, index: int, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weights[index])
+
+    def step(self, output: Tensor, reference: Tensor) -> float:
+        loss = relative_loss(output, reference)
+        loss.backward()
+        return loss.item()
+
+
+class Released(Contender):
+    """Section by section what the released code does; everything dense, in every forward."""
+
+    def __init__(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
+        self.weights, self.scores = weights, scores
+        device = weights[0].device
+        self.orders = [score.sort(dim=1, stable=True).indices for score in scores]
+        self.rates = torch.linspace(1, 0, 101, device=device)
+        self.probability_maps = []
+        for w in weights:
+            columns = w.shape[1]
+            positions = torch.arange(columns, device=device)
+            removed = positions < (columns * self.rates).long()[:, None]
+            self.probability_maps.append(removed.float())
+        self.logits = [torch.zeros(len(w), 101, device=device).requires_grad_() for w in weights]
+        self.alphas: list[Tensor] = [w.new_zeros(len(w)) for w in weights]
+        self.optimiser = Prodigy(self.logits, d_coef=5.0)
+
+    def linear(self, index: int, x: Tensor) -> Tensor:
+        w, order = self.weights[index], self.orders[index]
+        beta = self.logits[index].sigmoid().softmax(dim=-1)
+        alpha = beta @ self.rates
+        survival_in_order = 1 - beta @ self.probability_maps[index]
+        survival = torch.zeros_like(w).scatter(1, order, survival_in_order.to(w.dtype))
+        positions = torch.arange(w.shape[1], device=w.device)
+        kept_in_order = (positions >= (alpha * w.shape[1]).long()[:, None]).to(w.dtype)
+        mask = torch.ones_like(w).scatter(1, order, kept_in_order)
+        mask = mask - survival.detach() + survival
+        self.alphas[index] = alpha
+        return functional.linear(x, w * mask)
+
+    def step(self, output: Tensor, reference: Tensor) -> float:
+        norm = reference.float().flatten(0, -2).norm(dim=0).detach()
+        error = (reference.float() - output.float()) / norm
+        reconstruction = error.square().sum(dim=(0, 1)).mean()
+        total = sum(w.numel() for w in self.weights)
+        rate = sum(
+            alpha.mean() * (w.numel() / total)
+            for alpha, w in zip(self.alphas, self.weights, strict=True)
+        )
+        loss = reconstruction + PENALTY * ((rate - TARGET) / TARGET) ** 2
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        if output.is_cuda:
+            torch.cuda.empty_cache()
+        return loss.item()
+
+
+class Finished(Contender):
+    """Masks are multiplied into the weights once."""
+
+    weights: Sequence[Tensor]
+    ranks: Sequence[Tensor]
+    counts: Sequence[Tensor]
+    finished: list[Tensor] | None = None
+
+    def finish(self) -> None:
+        parts = zip(self.weights, self.ranks, self.counts, strict=True)
+        self.finished = [apply_counts(w, rank, count) for w, rank, count in parts]
+
+
+class Candidates(Finished):
+    def __init__(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
+        self.weights = weights
+        device = weights[0].device
+        self.ranks = [ascending_ranks(score) for score in scores]
+        self.rates = candidate_rates()
+        self.rules = [
+            CandidateSurrogate(torch.tensor(candidate_counts(self.rates, w.shape[1])).to(device))
+            for w in weights
+        ]
+        self.logits = [
+            torch.zeros(len(w), len(self.rates), device=device).requires_grad_() for w in weights
+        ]
+        self.counts = [torch.zeros(len(w), device=device) for w in weights]
+        self.alphas = list(self.counts)
+        self.optimiser = Prodigy(self.logits, d_coef=5.0)
+
+    def linear(self, index: int, x: Tensor) -> Tensor:
+        w = self.weights[index]
+        if self.finished:
+            return functional.linear(x, self.finished[index])
+        beta = rate_distribution(self.logits[index], smooth=True)
+        alpha = expected_rate(beta, self.rates)
+        count = truncated_counts(alpha, *w.shape)
+        self.alphas[index], self.counts[index] = alpha, count
+        return masked_linear(x, w, self.ranks[index], count, beta, self.rules[index])
+
+    def step(self, output: Tensor, reference: Tensor) -> float:
+        rate = mean_rate(self.alphas, [w.numel() for w in self.weights])
+        loss = relative_loss(output, reference) + sparsity_penalty(rate, TARGET, PENALTY)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.alphas = list(self.counts)
+        self.optimiser.step()
+        return loss.item()
+
+
+class Scalar(Finished):
+    def __init__(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
+        self.weights = weights
+        device = weights[0].device
+        self.ranks = [ascending_ranks(score) for score in scores]
+        self.rules = [WindowSurrogate(max(1, round(WINDOW * w.shape[1]))) for w in weights]
+        self.rows = [len(w) for w in weights]
+        self.columns = torch.cat([torch.full((len(w),), w.shape[1]) for w in weights]).to(device)
+        self.total = round(TARGET * sum(w.numel() for w in weights))
+        self.rate = torch.full((sum(self.rows),), TARGET, device=device).requires_grad_()
+        # Its value does not matter: it collects the slopes.
+        self.carrier = torch.zeros_like(self.rate).requires_grad_()
+        self.optimiser = torch.optim.Adam([self.rate], lr=0.005)
+        self.count()
+
+    def count(self) -> None:
+        self.count_R = exact_counts(self.rate, self.columns, self.total)
+        self.counts = self.count_R.split(self.rows)
+
+    def linear(self, index: int, x: Tensor) -> Tensor:
+        if self.finished:
+            return functional.linear(x, self.finished[index])
+        return masked_linear(
+            x,
+            self.weights[index],
+            self.ranks[index],
+            self.counts[index],
+            self.carrier.split(self.rows)[index],
+            self.rules[index],
+        )
+
+    def step(self, output: Tensor, reference: Tensor) -> float:
+        loss = relative_loss(output, reference)
+        self.carrier.grad = None
+        loss.backward()
+        assert self.carrier.grad is not None
+        self.rate.grad = constant_total_gradient(self.carrier.grad, self.columns, self.count_R)
+        self.optimiser.step()
+        self.count()
+        return loss.item()
+
+
+CONTENDERS: dict[str, type] = {
+    "dense": Dense,
+    "released": Released,
+    "candidates": Candidates,
+    "scalar": Scalar,
+}
+
+
+class Routed(nn.Module):
+    """Stands where a linear was and asks the contender."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.contender: Contender | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.contender is not None
+        return self.contender.linear(self.index, x)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Peak bytes of the tensors that code made and that were alive at once; CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        # Views of what was there before are not new.
+        inputs = {
+            tensor.untyped_storage()._cdata
+            for tensor in tree_leaves((args, kwargs))
+            if isinstance(tensor, Tensor)
+        }
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in inputs:
+                self._watch(tensor.untyped_storage())
+        return result
+
+    def _watch(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+
+        def forget(_: object) -> None:
+            self.live -= size
+            del self._known[key]
+
+        self._known[key] = weakref.ref(storage, forget)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+@dataclass
+class Problem:
+    """A block, its inputs and its dense outputs."""
+
+    block: nn.Module
+    routes: list[Routed]
+    weights: list[Tensor]
+    scores: Callable[[], list[Tensor]]
+    x: Tensor
+    rotary: tuple[Tensor, Tensor]
+    autocast: Callable[[], Any]
+    reference: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def run(self, contender: Contender) -> Tensor:
+        for route in self.routes:
+            route.contender = contender
+        with self.autocast():
+            output = self.block(self.x, position_embeddings=self.rotary)
+        return output[0] if isinstance(output, tuple) else output
+
+
+def make_problem(arguments: argparse.Namespace, tokens: int) -> Problem:
+    torch.manual_seed(0)
+    device = torch.device(arguments.device)
+    config = LlamaConfig(
+        hidden_size=arguments.hidden,
+        intermediate_size=arguments.ffn,
+        num_attention_heads=arguments.heads,
+        num_key_value_heads=arguments.key_value_heads,
+        num_hidden_layers=1,
+        attn_implementation="sdpa",
+    )
+    low = torch.bfloat16 if arguments.dtype == "bfloat16" else None
+    block = LlamaDecoderLayer(config, layer_idx=0).to(device).requires_grad_(False)
+    x = torch.randn(1, tokens, arguments.hidden, device=device)
+    positions = torch.arange(tokens, device=device)[None]
+    rotary = LlamaRotaryEmbedding(config).to(device)(x, positions)
+    routes, weights = [], []
+    for name, module in list(block.named_modules()):
+        if isinstance(module, nn.Linear):
+            # Rows of unequal importance, as in a trained model.
+            scale = torch.randn(len(module.weight), 1, device=device).exp()
+            weights.append((module.weight * scale).detach())
+            routes.append(Routed(len(routes)))
+            parent, _, child = name.rpartition(".")
+            setattr(block.get_submodule(parent), child, routes[-1])
+    squares = [torch.rand(w.shape[1], device=device) for w in weights]
+
+    def scores() -> list[Tensor]:
+        return [wanda_score(w, square) for w, square in zip(weights, squares, strict=True)]
+
+    def autocast() -> Any:
+        return torch.autocast(device.type, dtype=low) if low else nullcontext()
+
+    problem = Problem(block, routes, weights, scores, x, rotary, autocast)
+    with torch.no_grad():
+        problem.reference = problem.run(Dense(weights, []))
+    return problem
+
+
+def measure(problem: Problem, names: Sequence[str], steps: int) -> dict[str, tuple[float, float]]:
+    """Fastest step and fastest pass of each contender; they take turns."""
+    contenders = {name: CONTENDERS[name](problem.weights, problem.scores()) for name in names}
+    device = problem.x.device
+    step_times: dict[str, list[float]] = {name: [] for name in names}
+    pass_times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(steps + 1):
+        for name, contender in contenders.items():
+            step_times[name].append(timed(partial(step_once, problem, contender), device))
+    for contender in contenders.values():
+        contender.finish()
+    with torch.no_grad():
+        for _ in range(steps + 1):
+            for name, contender in contenders.items():
+                pass_times[name].append(timed(partial(problem.run, contender), device))
+    return {name: (min(step_times[name][1:]), min(pass_times[name][1:])) for name in names}
+
+
+def peak_bytes(problem: Problem, name: str) -> int:
+    """Most memory of a contender during a step, its ranks and optimiser included."""
+    gc.collect()
+    cuda = problem.x.is_cuda
+    counter = LiveBytes()
+    before = torch.cuda.memory_allocated() if cuda else 0
+    with nullcontext() if cuda else counter:
+        contender = CONTENDERS[name](problem.weights, problem.scores())
+        step_once(problem, contender)  # makes the optimiser's state
+        gc.collect()
+        counter.peak = counter.live
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        step_once(problem, contender)
+    return torch.cuda.max_memory_allocated() - before if cuda else counter.peak
+
+
+def step_once(problem: Problem, contender: Contender) -> None:
+    # Something must ask for gradients, or there is no backward pass.
+    problem.x.requires_grad_(isinstance(contender, Dense))
+    contender.step(problem.run(contender), problem.reference)
+    problem.x.grad = None
+    problem.x.requires_grad_(False)
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--hidden", type=int, default=576)
+    parser.add_argument("--ffn", type=int, default=1536)
+    parser.add_argument("--heads", type=int, default=9)
+    parser.add_argument("--key-value-heads", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    arguments = parser.parse_args()
+
+    names = arguments.contenders.split(",")
+    problem = make_problem(arguments, arguments.tokens)
+    size = sum(w.numel() for w in problem.weights)
+    seconds = measure(problem, names, arguments.steps)
+    del problem
+    # So few tokens that activations do not count.
+    problem = make_problem(arguments, MEMORY_TOKENS)
+    peaks = {name: peak_bytes(problem, name) for name in names}
+
+    print(
+        f"{size / 1e6:.2f} M weights, {arguments.tokens} tokens, {arguments.dtype}, "
+        f"{problem.x.device.type}, {torch.get_num_threads()} threads\n"
+    )
+    print(
+        "| contender | step | step, released / this | pass afterwards | step + pass, "
+        "released / this | extra bytes per weight |\n|---|---:|---:|---:|---:|---:|"
+    )
+    released, floor = seconds.get("released"), peaks.get("dense", 0)
+    for name, (step, after) in seconds.items():
+        cells = [name, f"{1e3 * step:.1f} ms", f"{released[0] / step:.2f}" if released else ""]
+        cells += [f"{1e3 * after:.1f} ms"]
+        cells += [f"{sum(released) / (step + after):.2f}" if released else ""]
+        cells += [f"{(peaks[name] - floor) / size:.2f}"]
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
