@@ -19,7 +19,7 @@ class ADMM(GroupStage):
 
     method: Literal["admm"] = "admm"
     scope: Literal["linear", "row"] = Field(
-        "linear", description="where unstructured weights compete: in the whole linear or in a row"
+        "row", description="where unstructured weights compete: in the whole linear or in a row"
     )
     damping: float = Field(0.01, gt=0, description="added to the Gram diagonal, share of its mean")
     iterations: int = Field(12, ge=1, description="steps of the search for the mask")

@@ -22,7 +22,7 @@ def admm(
     gram_II: Tensor,
     budget: Budget,
     *,
-    scope: Scope = "linear",
+    scope: Scope = "row",
     damping: float = 0.01,
     iterations: int = 12,
     refit_iterations: int = 15,
