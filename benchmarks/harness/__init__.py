@@ -1,0 +1,1 @@
+"""Run contenders as whole processes, measure them from outside, keep and show the results."""

@@ -1,0 +1,85 @@
+"""Who runs: a method, what follows it, and a pattern."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+OURS, PEER = "secateur", "llm-compressor"
+PEER_METHODS = ("sparsegpt", "wanda")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What to do and to what pattern.
+
+    Written ``METHOD[@ALLOCATION][+refit][+reconstruct]-PATTERN``, the pattern a percentage or n:m.
+    """
+
+    name: str
+    method: str
+    allocation: str | None
+    refit: bool
+    reconstruct: bool
+    pattern: str | None
+    sparsity: float
+
+    @classmethod
+    def parse(cls, name: str) -> Contender:
+        """Read a contender's name.
+
+        Raises:
+            SystemExit: it has another form.
+        """
+        match = re.fullmatch(
+            r"([\w-]+?)(?:@(\w+))?(\+refit)?(\+reconstruct)?-(?:(\d+(?:\.\d+)?)|(\d+):(\d+))", name
+        )
+        if match is None:
+            raise SystemExit(
+                f"{name!r} is not a contender; write METHOD[@ALLOCATION][+refit][+reconstruct]"
+                "-PATTERN, such as sparsegpt-50 or wanda+refit-2:4."
+            )
+        method, allocation, refit, reconstruct, percent, kept, group = match.groups()
+        return cls(
+            name=name,
+            method=method,
+            allocation=allocation,
+            refit=refit is not None,
+            reconstruct=reconstruct is not None,
+            pattern=None if percent else f"{kept}:{group}",
+            sparsity=float(percent) / 100 if percent else 1 - int(kept) / int(group),
+        )
+
+    @property
+    def flags(self) -> list[str]:
+        """Options that both tools' commands understand."""
+        target = ["--pattern", self.pattern] if self.pattern else ["--sparsity", str(self.sparsity)]
+        return ["--method", self.method, *target]
+
+    @property
+    def own_flags(self) -> list[str]:
+        """Options that only our command understands."""
+        flags = ["--refit" if self.refit else "--no-refit"]
+        flags += ["--reconstruct"] if self.reconstruct else []
+        return flags + (["--allocate", self.allocation] if self.allocation else [])
+
+    @property
+    def plain(self) -> bool:
+        """A method alone, which other tools may have as well."""
+        return not (self.refit or self.reconstruct or self.allocation)
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """Who can do this, in the order in which they run."""
+        return (PEER, OURS) if self.method in PEER_METHODS and self.plain else (OURS,)
+
+    @property
+    def method_label(self) -> str:
+        """Method as shown in the table."""
+        method = f"{self.method}, {self.allocation} plan" if self.allocation else self.method
+        return method + " + refit" * self.refit + " + reconstruct" * self.reconstruct
+
+    @property
+    def pattern_label(self) -> str:
+        """Pattern as shown in the table."""
+        return self.pattern or f"{100 * self.sparsity:g}%"

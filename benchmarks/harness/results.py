@@ -1,0 +1,62 @@
+"""The file that results are kept in."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from harness.contender import PEER, Contender
+from harness.measuring import Json, digest_of
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def commit() -> str:
+    """Return the commit that is checked out and whether the package differs from it."""
+    git = ["git", "-C", str(REPOSITORY)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    if head.returncode != 0:
+        return "no commit"
+    state = subprocess.run(
+        [*git, "status", "--porcelain", "--", "src"], capture_output=True, text=True
+    )
+    return head.stdout.strip() + (" with changes" if state.stdout.strip() else "")
+
+
+class Results:
+    """The output file: every run ever made, and which of them count for these settings."""
+
+    def __init__(self, file: Path, settings: Json, reuse_peer: bool):
+        self.file = file
+        self.settings = settings
+        self.code = digest_of((REPOSITORY / "src").rglob("*.py"))
+        self.commit = commit()
+        self.reuse_peer = reuse_peer
+        self.content: dict[str, list[Json]] = {"dense": [], "runs": []}
+        if file.is_file():
+            self.content = json.loads(file.read_text(encoding="utf-8"))
+
+    def dense(self) -> Json | None:
+        """Return the dense model's entry, if it was evaluated under these settings."""
+        matching = [e for e in self.content["dense"] if e["settings"] == self.settings]
+        return matching[-1] if matching else None
+
+    def runs(self, tool: str, contender: Contender) -> list[Json]:
+        """Return the runs made under these settings by the code that is here now."""
+        return [
+            run
+            for run in self.content["runs"]
+            if (run["tool"], run["contender"]) == (tool, contender.name)
+            and run["settings"] == self.settings
+            and (run["code"] == self.code or (tool == PEER and self.reuse_peer))
+        ]
+
+    def add(self, kind: str, entry: Json) -> None:
+        """Add an entry and write the file."""
+        origin = {"commit": self.commit, "code": self.code, "settings": self.settings}
+        self.content[kind].append(entry | origin)
+        partial = self.file.with_name(self.file.name + ".partial")
+        partial.write_text(json.dumps(self.content, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, self.file)

@@ -1,0 +1,74 @@
+"""Results as a Markdown table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.contender import OURS, PEER, Contender
+from harness.measuring import Json
+from harness.results import Results
+
+
+def table(results: Results, contenders: Sequence[Contender], dense: float) -> list[str]:
+    """Return the Markdown table of the best run of each contender, and notes below it."""
+    best: dict[tuple[str, str], Json] = {}
+    notes: list[str] = []
+    for contender in contenders:
+        for tool in contender.tools:
+            runs = results.runs(tool, contender)
+            if refused := next((run["refused"] for run in runs if run["refused"]), None):
+                notes.append(f"Not shown: {tool} {contender.name}, {refused}.")
+            elif runs:
+                best[tool, contender.name] = min(runs, key=lambda run: run["seconds"])
+
+    lines = [
+        "| tool | method | pattern | counted sparsity "
+        f"| perplexity (dense {dense:.2f}) | time | without start-up "
+        f"| time / {PEER}, same method | time / {PEER} SparseGPT | peak memory |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for contender in sorted(contenders, key=lambda c: (c.pattern or "", c.sparsity)):
+        yardsticks = [
+            best.get((PEER, contender.name)) if contender.plain else None,
+            best.get((PEER, f"sparsegpt-{contender.name.rpartition('-')[2]}")),
+        ]
+        lines += [
+            row(tool, contender, best[tool, contender.name], yardsticks)
+            for tool in contender.tools
+            if (tool, contender.name) in best
+        ]
+    commits = sorted({run["commit"] for run in best.values()})
+    return [*lines, "", *protocol_lines(results.settings), f"Commit: {', '.join(commits)}.", *notes]
+
+
+def row(tool: str, contender: Contender, run: Json, yardsticks: Sequence[Json | None]) -> str:
+    """Return one line of the table; ``yardsticks`` are the runs that ours is divided by."""
+    cells = [
+        tool,
+        contender.method_label,
+        contender.pattern_label,
+        f"{run['sparsity']:.4f}",
+        f"{run['perplexity']:.2f}",
+        f"{run['seconds']:.0f} s",
+        f"{run['inner_seconds']:.0f} s",
+        *(
+            f"{run['seconds'] / peer['seconds']:.2f}" if peer and tool == OURS else ""
+            for peer in yardsticks
+        ),
+        f"{run['peak_bytes'] / 1e9:.2f} GB",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def protocol_lines(settings: Json) -> list[str]:
+    """Return the protocol and the machine in sentences."""
+    s, machine, peer = settings, settings["machine"], settings["peer"]
+    windows = f"first {s['windows']} windows" if s["windows"] else "all windows"
+    return [
+        f"Calibration: {s['calibration']}, {s['samples']} windows of {s['length']} tokens, seed "
+        f"{s['seed']}. Perplexity: {s['text']}, {windows} of {s['window']} tokens, bf16 autocast. "
+        "Time and peak resident size of the whole process, the fastest run of each.",
+        f"Machine: {machine['cores']} cores, {machine['processor']}, "
+        f"{'AMX' if machine['amx'] else 'no AMX'}, torch {machine['torch']}. "
+        f"{PEER} {peer['llmcompressor']}, batches of {peer['batch size']}.",
+    ]
