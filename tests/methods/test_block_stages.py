@@ -97,7 +97,7 @@ def test_reconstruction_lowers_the_error_and_keeps_every_zero(
     with block_task(checkpoints(family), stored) as task:
         prune_at_random(task)
         before = task.held_out_error("pruned")
-        Reconstruct(epochs=6, learning_rate=3e-3, batch_sequences=2).apply(task)
+        Reconstruct(reference="pruned", epochs=6, learning_rate=0.03, batch_sequences=2).apply(task)
         assert task.held_out_error("pruned") < before
         for linear in task.linears:
             assert not linear.weight_OI[~task.masks[linear.name]].any()
@@ -111,7 +111,7 @@ def test_a_reconstruction_that_makes_things_worse_is_undone(
     with block_task(checkpoints("llama")) as task:
         prune_at_random(task)
         before = [parameter.clone() for parameter in task.block.parameters()]
-        Reconstruct(epochs=1, learning_rate=10.0).apply(task)
+        Reconstruct(reference="pruned", epochs=1, learning_rate=100.0).apply(task)
         assert all(map(torch.equal, before, task.block.parameters()))
         assert "reconstruct rejected" in task.notes[0]
 
@@ -120,7 +120,7 @@ def test_vectors_stay_when_asked(checkpoints: Callable[..., Path]) -> None:
     with block_task(checkpoints("qwen2")) as task:
         prune_at_random(task)
         vectors = [p.clone() for p in task.block.parameters() if p.ndim == 1]
-        Reconstruct(epochs=1, vectors=False).apply(task)
+        Reconstruct(reference="pruned", epochs=1, vectors=False).apply(task)
         after = [p for p in task.block.parameters() if p.ndim == 1]
         assert all(map(torch.equal, vectors, after))
 

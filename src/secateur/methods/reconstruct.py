@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from secateur.methods.block_task import BlockTask, relative_error
+from secateur.methods.block_task import BlockTask, Reference, relative_error
 from secateur.methods.stage import BlockStage
 
 
@@ -21,7 +21,12 @@ class Reconstruct(BlockStage):
 
     method: Literal["reconstruct"] = "reconstruct"
     epochs: int = Field(2, ge=1, description="passes over the fitted calibration windows")
-    learning_rate: float = Field(2e-4, gt=0, description="of Adam, at its highest")
+    reference: Reference = Field("dense", description="as for the other block stages")
+    learning_rate: float = Field(
+        0.01,
+        gt=0,
+        description="of Adam, at its highest, as a share of each parameter's root mean square",
+    )
     vectors: bool = Field(True, description="train norm gains and biases as well")
 
     def apply(self, task: BlockTask) -> None:
@@ -47,7 +52,12 @@ class Reconstruct(BlockStage):
         batches = [
             batch for _ in range(self.epochs) for batch in task.fitted_batches(self.batch_sequences)
         ]
-        optimiser = torch.optim.Adam(trained, lr=self.learning_rate, betas=(0.9, 0.95), fused=True)
+        # Adam's steps do not scale with a parameter, so the rate has to.
+        groups = [
+            {"params": [p], "lr": self.learning_rate * float(p.data.square().mean().sqrt())}
+            for p in trained
+        ]
+        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: one_cycle(step, len(batches))
         )
