@@ -13,10 +13,11 @@ from secateur.architecture.experts import unstacked_experts
 from secateur.checkpoint.locate import locate_checkpoint
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import build_skeleton, map_tensors
-from secateur.methods import GroupStage
+from secateur.methods import BlockStage, GroupStage
 from secateur.planning import uniform_plan
 from secateur.recipe import Recipe
 from secateur.walk.activations import memory_budget
+from secateur.walk.block import wants_dense_stream, wants_targets
 
 _FLOAT = 4
 # The interpreter with torch and transformers imported.
@@ -67,11 +68,13 @@ def estimate(
     calibration = recipe.calibration
     tokens = calibration.samples * calibration.length
     hidden = blocks.model.config.get_text_config().hidden_size
-    activations = tokens * hidden * _FLOAT
+    buffers = 1 + wants_dense_stream(recipe.stages) + wants_targets(recipe.stages)
+    activations = buffers * tokens * hidden * _FLOAT
     mapped = activations > memory_budget(recipe.activation_memory)
 
     all_shapes = [_input_groups(block) for block in blocks]
     group_stages = [stage for stage in recipe.stages if isinstance(stage, GroupStage)]
+    block_stages = [stage for stage in recipe.stages if isinstance(stage, BlockStage)]
     needs_gram = any(stage.needs == "gram" for stage in group_stages)
     needs_statistics = any(stage.needs != "nothing" for stage in group_stages)
     block_bytes = max(sum(p.numel() for p in block.parameters()) for block in blocks) * _FLOAT
@@ -87,8 +90,15 @@ def estimate(
     if not isinstance(tensors, str):
         outside = sum(math.prod(reader.shapes[name]) for name in tensors.outside.values()) * _FLOAT
     resident = (0 if mapped else activations) + (0 if streamed else reader.bytes_of(reader.files))
+    # Block stages keep the dense weights beside what each of them needs while it works.
+    copies = 1 + max(stage.copies for stage in block_stages) if block_stages else 0
     # The embeddings have left when the first block arrives.
-    stages = max(outside, 2 * block_bytes + working * _FLOAT + activations // 4)
+    block_work = max(working * _FLOAT, (copies + 1) * block_bytes)
+    stages = max(outside, 2 * block_bytes + block_work + activations // (4 * buffers))
+    passes = _PASSES if needs_statistics else 1.25
+    passes += wants_dense_stream(recipe.stages) + (0.75 if wants_targets(recipe.stages) else 0)
+    fitted = max(1, int(calibration.samples * 0.75))
+    passes += 0.75 * sum(stage.passes(fitted) for stage in block_stages)
 
     squares = sum(width * width for groups in all_shapes for _, width in groups)
     return Estimate(
@@ -100,10 +110,7 @@ def estimate(
         peak_memory_bytes=_LIBRARIES_BYTES + resident + stages,
         activation_bytes=activations,
         activations_in="a mapped file" if mapped else "memory",
-        forward_flops=2.0
-        * tokens
-        * sum(plan.weights.values())
-        * (_PASSES if needs_statistics else 1.25),
+        forward_flops=2.0 * tokens * sum(plan.weights.values()) * passes,
         statistics_flops=1.5 * tokens * squares if needs_gram else 0.0,
         output_bytes=reader.bytes_of(reader.files),
     )

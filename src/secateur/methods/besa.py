@@ -43,6 +43,7 @@ class BESA(BlockStage):
 
     needs_norms: ClassVar[bool] = True
     unstructured_only: ClassVar[bool] = True
+    copies: ClassVar[int] = 2
 
     method: Literal["besa"] = "besa"
     batch_sequences: int = Field(1, ge=1, description="calibration windows in one step")
@@ -67,6 +68,9 @@ class BESA(BlockStage):
                 f"the paper's parameterisation of besa reaches sparsities from {low:.3f} to "
                 f"{high:.3f}, not {sparsity:g}; use parameterisation: softmax"
             )
+
+    def passes(self, sequences: int) -> float:
+        return 3.0 * self.epochs
 
     def apply(self, task: BlockTask) -> None:
         candidates = {"uniform rates": uniform_masks(task), "learned rates": self._learn(task)}

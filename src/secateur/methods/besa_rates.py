@@ -22,6 +22,7 @@ class BESARates(BlockStage):
 
     needs_norms: ClassVar[bool] = True
     unstructured_only: ClassVar[bool] = True
+    copies: ClassVar[int] = 4
 
     method: Literal["besa-rates"] = "besa-rates"
     probe_sequences: int = Field(
@@ -29,6 +30,9 @@ class BESARates(BlockStage):
     )
     steps: int = Field(24, ge=0, description="straight-through steps; 0 leaves the closed form")
     rate: float = Field(0.5, gt=0, description="how far a step follows the marginal cost")
+
+    def passes(self, sequences: int) -> float:
+        return 3.0 * (self.probe_sequences + self.steps * self.batch_sequences) / sequences
 
     def apply(self, task: BlockTask) -> None:
         candidates = {"uniform rates": uniform_masks(task)}

@@ -18,6 +18,7 @@ class Reconstruct(BlockStage):
     """Train the kept weights of a block so that it returns what the dense block returned."""
 
     chooses_mask: ClassVar[bool] = False
+    copies: ClassVar[int] = 4
 
     method: Literal["reconstruct"] = "reconstruct"
     epochs: int = Field(2, ge=1, description="passes over the fitted calibration windows")
@@ -28,6 +29,9 @@ class Reconstruct(BlockStage):
         description="of Adam, at its highest, as a share of each parameter's root mean square",
     )
     vectors: bool = Field(True, description="train norm gains and biases as well")
+
+    def passes(self, sequences: int) -> float:
+        return 3.0 * self.epochs
 
     def apply(self, task: BlockTask) -> None:
         weights = [linear.module.get_parameter("weight") for linear in task.linears]

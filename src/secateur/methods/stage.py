@@ -36,6 +36,8 @@ class BlockStage(Stage):
     """A step that works on a block as a whole, against a reference output."""
 
     needs_norms: ClassVar[bool] = False
+    copies: ClassVar[int]
+    """Tensors of the block's size, fp32, that it holds at most, beside its weights."""
 
     reference: Reference = Field(
         "pruned",
@@ -47,3 +49,7 @@ class BlockStage(Stage):
     @abstractmethod
     def apply(self, task: BlockTask) -> None:
         """Change the block's weights and, if the stage chooses them, its masks."""
+
+    @abstractmethod
+    def passes(self, sequences: int) -> float:
+        """Work, in forward passes over this many fitted sequences; backward counts as two."""

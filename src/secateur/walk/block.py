@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -51,7 +51,7 @@ class BlockPruner:
         device: where blocks are worked on.
         dtype: of forward passes.
         seed: for the random choices of stages.
-        buffer: room for a stream of hidden states, needed if `wants_targets`.
+        buffer_SLD: room for the outputs that `wants_targets` says are needed.
     """
 
     def __init__(
@@ -88,43 +88,43 @@ class BlockPruner:
         The dense stream, if there is one, moves past the block.
         """
         held_out: list[Tensor] = []
-        outputs: dict[Reference, Tensor] = {}
         run = partial(stream.forward, block)
         first = stream.batches.held_out[0]
         groups = find_groups(find_linears(block), lambda: held_out.append(run(first).cpu()))
         held_out += [run(batch).cpu() for batch in stream.batches.held_out[1:]]
-        sums = {}
-        if any(stage.needs_norms for stage in self._block_stages):
-            widths = [group.linears[0].weight_OI.shape[1] for group in groups]
-            sums = {
-                number: InputAccumulator(width, "norms", self._device, self._dtype)
-                for number, width in enumerate(widths)
-            }
-        wants_pruned = any(stage.reference == "pruned" for stage in self._block_stages)
-        if wants_pruned or sums:
-            with observed_inputs(
-                groups if sums else [], lambda number, x_NI: sums[number].add(x_NI)
-            ):
-                for batch in stream.batches.fitted:
-                    y_BLD = run(batch)
-                    if wants_pruned and self._buffer_SLD is not None:
-                        self._buffer_SLD[batch].copy_(y_BLD)
-        if wants_pruned and self._buffer_SLD is not None:
+        mean_squares = self._pass_fitted(block, stream, groups)
+        outputs: dict[Reference, Tensor] = {}
+        if self._buffer_SLD is not None:
             for batch, y_BLD in zip(stream.batches.held_out, held_out, strict=True):
                 self._buffer_SLD[batch].copy_(y_BLD)
             outputs["pruned"] = self._buffer_SLD
         if dense_stream is not None:
-            for batch in stream.batches.all:
+            for batch in dense_stream.batches.all:
                 dense_stream.advance(block, batch)
             dense_stream.position += 1
             outputs["dense"] = dense_stream.x_SLD
-        mean_squares = {
-            linear.name: sums[number].result().mean_square_I
-            for number, group in enumerate(groups)
-            for linear in group.linears
-            if sums
-        }
         return BlockTargets(groups, held_out, outputs, mean_squares)
+
+    def _pass_fitted(
+        self, block: nn.Module, stream: Stream, groups: Sequence[LinearGroup]
+    ) -> dict[str, Tensor]:
+        """Run the fitted sequences once for what block stages want of them, if they do."""
+        if not any(stage.needs_norms for stage in self._block_stages):
+            groups = []
+        if not groups and self._buffer_SLD is None:
+            return {}
+        widths = [group.linears[0].weight_OI.shape[1] for group in groups]
+        sums = [InputAccumulator(width, "norms", self._device, self._dtype) for width in widths]
+        with observed_inputs(groups, lambda number, x_NI: sums[number].add(x_NI)):
+            for batch in stream.batches.fitted:
+                y_BLD = stream.forward(block, batch)
+                if self._buffer_SLD is not None:
+                    self._buffer_SLD[batch].copy_(y_BLD)
+        return {
+            linear.name: total.result().mean_square_I
+            for group, total in zip(groups, sums, strict=True)
+            for linear in group.linears
+        }
 
     def prune(
         self,

@@ -1,0 +1,30 @@
+"""Estimates follow the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from secateur.estimation import estimate
+from secateur.recipe import Recipe
+
+
+def test_block_stages_cost_streams_copies_and_passes(checkpoints: Callable[..., Path]) -> None:
+    folder = checkpoints("llama")
+
+    def of(*stages: dict[str, object]):  # type: ignore[no-untyped-def]
+        calibration = {"samples": 16, "length": 32}
+        return estimate(
+            folder, Recipe.from_mapping({"stages": list(stages), "calibration": calibration})
+        )
+
+    wanda = of({"method": "wanda"})
+    short = of({"method": "wanda"}, {"method": "reconstruct", "epochs": 1})
+    long = of({"method": "wanda"}, {"method": "reconstruct", "epochs": 3})
+    both = of({"method": "besa"}, {"method": "reconstruct"})
+    assert short.activation_bytes == long.activation_bytes == 2 * wanda.activation_bytes
+    assert both.activation_bytes == 3 * wanda.activation_bytes
+    assert short.peak_memory_bytes > wanda.peak_memory_bytes
+    assert long.forward_flops > short.forward_flops > wanda.forward_flops
+    tokens, epochs = 12 * 32, 2
+    assert long.forward_flops - short.forward_flops == 2 * wanda.weights * tokens * 3 * epochs
