@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -89,15 +90,22 @@ def zeros_of(task: BlockTask) -> int:
     return sum(int((linear.weight_OI == 0).sum()) for linear in task.linears)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", ["block", "parts"])
 def test_reconstruction_lowers_the_error_and_keeps_every_zero(
-    family: str, stored: torch.dtype, checkpoints: Callable[..., Path]
+    family: str,
+    stored: torch.dtype,
+    window: Literal["block", "parts"],
+    checkpoints: Callable[..., Path],
 ) -> None:
     with block_task(checkpoints(family), stored) as task:
         prune_at_random(task)
         before = task.held_out_error("pruned")
-        Reconstruct(reference="pruned", epochs=6, learning_rate=0.03, batch_sequences=2).apply(task)
+        stage = Reconstruct(
+            reference="pruned", window=window, epochs=6, learning_rate=0.03, batch_sequences=2
+        )
+        stage.apply(task)
         assert task.held_out_error("pruned") < before
         for linear in task.linears:
             assert not linear.weight_OI[~task.masks[linear.name]].any()

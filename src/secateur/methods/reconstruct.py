@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from secateur.methods.block_task import BlockTask, Reference, relative_error
 from secateur.methods.stage import BlockStage
+from secateur.walk.parts import Part, catch_call, find_parts
 
 
 class Reconstruct(BlockStage):
@@ -28,30 +30,46 @@ class Reconstruct(BlockStage):
         gt=0,
         description="of Adam, at its highest, as a share of each parameter's root mean square",
     )
+    window: Literal["block", "parts"] = Field(
+        "block",
+        description="what is trained at a time: the block, or its parts (attention, MLP) one after "
+        "the other, each against its dense self",
+    )
     vectors: bool = Field(True, description="train norm gains and biases as well")
 
     def passes(self, sequences: int) -> float:
-        return 3.0 * self.epochs
+        return (3.0 if self.window == "block" else 5.0) * self.epochs
 
     def apply(self, task: BlockTask) -> None:
-        weights = [linear.module.get_parameter("weight") for linear in task.linears]
-        trained = list(weights)
+        kept = {}
+        for linear in task.linears:
+            mask_OI = task.masks[linear.name].to(task.device)
+            weight = linear.module.get_parameter("weight")
+            kept[weight] = mask_OI.T if linear.transposed else mask_OI
+        trained = list(kept)
         if self.vectors:
             trained += [p for p in task.block.parameters() if p.ndim == 1]
-        masks = [
-            (task.masks[linear.name].T if linear.transposed else task.masks[linear.name])
-            for linear in task.linears
-        ]
-        kept = [(w, mask.to(w.device)) for w, mask in zip(weights, masks, strict=True)]
-        task.accept_better(
-            self.method, self.reference, trained, lambda: self._train(task, trained, kept)
-        )
+
+        def train() -> None:
+            if self.window == "block":
+                self._train(task, trained, kept, lambda batch: self._block_error(task, batch))
+                return
+            for part in find_parts(task.block, task.linears):
+                inside = set(part.module.parameters())
+                own = [parameter for parameter in trained if parameter in inside]
+                self._train(task, own, kept, partial(_part_error, task, part))
+
+        task.accept_better(self.method, self.reference, trained, train)
+
+    def _block_error(self, task: BlockTask, batch: Tensor) -> Tensor:
+        return relative_error(task.output(batch), task.target(batch, self.reference)).mean()
 
     def _train(
         self,
         task: BlockTask,
         trained: Sequence[nn.Parameter],
-        kept: Sequence[tuple[nn.Parameter, Tensor]],
+        kept: Mapping[nn.Parameter, Tensor],
+        error: Callable[[Tensor], Tensor],
     ) -> None:
         batches = [
             batch for _ in range(self.epochs) for batch in task.fitted_batches(self.batch_sequences)
@@ -69,12 +87,11 @@ class Reconstruct(BlockStage):
             parameter.requires_grad_(True)
         try:
             for batch in batches:
-                loss = relative_error(task.output(batch), task.target(batch, self.reference)).mean()
-                loss.backward()
-                for weight, mask in kept:
+                error(batch).backward()
+                for parameter in trained:
                     # Adam moves nothing whose gradient has always been zero: zeros stay exact.
-                    if weight.grad is not None:
-                        weight.grad.mul_(mask)
+                    if parameter.grad is not None and parameter in kept:
+                        parameter.grad.mul_(kept[parameter])
                 optimiser.step()
                 optimiser.zero_grad()
                 schedule.step()
@@ -82,6 +99,16 @@ class Reconstruct(BlockStage):
             for parameter in trained:
                 parameter.requires_grad_(False)
                 parameter.grad = None
+
+
+def _part_error(task: BlockTask, part: Part, batch: Tensor) -> Tensor:
+    """Relative error of a part against its dense self, on what the pruned block hands it."""
+    with torch.no_grad(), task.stream.precision():
+        call = catch_call(part, lambda: task.output(batch))
+        assert call is not None, "a part that holds linears runs"
+        target = call.output_with(task.dense)
+    with task.stream.precision():
+        return relative_error(call.output(), target).mean()
 
 
 def one_cycle(step: int, steps: int, warm_up: float = 0.1, last: float = 0.1) -> float:

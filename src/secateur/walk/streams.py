@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,8 +145,12 @@ class Stream:
 
     def call(self, block: nn.Module, x_BLD: Tensor) -> Tensor:
         """Return the next block's output on hidden states of one batch, with its graph, fp32."""
-        with forward_precision(self._dtype, self._device):
+        with self.precision():
             return self._calls[len(x_BLD)][self.position](block, x_BLD).float()
+
+    def precision(self) -> AbstractContextManager[object]:
+        """Context that blocks run in: matrix products in the dtype of forward passes."""
+        return forward_precision(self._dtype, self._device)
 
     def advance(self, block: nn.Module, batch: slice, replay: Replay | None = None) -> Tensor:
         """Replace a batch's hidden states by the block's output on them, and return it."""
