@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, Field
+from torch import Tensor
 
 from secateur.walk.walk import WalkedBlock
 
@@ -24,6 +25,9 @@ class LinearReport(BaseModel):
     zeros: int = Field(description="zeros, counted in the mask")
     weights: int
     sparsity: float
+    rows: list[int] = Field(
+        description="rows by their own sparsity, in ten equal classes from 0 to 1"
+    )
     relative_error: float | None = Field(
         description="squared output error over squared output, on held-out tokens"
     )
@@ -91,6 +95,7 @@ def describe_block(walked: WalkedBlock) -> BlockReport:
                 zeros=(zeros := mask_OI.numel() - int(mask_OI.sum())),
                 weights=mask_OI.numel(),
                 sparsity=zeros / mask_OI.numel(),
+                rows=_row_classes(mask_OI),
                 relative_error=None if isnan(pruned.errors[name]) else pruned.errors[name],
             )
             for name, mask_OI in pruned.masks.items()
@@ -98,6 +103,12 @@ def describe_block(walked: WalkedBlock) -> BlockReport:
         notes=pruned.notes,
         seconds={phase: round(value, 3) for phase, value in pruned.seconds.items()},
     )
+
+
+def _row_classes(mask_OI: Tensor) -> list[int]:
+    sparsity_O = 1 - mask_OI.sum(1) / mask_OI.shape[1]
+    classes: list[int] = (sparsity_O * 10).long().clamp_(0, 9).bincount(minlength=10).tolist()
+    return classes
 
 
 def describe_machine(device: torch.device) -> Machine:

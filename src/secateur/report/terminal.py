@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -10,8 +13,12 @@ from secateur.estimation import Estimate
 from secateur.evaluation import Evaluation
 from secateur.inspection import Inspection
 from secateur.planning import Plan
-from secateur.report.document import Report
+from secateur.report.document import LinearReport, Report
 from secateur.report.format import bytes_text, seconds_text
+
+# Blocks whose sparsities differ by more than this were not pruned evenly.
+_UNEVEN = 0.005
+_BARS = " ▁▂▃▄▅▆▇█"
 
 
 def report_table(report: Report) -> RenderableType:
@@ -55,10 +62,49 @@ def report_table(report: Report) -> RenderableType:
         memory += f", {bytes_text(report.peak_device_memory_bytes)} on {report.machine.device}"
     summary.add_row("peak memory", memory)
     parts: list[RenderableType] = [table, Text(), summary, Text()]
+    if max(sparsities) - min(sparsities) > _UNEVEN or _rows_differ(report):
+        parts[2:2] = [_rates_table(report), Text()]
     if notes:
         shown = notes[:8] + ([f"{len(notes) - 8} more in report.json"] if len(notes) > 8 else [])
         parts += [Text(f"· {note}", style="dim") for note in shown]
     return Group(*parts)
+
+
+def _rows_differ(report: Report) -> bool:
+    """Whether rows of one linear lie in classes that are not next to each other."""
+    return any(
+        sum(count > 0 for count in linear.rows) > 2
+        for block in report.blocks
+        for linear in block.linears.values()
+    )
+
+
+def _rates_table(report: Report) -> RenderableType:
+    """Where the zeros went: for each kind of linear, over all blocks."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("linear")
+    for name in ("mean sparsity", "lowest", "highest"):
+        table.add_column(name, justify="right")
+    table.add_column("rows from 0 to 100 %")
+    kinds: dict[str, list[LinearReport]] = {}
+    for block in report.blocks:
+        for name, linear in block.linears.items():
+            # The same linear of all experts is one kind.
+            kinds.setdefault(re.sub(r"\d+", "*", name), []).append(linear)
+    for kind, linears in kinds.items():
+        sparsities = [linear.sparsity for linear in linears]
+        mean = sum(linear.zeros for linear in linears) / sum(linear.weights for linear in linears)
+        rows = [sum(counts) for counts in zip(*(linear.rows for linear in linears), strict=True)]
+        table.add_row(
+            kind, f"{mean:.3f}", f"{min(sparsities):.3f}", f"{max(sparsities):.3f}", _bars(rows)
+        )
+    return table
+
+
+def _bars(counts: Sequence[int]) -> str:
+    """A histogram in one line."""
+    highest = max(*counts, 1)
+    return "".join(_BARS[-(-count * (len(_BARS) - 1) // highest)] for count in counts)
 
 
 def plan_table(plan: Plan) -> RenderableType:

@@ -1,0 +1,53 @@
+"""What the terminal shows of a run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from transformers import AutoModelForCausalLM
+
+import secateur
+from secateur.report.document import Report
+from secateur.report.terminal import report_table
+from tiny import make_tokenizer
+
+
+def report_of(folder: Path, text_file: Path, *methods: str) -> Report:
+    recipe = secateur.Recipe.from_mapping(
+        {
+            "stages": [{"method": method} for method in methods],
+            "calibration": {"source": str(text_file), "samples": 8, "length": 32},
+        }
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return secateur.prune(model, recipe, tokenizer=make_tokenizer()).report
+
+
+def shown(report: Report) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(report_table(report))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_learned_rates_are_shown_by_linear_and_by_row(
+    checkpoints: Callable[..., Path], text_file: Path
+) -> None:
+    report = report_of(checkpoints("llama"), text_file, "besa-rates")
+    model = AutoModelForCausalLM.from_pretrained(checkpoints("llama"))
+    for block in report.blocks:
+        for name, linear in block.linears.items():
+            rows = model.get_submodule(f"model.layers.{block.index}.{name}").out_features
+            assert sum(linear.rows) == rows
+    text = shown(report)
+    assert "rows from 0 to 100 %" in text
+    assert "mlp.down_proj" in text
+    assert "█" in text
+    assert "besa-rates: held-out error" in text
+
+
+def test_even_rates_need_no_table(checkpoints: Callable[..., Path], text_file: Path) -> None:
+    assert "rows from 0" not in shown(report_of(checkpoints("llama"), text_file, "wanda"))
