@@ -145,6 +145,22 @@ def test_n_of_m_selection_matches_sorting_each_group(
         assert torch.equal(~mask_M, pruned_by_sorting(score_M, m - n))
 
 
+@given(
+    counts=st.lists(st.integers(0, 12), min_size=1, max_size=6),
+    seed=st.integers(0, 999),
+    levels=st.sampled_from([None, 2, 5]),
+)
+def test_rows_may_lose_as_many_as_they_are_told(
+    counts: list[int], seed: int, levels: int | None
+) -> None:
+    score_OI = scores(len(counts), 12, seed, levels)
+    budget = Budget(Unstructured(0.5), (len(counts),), (sum(counts),))
+    mask_OI = select(score_OI, budget, "row", counts)
+    check_mask(mask_OI, budget)
+    for score_I, mask_I, count in zip(score_OI, mask_OI, counts, strict=True):
+        assert torch.equal(~mask_I, pruned_by_sorting(score_I, count))
+
+
 def test_groups_may_lie_along_any_dimension() -> None:
     score = scores(6, 8, 0)
     assert torch.equal(keep_highest(score, 2, dim=0), keep_highest(score.T, 2, dim=1).T)

@@ -177,7 +177,9 @@ def check_width(pattern: Pattern, width: int) -> None:
         )
 
 
-def select(score_OI: Tensor, budget: Budget, scope: Scope = "row") -> Tensor:
+def select(
+    score_OI: Tensor, budget: Budget, scope: Scope = "row", row_zeros: Sequence[int] | None = None
+) -> Tensor:
     """Keep the weights with the highest scores, exactly within budget.
 
     Among equal scores the one with the lower position goes first, so a mask depends neither on
@@ -188,6 +190,7 @@ def select(score_OI: Tensor, budget: Budget, scope: Scope = "row") -> Tensor:
         budget: Rows and zeros of each linear.
         scope: Where unstructured weights compete: within each "row" (zeros of rows differ by at
             most one) or over the whole "linear". n:m weights always compete in their group.
+        row_zeros: Zeros of each row, where rows are to differ; within the budget.
 
     Returns:
         mask_OI: bool, True = kept.
@@ -204,6 +207,8 @@ def select(score_OI: Tensor, budget: Budget, scope: Scope = "row") -> Tensor:
     if isinstance(pattern, NM):
         groups = score_OI.unflatten(1, (-1, pattern.m))
         return keep_highest(groups, pattern.n, dim=2).flatten(1)
+    if row_zeros is not None:
+        return ~lowest(score_OI, row_zeros)
     mask_OI = torch.empty_like(score_OI, dtype=torch.bool)
     parts = zip(score_OI.split(budget.rows), mask_OI.split(budget.rows), budget.zeros, strict=True)
     for score, mask, zeros in parts:
@@ -248,7 +253,7 @@ def lowest(score_RN: Tensor, counts: Sequence[int]) -> Tensor:
 
     Args:
         score_RN: Scores without NaN.
-        counts: One count for each row; they may differ by one at most.
+        counts: One count for each row; the fastest if they differ by one at most.
 
     Returns:
         bool tensor (R, N), True = among the lowest.
@@ -256,7 +261,10 @@ def lowest(score_RN: Tensor, counts: Sequence[int]) -> Tensor:
     if not score_RN.numel() or max(counts) == 0:
         return torch.zeros_like(score_RN, dtype=torch.bool)
     count_R = torch.tensor(counts, device=score_RN.device)
-    limit_R1 = _order_statistics(score_RN, max(counts), count_R)
+    if max(counts) - min(counts) > 1:
+        limit_R1 = _sorted(score_RN).gather(1, (count_R - 1).clamp_min(0)[:, None])
+    else:
+        limit_R1 = _order_statistics(score_RN, max(counts), count_R)
     lowest_RN = score_RN <= limit_R1
     if int(lowest_RN.count_nonzero()) == sum(counts):
         return lowest_RN
@@ -268,6 +276,13 @@ def lowest(score_RN: Tensor, counts: Sequence[int]) -> Tensor:
     missing_T1 = count_T1 - below_TN.sum(1, keepdim=True)
     lowest_RN[tied_R] = below_TN | (equal_TN & (equal_TN.cumsum(1) <= missing_T1))
     return lowest_RN
+
+
+def _sorted(score_RN: Tensor) -> Tensor:
+    if score_RN.device.type == "cpu":
+        # numpy's vectorised sort is several times faster than torch's.
+        return torch.from_numpy(np.sort(score_RN.numpy(), axis=1))
+    return score_RN.sort(1).values
 
 
 def _order_statistics(score_RN: Tensor, high: int, count_R: Tensor) -> Tensor:

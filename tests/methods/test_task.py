@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from secateur.methods import STAGES, GroupStage
+from secateur.methods.admm import ADMM
 from secateur.methods.refit import Refit
 from secateur.methods.task import GroupTask
 from secateur.methods.wanda import Wanda
-from secateur.pattern import Budget, Pattern, check_mask, parse_pattern
+from secateur.pattern import Budget, Pattern, check_mask, parse_pattern, select
 from secateur.walk.inputs import InputStatistics
 
 GROUP_STAGES = [stage for stage in STAGES.values() if issubclass(stage, GroupStage)]
@@ -93,3 +94,21 @@ def test_held_out_error_is_that_of_the_outputs_in_float64() -> None:
         change = (x_NI @ (w_OI[rows] - dense_OI[rows]).T).square().sum()
         power = (x_NI @ dense_OI[rows].T).square().sum()
         assert error == pytest.approx(float(change / power), rel=1e-4)
+
+
+def test_admm_searches_within_the_rows_that_a_stage_before_has_chosen() -> None:
+    task = make_task(parse_pattern("0.5"))
+    alone = make_task(parse_pattern("0.5"))
+    generator = torch.Generator().manual_seed(0)
+    score_OI = torch.rand(sum(ROWS), WIDTH, generator=generator)
+    # Rows of very different sparsity, within the same budget.
+    score_OI *= torch.linspace(0.3, 3, sum(ROWS))[:, None]
+    task.mask_OI = select(score_OI, task.budget, "linear")
+    before = task.mask_OI.sum(1)
+    task.w_OI.mul_(task.mask_OI)
+    ADMM().apply(task)
+    ADMM().apply(alone)
+    assert torch.equal(task.mask_OI.sum(1), before)
+    assert not torch.equal(alone.mask_OI.sum(1), before)  # type: ignore[union-attr]
+    check_mask(task.mask_OI, task.budget)
+    assert torch.equal(task.w_OI != 0, task.mask_OI)

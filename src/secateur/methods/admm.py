@@ -26,11 +26,16 @@ class ADMM(GroupStage):
     refit_iterations: int = Field(15, ge=1, description="most steps of the refit that follows")
 
     def apply(self, task: GroupTask) -> None:
+        row_zeros = None
+        if task.mask_OI is not None:
+            # A stage before has spread the zeros over the rows: search within each row.
+            row_zeros = (~task.mask_OI).sum(1).tolist()
         solution = admm(
-            task.w_OI,
+            task.dense_OI,
             task.gram_II,
             task.budget,
             scope=self.scope,
+            row_zeros=row_zeros,
             damping=self.damping,
             iterations=self.iterations,
             refit_iterations=self.refit_iterations,

@@ -46,11 +46,12 @@ def report_table(report: Report) -> RenderableType:
     counted = report.sparsity
     summary = Table(box=None, show_header=False, pad_edge=False)
     summary.add_row("recipe", f"{stages}, pattern {report.recipe['pattern']}")
-    summary.add_row(
-        "allocation",
-        f"{report.recipe['allocation']['method']}, blocks from {min(sparsities):.4f} to "
-        f"{max(sparsities):.4f}",
-    )
+    allocation = report.recipe["allocation"]["method"]
+    if allocation != "uniform":
+        summary.add_row(
+            "allocation",
+            f"{allocation}, blocks from {min(sparsities):.4f} to {max(sparsities):.4f}",
+        )
     summary.add_row(
         "sparsity", f"{counted.counted:.6f} counted ({counted.zeros:,} of {counted.weights:,})"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ def admm(
     budget: Budget,
     *,
     scope: Scope = "row",
+    row_zeros: Sequence[int] | None = None,
     damping: float = 0.01,
     iterations: int = 12,
     refit_iterations: int = 15,
@@ -46,6 +49,7 @@ def admm(
         gram_II: XᵀX / N of the input, in the same dtype.
         budget: Rows and zeros of each linear.
         scope: Where unstructured weights compete, see `select`.
+        row_zeros: Zeros of each row, where rows are to differ.
         damping: Fraction of the mean diagonal added to the Gram matrix's diagonal.
         iterations: Steps of the search for the mask.
         refit_iterations: Most steps of the refit that follows.
@@ -60,7 +64,7 @@ def admm(
     scaled_II, scale_I = normalised_gram(gram_II, damping)
     dense_OI = w_OI * (scale_I * live_I)
 
-    mask_OI = select(dense_OI.abs(), budget, scope)
+    mask_OI = select(dense_OI.abs(), budget, scope, row_zeros)
     sparse_OI = dense_OI.masked_fill(~mask_OI, 0)
     dual_OI = dense_OI - sparse_OI
     growth = (_LAST_PENALTY / _FIRST_PENALTY) ** (1 / max(iterations - 1, 1))
@@ -75,7 +79,7 @@ def admm(
         pull_II = torch.cholesky_inverse(factor.lower_II).mul_(factor.damping)
         free_OI = torch.addmm(dense_OI, sparse_OI.sub_(dual_OI).sub_(dense_OI), pull_II)
         free_OI += dual_OI
-        mask_OI = select(free_OI.abs(), budget, scope)
+        mask_OI = select(free_OI.abs(), budget, scope, row_zeros)
         sparse_OI = free_OI.masked_fill(~mask_OI, 0)
         dual_OI = free_OI.sub_(sparse_OI)
 
