@@ -133,7 +133,7 @@ def test_scores_are_wanda_times_sensitivity_and_idle_experts_have_none(
                 torch.testing.assert_close(scores[linear.name], expected_OI, rtol=1e-3, atol=1e-6)
 
 
-def test_probes_estimate_the_row_sums_of_the_squared_jacobian(
+def test_probes_estimate_the_squared_jacobian_of_the_normalised_output(
     checkpoints: Callable[..., Path],
 ) -> None:
     folder = checkpoints("llama")
@@ -153,7 +153,8 @@ def test_probes_estimate_the_row_sums_of_the_squared_jacobian(
     model(tokens()[:1])
     names = [name for name in outputs if name != "y"]
     exact = {name: torch.zeros(outputs[name].shape[-1]) for name in names}
-    for component in outputs["y"].flatten():
+    y_BLD = outputs["y"]
+    for component in (y_BLD / y_BLD.detach().norm(dim=-1, keepdim=True)).flatten():
         gradients = torch.autograd.grad(
             component, [outputs[name] for name in names], retain_graph=True, allow_unused=True
         )
@@ -162,7 +163,7 @@ def test_probes_estimate_the_row_sums_of_the_squared_jacobian(
                 exact[name] += gradient[0].square().sum(0)
     for name in names:
         torch.testing.assert_close(found[name].sum(), exact[name].sum(), rtol=0.1, atol=0)
-        torch.testing.assert_close(found[name], exact[name], rtol=0.6, atol=1e-3)
+        torch.testing.assert_close(found[name], exact[name], rtol=0.6, atol=1e-4)
 
 
 def test_batches_and_mapped_files_change_nothing(checkpoints: Callable[..., Path]) -> None:

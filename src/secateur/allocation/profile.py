@@ -28,7 +28,7 @@ from secateur.walk.inputs import (
     visit_inputs,
 )
 from secateur.walk.precision import forward_precision
-from secateur.walk.probes import RowSensitivity, random_signs
+from secateur.walk.probes import RowSensitivity, random_projection
 from secateur.walk.streams import Batches, Stream
 
 
@@ -227,8 +227,7 @@ class DenseModel:
         self, block: nn.Module, stream: Stream, batch: slice, generator: torch.Generator
     ) -> Tensor:
         x_BLD = stream.x_SLD[batch].to(self._device, copy=True).requires_grad_()
-        y_BLD = stream.call(block, x_BLD)
-        return (y_BLD * random_signs(y_BLD, generator)).sum()
+        return random_projection(stream.call(block, x_BLD), generator)
 
     def _loss_gradient(self, tokens_SL: Tensor, last_SLD: Tensor) -> Tensor:
         """Put the loss's gradient by the last block's output in that output's place."""

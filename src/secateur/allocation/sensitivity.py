@@ -18,10 +18,10 @@ from secateur.planning import Plan
 class Sensitivity(Unequal):
     """Inside each block, one threshold on what removing a weight does to the block's output.
 
-    The score of a weight is g_r · w² · mean(x_i²). The gradient of <v, y>, with random signs v
-    and y the block's output, is squared and summed over tokens at output row r: that is g_r, the
-    diagonal of the Gauss-Newton matrix of |y - target|² in expectation. Each block keeps its
-    uniform share of the zeros.
+    The score of a weight is g_r · w² · mean(x_i²). The gradient of <v, y> / |y|, with random signs
+    v and y a token of the block's output, is squared and summed over tokens at output row r: that
+    is g_r, in expectation the diagonal of the Gauss-Newton matrix of the relative squared error.
+    Each block keeps its uniform share of the zeros.
     """
 
     measures: ClassVar[bool] = True

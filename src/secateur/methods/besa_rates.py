@@ -14,7 +14,7 @@ from secateur.methods.rows import take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
 from secateur.pattern import lowest
 from secateur.solvers.margin import follow_margin
-from secateur.walk.probes import RowSensitivity, random_signs
+from secateur.walk.probes import RowSensitivity, random_projection
 
 
 class BESARates(BlockStage):
@@ -51,11 +51,7 @@ class BESARates(BlockStage):
         for batch in chosen[: -(-self.probe_sequences // self.batch_sequences)]:
 
             def probe(batch: Tensor = batch) -> Tensor:
-                y_BLD = task.output(batch, with_graph=True)
-                power_BL1 = y_BLD.detach().square().sum(-1, keepdim=True).clamp_min(1e-30)
-                signs_BLD = random_signs(y_BLD, task.generator)
-                scalar: Tensor = (y_BLD * signs_BLD * power_BL1.rsqrt()).sum()
-                return scalar
+                return random_projection(task.output(batch, with_graph=True), task.generator)
 
             sensitivity.add(probe)
             tokens += len(batch) * task.length

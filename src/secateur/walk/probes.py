@@ -57,3 +57,15 @@ def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     """A tensor of ±1 of the same shape and device, drawn on the generator's device."""
     bits = torch.randint(0, 2, like.shape, generator=generator, device=generator.device)
     return bits.to(like.device, torch.float32).mul_(2).sub_(1)
+
+
+def random_projection(y_BLD: Tensor, generator: torch.Generator) -> Tensor:
+    """Sum over tokens of <v_t, y_t> / |y_t|, v random signs: a scalar to take gradients of.
+
+    Its squared gradients foretell the relative error of each token's hidden state, which is what
+    counts where every token is normalised by itself.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    scale_BL1 = y_BLD.detach().square().sum(-1, keepdim=True).clamp_min(tiny).rsqrt()
+    scalar: Tensor = (y_BLD * (random_signs(y_BLD, generator) * scale_BL1)).sum()
+    return scalar
