@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from secateur.allocation import ALLOCATIONS, AnyAllocation, Uniform
+from secateur.automatic import automatic_stages
 from secateur.calibration import CalibrationOptions
 from secateur.errors import SecateurError
 from secateur.methods import STAGES, AnyStage
@@ -59,7 +60,7 @@ class Recipe(BaseModel):
     )
     stages: tuple[AnyStage, ...] = Field(
         default=(Wanda(), Refit()),
-        description="what is done to each block, in order",
+        description="what is done to each block, in order; auto takes what measured best",
     )
     allocation: AnyAllocation = Field(
         default=Uniform(), description="how the zeros are divided among linears"
@@ -75,6 +76,14 @@ class Recipe(BaseModel):
     activation_memory: float | None = Field(
         None, gt=0, description="GB that hidden states may take before they go to a mapped file"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out_auto(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("stages") == "auto":
+            pattern = _read_pattern(values.get("pattern", cls.model_fields["pattern"].default))
+            return {**values, "stages": automatic_stages(pattern)}
+        return values
 
     @field_validator("stages")
     @classmethod

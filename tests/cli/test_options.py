@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from secateur.automatic import automatic_stages
 from secateur.cli.options import recipe_from_flags
+from secateur.errors import SecateurError
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,14 @@ def test_flags_change_only_their_part_of_a_file(tmp_path: Path) -> None:
     assert recipe.pattern.sparsity == 0.3
     recipe = recipe_from_flags(file, refit=False, sparsity=None, pattern=None, calibration={})
     assert [stage.method for stage in recipe.stages] == ["sparsegpt"]
+
+
+@pytest.mark.parametrize("pattern", ["0.6", "2:4"])
+def test_auto_is_spelled_out_in_the_recipe(pattern: str) -> None:
+    recipe = recipe_from_flags(None, method="auto", sparsity=None, pattern=pattern, calibration={})
+    assert recipe.stages == automatic_stages(recipe.pattern)
+    assert "auto" not in recipe.to_yaml().split("calibration")[0]
+    with pytest.raises(SecateurError, match="leave out --refit"):
+        recipe_from_flags(
+            None, method="auto", refit=True, sparsity=None, pattern=pattern, calibration={}
+        )

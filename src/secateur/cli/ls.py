@@ -41,7 +41,8 @@ def _rows(what: What) -> list[tuple[str, str]]:
         case What.METHODS:
             from secateur.methods import STAGES
 
-            return [(name, _first_line(stage)) for name, stage in STAGES.items()]
+            rows = [(name, _first_line(stage)) for name, stage in STAGES.items()]
+            return [("auto", "The stages that measured best for the pattern."), *rows]
         case What.ALLOCATIONS:
             from secateur.allocation import ALLOCATIONS
 

@@ -26,7 +26,7 @@ class Dtype(StrEnum):
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or .gguf file.")]
 Method = Annotated[
     str | None,
-    typer.Option(help="What chooses the mask; `secateur ls methods`. (default: wanda)"),
+    typer.Option(help="What chooses the mask, or auto; `secateur ls methods`. (default: wanda)"),
 ]
 Refit = Annotated[
     bool | None,
@@ -102,7 +102,13 @@ def recipe_from_flags(
     values = Recipe.from_file(file).model_dump(mode="json") if file else {}
     if sparsity is not None or pattern is not None:
         values["pattern"] = pattern if sparsity is None else str(sparsity)
-    if method is not None or refit is not None or reconstruct is not None:
+    if method == "auto":
+        if refit is not None or reconstruct is not None:
+            raise SecateurError(
+                "--method auto chooses its own stages; leave out --refit and --reconstruct."
+            )
+        values["stages"] = "auto"
+    elif method is not None or refit is not None or reconstruct is not None:
         stages = [{"method": method}] if method else values.get("stages", _default_stages())
         for name, wanted in (("refit", refit), ("reconstruct", reconstruct)):
             present = any(stage["method"] == name for stage in stages)
