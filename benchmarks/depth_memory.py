@@ -21,8 +21,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from one_shot import HERE, Measured, child_environment, commit, describe_machine, measure
+from harness.measuring import Measured, child_environment, describe_machine, measure
+from harness.results import commit
 
+HERE = Path(__file__).resolve().parent
 SECATEUR = [sys.executable, "-m", "secateur"]
 
 
