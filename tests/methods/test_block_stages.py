@@ -171,6 +171,24 @@ def test_rates_meet_the_budget_and_never_lose_to_uniform_wanda(
         assert found <= task.held_out_error("pruned")
 
 
+@pytest.mark.parametrize("stage", [BESARates(steps=2, probe_sequences=4), BESA()])
+def test_a_linear_that_no_token_reached_keeps_its_even_rates(
+    stage: BlockStage, checkpoints: Callable[..., Path]
+) -> None:
+    with block_task(checkpoints("llama")) as task:
+        idle = task.linears[-1].name
+        task.mean_squares = {
+            name: torch.zeros_like(square_I) if name == idle else square_I
+            for name, square_I in task.mean_squares.items()
+        }
+        stage.apply(task)
+        assert zeros_of(task) == sum(task.zeros.values())
+        removed = int((~task.masks[idle]).sum())
+        if isinstance(stage, BESARates):
+            assert removed == task.zeros[idle]
+        assert 0 < removed < task.masks[idle].numel()
+
+
 @pytest.mark.parametrize("stage", [BESARates(steps=3, probe_sequences=4), BESA()])
 def test_rates_repeat_with_the_seed(stage: BlockStage, checkpoints: Callable[..., Path]) -> None:
     masks = []
