@@ -57,6 +57,6 @@ def take_best(
     best = candidates[min(errors, key=errors.__getitem__)]
     write_masks(task, best)
     task.round_weights()
-    task.masks.update(best)
+    task.masks.update({name: mask_OI.cpu() for name, mask_OI in best.items()})
     listed = ", ".join(f"{error:.4g} with {name}" for name, error in errors.items())
     task.notes.append(f"{stage}: held-out error {listed}")
