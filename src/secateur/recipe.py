@@ -60,7 +60,7 @@ class Recipe(BaseModel):
     )
     stages: tuple[AnyStage, ...] = Field(
         default=(Wanda(), Refit()),
-        description="what is done to each block, in order; auto takes what measured best",
+        description="what is done to each block, in order; auto takes what lost least in trials",
     )
     allocation: AnyAllocation = Field(
         default=Uniform(), description="how the zeros are divided among linears"
@@ -81,8 +81,7 @@ class Recipe(BaseModel):
     @classmethod
     def _spell_out_auto(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("stages") == "auto":
-            pattern = _read_pattern(values.get("pattern", cls.model_fields["pattern"].default))
-            return {**values, "stages": automatic_stages(pattern)}
+            return {**values, "stages": automatic_stages()}
         return values
 
     @field_validator("stages")

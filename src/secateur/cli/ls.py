@@ -42,7 +42,10 @@ def _rows(what: What) -> list[tuple[str, str]]:
             from secateur.methods import STAGES
 
             rows = [(name, _first_line(stage)) for name, stage in STAGES.items()]
-            return [("auto", "The stages that measured best for the pattern."), *rows]
+            return [
+                ("auto", "The stages that lost least in trials: admm, then reconstruct."),
+                *rows,
+            ]
         case What.ALLOCATIONS:
             from secateur.allocation import ALLOCATIONS
 
