@@ -23,7 +23,6 @@ from secateur.automatic import automatic_stages
 from secateur.calibration import CalibrationOptions
 from secateur.errors import SecateurError
 from secateur.methods import STAGES, AnyStage
-from secateur.methods.besa import BESA
 from secateur.methods.refit import Refit
 from secateur.methods.wanda import Wanda
 from secateur.pattern import NM, Pattern, Unstructured, parse_pattern
@@ -96,13 +95,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _pattern_can_be_met(self) -> Recipe:
         for stage in self.stages:
-            if stage.unstructured_only and isinstance(self.pattern, NM):
-                raise ValueError(
-                    f"{stage.method} moves zeros between rows, which the pattern {self.pattern} "
-                    "does not allow; choose another method or a sparsity"
-                )
-            if isinstance(stage, BESA):
-                stage.refuse_unreachable(self.pattern.sparsity)
+            stage.check_pattern(self.pattern)
         return self
 
     @classmethod

@@ -18,6 +18,7 @@ from secateur.architecture import Linear
 from secateur.methods.block_task import BlockTask
 from secateur.methods.rows import block_scores, take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
+from secateur.pattern import Pattern
 from secateur.solvers.besa import (
     CandidateSurrogate,
     ascending_ranks,
@@ -58,15 +59,16 @@ class BESA(BlockStage):
     d_coef: float = Field(5.0, gt=0, description="scale of the step that Prodigy estimates")
     epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
 
-    def refuse_unreachable(self, sparsity: float) -> None:
-        """Raise ValueError if the parameterisation cannot reach a sparsity."""
+    def check_pattern(self, pattern: Pattern) -> None:
+        """Raise ValueError for n:m, or a sparsity that the parameterisation cannot reach."""
+        super().check_pattern(pattern)
         low, high = reachable_rates(
             candidate_rates(self.sparsity_step), smooth=self.parameterisation == "paper"
         )
-        if not low <= sparsity <= high:
+        if not low <= pattern.sparsity <= high:
             raise ValueError(
                 f"the paper's parameterisation of besa reaches sparsities from {low:.3f} to "
-                f"{high:.3f}, not {sparsity:g}; use parameterisation: softmax"
+                f"{high:.3f}, not {pattern.sparsity:g}; use parameterisation: softmax"
             )
 
     def passes(self, sequences: int) -> float:

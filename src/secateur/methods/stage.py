@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from secateur.methods.block_task import BlockTask, Reference
 from secateur.methods.task import GroupTask
+from secateur.pattern import NM, Pattern
 from secateur.walk.inputs import Needs
 
 
@@ -18,8 +19,17 @@ class Stage(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str
+
     chooses_mask: ClassVar[bool] = True
     unstructured_only: ClassVar[bool] = False
+
+    def check_pattern(self, pattern: Pattern) -> None:
+        """Raise ValueError if the stage cannot give masks this pattern."""
+        if self.unstructured_only and isinstance(pattern, NM):
+            raise ValueError(
+                f"{self.method} moves zeros between rows, which the pattern {pattern} "
+                "does not allow; choose another method or a sparsity"
+            )
 
 
 class GroupStage(Stage):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,18 +65,15 @@ class BlockPruner:
         buffer_SLD: Tensor | None = None,
     ) -> None:
         self._phases: list[BlockStage | GroupPruner] = []
-        together: list[GroupStage] = []
-        for stage in stages:
-            if isinstance(stage, GroupStage):
-                together.append(stage)
-                continue
+        self._block_stages: list[BlockStage] = []
+        for _, run in itertools.groupby(stages, key=lambda stage: isinstance(stage, BlockStage)):
+            adjacent = list(run)
+            together = [stage for stage in adjacent if isinstance(stage, GroupStage)]
+            alone = [stage for stage in adjacent if isinstance(stage, BlockStage)]
             if together:
                 self._phases.append(GroupPruner(together, pattern, device, dtype))
-                together = []
-            self._phases.append(stage)
-        if together:
-            self._phases.append(GroupPruner(together, pattern, device, dtype))
-        self._block_stages = [phase for phase in self._phases if isinstance(phase, BlockStage)]
+            self._phases += alone
+            self._block_stages += alone
         self._pattern = pattern
         self._device = device
         self._dtype = dtype
