@@ -44,7 +44,8 @@ def test_owl_against_its_formula(shares: list[float], target: float, limit: floa
         scaled = (share - share.min()) / np.ptp(share) * 2 * limit
         np.testing.assert_allclose(found, 1 - (scaled - scaled.mean() + 1 - target), atol=1e-12)
     assert found.mean() == pytest.approx(target, abs=1e-9)
-    assert found.argmin() == share.argmax() or np.ptp(found) < 1e-12
+    # By value: shares an ulp apart may round to the same sparsity.
+    assert found[share.argmax()] == found.min()
 
 
 @given(medians=st.lists(st.floats(0.01, 10), min_size=2, max_size=40), target=st.floats(0.3, 0.7))
@@ -55,7 +56,7 @@ def test_dlp_against_its_formula(medians: list[float], target: float) -> None:
     if np.ptp(importance) > 1e-9:
         d = 2 * 0.15 * (importance - importance.min()) / np.ptp(importance)
         np.testing.assert_allclose(found, target + d.mean() - d, atol=1e-9)
-        assert found.argmax() == np.argmax(medians)
+        assert found[np.argmax(medians)] == found.max()
 
 
 def test_blocks_stay_within_the_limit_and_what_their_linears_allow() -> None:
