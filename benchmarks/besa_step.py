@@ -10,7 +10,7 @@ One decoder block with random weights, by default with the shapes of SmolLM2-135
 - released: int64 permutations, survival probabilities and masks made densely in every forward,
   101 logits per row, Prodigy;
 - candidates: the same mathematics from `secateur.solvers.besa`, same optimiser;
-- scalar: one rate per row, exact counts after every step, Adam.
+- rates: the step of `besa-rates`, costs of rows that follow the slope of the loss.
 
 A step is forward, loss, backward and update for one sequence. After learning, every sequence passes
 through the block once more to become the next block's input; the released procedure makes its masks
@@ -24,7 +24,6 @@ from __future__ import annotations
 import argparse
 import gc
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -35,24 +34,16 @@ import torch
 from prodigyopt import Prodigy
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from secateur.solvers.besa import (
-    CandidateSurrogate,
-    WindowSurrogate,
-    apply_counts,
-    ascending_ranks,
-    masked_linear,
-)
+from harness.memory import LiveBytes
+from secateur.solvers.besa import apply_counts, ascending_ranks, masked_linear
 from secateur.solvers.block_loss import relative_loss
+from secateur.solvers.margin import follow_margin, margin_threshold
 from secateur.solvers.rates import (
     candidate_counts,
     candidate_rates,
-    constant_total_gradient,
-    exact_counts,
     expected_rate,
     mean_rate,
     rate_distribution,
@@ -63,7 +54,6 @@ from secateur.solvers.scores import wanda_score
 
 TARGET = 0.5
 PENALTY = 5.0
-WINDOW = 0.05
 MEMORY_TOKENS = 16
 
 
@@ -163,9 +153,8 @@ class Candidates(Finished):
         device = weights[0].device
         self.ranks = [ascending_ranks(score) for score in scores]
         self.rates = candidate_rates()
-        self.rules = [
-            CandidateSurrogate(torch.tensor(candidate_counts(self.rates, w.shape[1])).to(device))
-            for w in weights
+        self.candidates = [
+            torch.tensor(candidate_counts(self.rates, w.shape[1])).to(device) for w in weights
         ]
         self.logits = [
             torch.zeros(len(w), len(self.rates), device=device).requires_grad_() for w in weights
@@ -182,7 +171,7 @@ class Candidates(Finished):
         alpha = expected_rate(beta, self.rates)
         count = truncated_counts(alpha, *w.shape)
         self.alphas[index], self.counts[index] = alpha, count
-        return masked_linear(x, w, self.ranks[index], count, beta, self.rules[index])
+        return masked_linear(x, w, self.ranks[index], count, beta, self.candidates[index])
 
     def step(self, output: Tensor, reference: Tensor) -> float:
         rate = mean_rate(self.alphas, [w.numel() for w in self.weights])
@@ -194,45 +183,32 @@ class Candidates(Finished):
         return loss.item()
 
 
-class Scalar(Finished):
-    def __init__(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
-        self.weights = weights
-        device = weights[0].device
-        self.ranks = [ascending_ranks(score) for score in scores]
-        self.rules = [WindowSurrogate(max(1, round(WINDOW * w.shape[1]))) for w in weights]
-        self.rows = [len(w) for w in weights]
-        self.columns = torch.cat([torch.full((len(w),), w.shape[1]) for w in weights]).to(device)
-        self.total = round(TARGET * sum(w.numel() for w in weights))
-        self.rate = torch.full((sum(self.rows),), TARGET, device=device).requires_grad_()
-        # Its value does not matter: it collects the slopes.
-        self.carrier = torch.zeros_like(self.rate).requires_grad_()
-        self.optimiser = torch.optim.Adam([self.rate], lr=0.005)
-        self.count()
+class Rates(Contender):
+    """`besa-rates`: costs of whole rows follow the loss's slope at their margin."""
 
-    def count(self) -> None:
-        self.count_R = exact_counts(self.rate, self.columns, self.total)
-        self.counts = self.count_R.split(self.rows)
+    def __init__(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
+        self.dense = weights
+        self.costs = [score.square() for score in scores]
+        self.weights = [w.clone().requires_grad_() for w in weights]
+        self.mask()
+
+    def mask(self) -> None:
+        self.threshold = margin_threshold(self.costs, TARGET)
+        with torch.no_grad():
+            for w, dense, cost in zip(self.weights, self.dense, self.costs, strict=True):
+                w.copy_(dense.where(cost > self.threshold, 0))
 
     def linear(self, index: int, x: Tensor) -> Tensor:
-        if self.finished:
-            return functional.linear(x, self.finished[index])
-        return masked_linear(
-            x,
-            self.weights[index],
-            self.ranks[index],
-            self.counts[index],
-            self.carrier.split(self.rows)[index],
-            self.rules[index],
-        )
+        return functional.linear(x, self.weights[index])
 
     def step(self, output: Tensor, reference: Tensor) -> float:
         loss = relative_loss(output, reference)
-        self.carrier.grad = None
         loss.backward()
-        assert self.carrier.grad is not None
-        self.rate.grad = constant_total_gradient(self.carrier.grad, self.columns, self.count_R)
-        self.optimiser.step()
-        self.count()
+        for w, dense, cost in zip(self.weights, self.dense, self.costs, strict=True):
+            assert w.grad is not None
+            follow_margin(cost, w.grad.mul_(dense).neg_(), self.threshold, pull=0.5)
+            w.grad = None
+        self.mask()
         return loss.item()
 
 
@@ -240,7 +216,7 @@ CONTENDERS: dict[str, type] = {
     "dense": Dense,
     "released": Released,
     "candidates": Candidates,
-    "scalar": Scalar,
+    "rates": Rates,
 }
 
 
@@ -255,43 +231,6 @@ class Routed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         assert self.contender is not None
         return self.contender.linear(self.index, x)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Peak bytes of the tensors that code made and that were alive at once; CPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-
-    def __torch_dispatch__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        # Views of what was there before are not new.
-        inputs = {
-            tensor.untyped_storage()._cdata
-            for tensor in tree_leaves((args, kwargs))
-            if isinstance(tensor, Tensor)
-        }
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in inputs:
-                self._watch(tensor.untyped_storage())
-        return result
-
-    def _watch(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-
-        def forget(_: object) -> None:
-            self.live -= size
-            del self._known[key]
-
-        self._known[key] = weakref.ref(storage, forget)
-        self.live += size
-        self.peak = max(self.peak, self.live)
 
 
 @dataclass

@@ -23,30 +23,26 @@ from secateur.errors import SecateurError
     ],
 )
 def test_stages_follow_the_flags(flags: dict[str, object], stages: list[str]) -> None:
-    recipe = recipe_from_flags(None, sparsity=None, pattern=None, calibration={}, **flags)  # type: ignore[arg-type]
+    recipe = recipe_from_flags(None, sparsity=None, pattern=None, **flags)  # type: ignore[arg-type]
     assert [stage.method for stage in recipe.stages] == stages
 
 
 def test_flags_change_only_their_part_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
     file.write_text("stages: [{method: sparsegpt, damping: 0.5}, {method: refit, iterations: 3}]\n")
-    recipe = recipe_from_flags(
-        file, reconstruct=True, refit=True, sparsity=0.3, pattern=None, calibration={}
-    )
+    recipe = recipe_from_flags(file, reconstruct=True, refit=True, sparsity=0.3, pattern=None)
     assert [stage.method for stage in recipe.stages] == ["sparsegpt", "refit", "reconstruct"]
     assert recipe.stages[0].damping == 0.5  # type: ignore[union-attr]
     assert recipe.stages[1].iterations == 3  # type: ignore[union-attr]
     assert recipe.pattern.sparsity == 0.3
-    recipe = recipe_from_flags(file, refit=False, sparsity=None, pattern=None, calibration={})
+    recipe = recipe_from_flags(file, refit=False, sparsity=None, pattern=None)
     assert [stage.method for stage in recipe.stages] == ["sparsegpt"]
 
 
 @pytest.mark.parametrize("pattern", ["0.6", "2:4"])
 def test_auto_is_spelled_out_in_the_recipe(pattern: str) -> None:
-    recipe = recipe_from_flags(None, method="auto", sparsity=None, pattern=pattern, calibration={})
+    recipe = recipe_from_flags(None, method="auto", sparsity=None, pattern=pattern)
     assert recipe.stages == automatic_stages()
     assert "auto" not in recipe.to_yaml().split("calibration")[0]
     with pytest.raises(SecateurError, match="leave out --refit"):
-        recipe_from_flags(
-            None, method="auto", refit=True, sparsity=None, pattern=pattern, calibration={}
-        )
+        recipe_from_flags(None, method="auto", refit=True, sparsity=None, pattern=pattern)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,20 +11,16 @@ from hypothesis import strategies as st
 from prodigyopt import Prodigy
 from torch import Tensor
 
+from harness.memory import LiveBytes
 from secateur.errors import SecateurError
 from secateur.pattern import Budget, Unstructured, select
 from secateur.solvers import besa
 from secateur.solvers.besa import (
-    CandidateSurrogate,
-    Surrogate,
-    WindowSurrogate,
     apply_counts,
     ascending_ranks,
     mask_of_counts,
     masked_linear,
-    masked_weight,
     removal_curve,
-    window_slope,
 )
 from secateur.solvers.rates import (
     candidate_counts,
@@ -36,7 +31,6 @@ from secateur.solvers.rates import (
     truncated_counts,
 )
 from secateur.solvers.scores import wanda_score
-from solvers.memory import LiveBytes
 
 ROWS, COLUMNS = 12, 37
 
@@ -153,27 +147,9 @@ def dense_straight_through(
     return w_OI * (mask_OI - survival_OI.detach() + survival_OI)
 
 
-MakeWeight = Callable[[Tensor, Tensor, Tensor, Tensor, Surrogate, Tensor], Tensor]
-
-
-def through_weight(
-    w_OI: Tensor, rank_OI: Tensor, count_O: Tensor, carrier: Tensor, rule: Surrogate, x: Tensor
-) -> Tensor:
-    return x @ masked_weight(w_OI, rank_OI, count_O, carrier, rule).T
-
-
-def through_linear(
-    w_OI: Tensor, rank_OI: Tensor, count_O: Tensor, carrier: Tensor, rule: Surrogate, x: Tensor
-) -> Tensor:
-    return masked_linear(x, w_OI, rank_OI, count_O, carrier, rule)
-
-
 @pytest.mark.usefixtures("chunk")
-@pytest.mark.parametrize("path", [through_weight, through_linear])
 @pytest.mark.parametrize("distributions", [ROWS, ROWS // 3, 1])
-def test_the_gradient_is_that_of_dense_straight_through(
-    path: MakeWeight, distributions: int
-) -> None:
+def test_the_gradient_is_that_of_dense_straight_through(distributions: int) -> None:
     rates = candidate_rates(0.05)
     counts_D = torch.tensor(candidate_counts(rates, COLUMNS))
     w_OI, score_OI = normal(ROWS, COLUMNS), normal(ROWS, COLUMNS, seed=1)
@@ -187,8 +163,8 @@ def test_the_gradient_is_that_of_dense_straight_through(
         if dense:
             y = inputs @ dense_straight_through(w_OI, score_OI, beta_GD, counts_D, count_O).T
         else:
-            rule = CandidateSurrogate(counts_D)
-            y = path(w_OI, ascending_ranks(score_OI), count_O, beta_GD, rule, inputs)
+            rank_OI = ascending_ranks(score_OI)
+            y = masked_linear(inputs, w_OI, rank_OI, count_O, beta_GD, counts_D)
         (y - target).square().sum().backward()
         assert theta.grad is not None and inputs.grad is not None
         results.append((y.detach(), theta.grad, inputs.grad))
@@ -201,11 +177,12 @@ def test_the_curve_of_each_row_is_a_plain_sum() -> None:
     counts_D = torch.tensor(candidate_counts(candidate_rates(0.07), COLUMNS))
     w_OI, gradient_OI = normal(ROWS, COLUMNS), normal(ROWS, COLUMNS, seed=1)
     rank_OI = ascending_ranks(normal(ROWS, COLUMNS, seed=2))
-    carrier_OD = torch.zeros(ROWS, len(counts_D), dtype=torch.float64, requires_grad=True)
+    beta_OD = torch.zeros(ROWS, len(counts_D), dtype=torch.float64, requires_grad=True)
     count_O = torch.full((ROWS,), 20)
-    masked_OI = masked_weight(w_OI, rank_OI, count_O, carrier_OD, CandidateSurrogate(counts_D))
-    (masked_OI * gradient_OI).sum().backward()
-    assert carrier_OD.grad is not None
+    one_hot_II = torch.eye(COLUMNS, dtype=torch.float64)
+    y_IO = masked_linear(one_hot_II, w_OI, rank_OI, count_O, beta_OD, counts_D)
+    (y_IO.T * gradient_OI).sum().backward()
+    assert beta_OD.grad is not None
     for row in range(ROWS):
         for candidate, count in enumerate(counts_D.tolist()):
             expected = sum(
@@ -213,7 +190,7 @@ def test_the_curve_of_each_row_is_a_plain_sum() -> None:
                 for column in range(COLUMNS)
                 if int(rank_OI[row, column]) < count
             )
-            assert -float(carrier_OD.grad[row, candidate]) == pytest.approx(expected, abs=1e-10)
+            assert -float(beta_OD.grad[row, candidate]) == pytest.approx(expected, abs=1e-10)
 
 
 def test_pruned_weights_count_in_the_gradient() -> None:
@@ -228,101 +205,49 @@ def test_pruned_weights_count_in_the_gradient() -> None:
     assert not torch.allclose(curves[0], curves[1])
 
 
-@pytest.mark.usefixtures("chunk")
-@pytest.mark.parametrize("path", [through_weight, through_linear])
-@pytest.mark.parametrize("shared", [1, 4, ROWS])
-def test_the_window_is_the_central_difference_of_the_curve(path: MakeWeight, shared: int) -> None:
-    half_width = 5
-    w_OI, x = normal(ROWS, COLUMNS), normal(9, COLUMNS, seed=1)
-    gradient_y = normal(9, ROWS, seed=2)
-    rank_OI = ascending_ranks(normal(ROWS, COLUMNS, seed=3))
-    count_G = torch.linspace(0, COLUMNS, ROWS // shared).round().long()
-    count_O = count_G.repeat_interleave(shared)
-    carrier_G = count_G.double().requires_grad_()
-    y = path(w_OI, rank_OI, count_O, carrier_G, WindowSurrogate(half_width), x)
-    y.backward(gradient_y)
-    curve = removal_curve(w_OI * (gradient_y.T @ x), rank_OI, torch.arange(COLUMNS + 1))
-    expected_O = torch.zeros(ROWS, dtype=torch.float64)
-    for row, count in enumerate(count_O.tolist()):
-        low, high = max(count - half_width, 0), min(count + half_width, COLUMNS)
-        expected_O[row] = -(curve[row, high] - curve[row, low]) / (high - low)
-    assert carrier_G.grad is not None
-    torch.testing.assert_close(carrier_G.grad, expected_O.view(-1, shared).sum(1))
-
-
-def test_the_window_cancels_the_curvature_of_the_weights() -> None:
-    """White inputs: the slope is that of the quadratic loss itself, from its gradient alone."""
-    columns, count, half_width = 4000, 2000, 20
-    w = torch.linspace(0, 1, columns, dtype=torch.float64)[None]
-    rank, count_O = ascending_ranks(w), torch.tensor([count])
-
-    def masked(zeros: int) -> Tensor:
-        return apply_counts(w, rank, torch.tensor([zeros]))
-
-    def loss(zeros: int) -> float:
-        return 0.5 * float((masked(zeros) - 0.3 * w).square().sum())
-
-    product = w * (masked(count) - 0.3 * w)
-    exact = (loss(count + half_width) - loss(count - half_width)) / (2 * half_width)
-    assert float(window_slope(product, rank, count_O, half_width)) == pytest.approx(exact, rel=0.05)
-    # What would go next, alone, is off by the curvature: 0.7 w² instead of 0.2 w².
-    assert float(-product[0, count : count + half_width].mean()) == pytest.approx(
-        3.5 * exact, rel=0.1
-    )
-
-
-def test_windows_hold_at_least_one_weight() -> None:
-    with pytest.raises(SecateurError, match="window"):
-        WindowSurrogate(0)
-
-
 @pytest.mark.parametrize("distributions", [5, 0, 24])
 def test_rows_that_cannot_share_are_refused(distributions: int) -> None:
     w_OI = normal(ROWS, COLUMNS)
-    carrier = torch.zeros(distributions)
-    arguments = (w_OI, ascending_ranks(w_OI), torch.zeros(ROWS), carrier, WindowSurrogate(1))
+    beta_GD, counts_D = torch.zeros(distributions, 2), torch.tensor([COLUMNS, 0])
     with pytest.raises(SecateurError, match="evenly"):
-        masked_weight(*arguments)
-    with pytest.raises(SecateurError, match="evenly"):
-        masked_linear(normal(2, COLUMNS), *arguments)
+        masked_linear(
+            normal(2, COLUMNS), w_OI, ascending_ranks(w_OI), torch.zeros(ROWS), beta_GD, counts_D
+        )
 
 
 def test_a_masked_linear_follows_autocast_and_adds_its_bias() -> None:
     w_OI, x = normal(ROWS, COLUMNS, dtype=torch.float32), normal(9, COLUMNS, dtype=torch.float32)
     rank_OI, count_O = ascending_ranks(w_OI.abs()), torch.full((ROWS,), 18)
-    bias_O, carrier_O = normal(ROWS, seed=5, dtype=torch.float32), count_O.float().requires_grad_()
+    bias_O = normal(ROWS, seed=5, dtype=torch.float32)
+    counts_D = torch.arange(0, COLUMNS, 4)
+    beta_OD = torch.zeros(ROWS, len(counts_D)).requires_grad_()
     x.requires_grad_()
     expected = torch.nn.functional.linear(x, apply_counts(w_OI, rank_OI, count_O), bias_O)
-    rule = WindowSurrogate(4)
-    y = masked_linear(x, w_OI, rank_OI, count_O, carrier_O, rule, bias_O)
+    y = masked_linear(x, w_OI, rank_OI, count_O, beta_OD, counts_D, bias_O)
     torch.testing.assert_close(y, expected)
     y.square().sum().backward()
-    exact, carrier_O.grad = carrier_O.grad, None
+    exact, beta_OD.grad = beta_OD.grad, None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = masked_linear(x, w_OI, rank_OI, count_O, carrier_O, rule, bias_O)
+        y = masked_linear(x, w_OI, rank_OI, count_O, beta_OD, counts_D, bias_O)
         assert y.dtype == torch.bfloat16
         loss = y.float().square().sum()
     loss.backward()
     torch.testing.assert_close(y.float(), expected, atol=0.2, rtol=0.02)
-    assert (
-        exact is not None and carrier_O.grad is not None and carrier_O.grad.dtype == torch.float32
-    )
-    assert float((carrier_O.grad - exact).norm() / exact.norm()) < 0.05
+    assert exact is not None and beta_OD.grad is not None and beta_OD.grad.dtype == torch.float32
+    assert float((beta_OD.grad - exact).norm() / exact.norm()) < 0.05
     assert x.grad is not None and x.grad.dtype == torch.float32
 
 
 def test_weights_stored_the_other_way_round_serve_as_well() -> None:
     w_OI = normal(COLUMNS, ROWS).T
     rank_OI, count_O = ascending_ranks(w_OI.abs()), torch.full((ROWS,), 18)
-    y = masked_linear(
-        normal(3, COLUMNS), w_OI, rank_OI, count_O, count_O.double(), WindowSurrogate(4)
-    )
+    beta_OD, counts_D = torch.zeros(ROWS, 2), torch.tensor([COLUMNS, 0])
+    y = masked_linear(normal(3, COLUMNS), w_OI, rank_OI, count_O, beta_OD, counts_D)
     torch.testing.assert_close(y, normal(3, COLUMNS) @ (w_OI * mask_of_counts(rank_OI, count_O)).T)
 
 
-@pytest.mark.parametrize("candidates", [True, False])
 def test_a_step_needs_little_more_than_ranks_and_one_masked_linear(
-    candidates: bool, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Four linears, fp32: 2 bytes per weight for ranks, one Ŵ at a time, and a chunk of rows."""
     linears, width, tokens = 4, 512, 4
@@ -334,17 +259,12 @@ def test_a_step_needs_little_more_than_ranks_and_one_masked_linear(
     counts_D = torch.tensor(candidate_counts(candidate_rates(), width))
     with LiveBytes() as memory:
         ranks = [ascending_ranks(w.abs()) for w in weights]
-        if candidates:
-            carriers = [torch.zeros(1, 101).requires_grad_() for _ in weights]
-            rule: Surrogate = CandidateSurrogate(counts_D)
-        else:
-            carriers = [torch.zeros(width).requires_grad_() for _ in weights]
-            rule = WindowSurrogate(20)
+        betas = [torch.zeros(1, 101).requires_grad_() for _ in weights]
         count_O = torch.full((width,), width // 2)
         setup = memory.peak
         h = x
-        for w, rank, carrier in zip(weights, ranks, carriers, strict=True):
-            h = masked_linear(h, w, rank, count_O, carrier, rule)
+        for w, rank, beta_GD in zip(weights, ranks, betas, strict=True):
+            h = masked_linear(h, w, rank, count_O, beta_GD, counts_D)
         h.square().sum().backward()
     elements = width * width
     ranking = 2 * linears * elements + 4 * elements + 20 * chunk

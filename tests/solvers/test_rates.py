@@ -15,7 +15,6 @@ from secateur.errors import SecateurError
 from secateur.solvers.rates import (
     candidate_counts,
     candidate_rates,
-    constant_total_gradient,
     exact_counts,
     expected_rate,
     mean_rate,
@@ -166,29 +165,3 @@ def test_impossible_counts_are_refused() -> None:
             exact_counts(torch.zeros(2), columns_R, total)
     with pytest.raises(SecateurError, match="NaN or infinite"):
         exact_counts(torch.tensor([0.0, math.nan]), columns_R, 3)
-
-
-def test_the_projected_gradient_is_that_of_shifted_rates() -> None:
-    generator = torch.Generator().manual_seed(0)
-    columns_R = torch.tensor([5, 9, 30, 12, 8, 7])
-    count_R = torch.tensor([2, 4, 11, 3, 0, 7])
-    slope_R = torch.randn(6, generator=generator, dtype=torch.float64)
-    # A full row whose loss would fall with more zeros, an empty one with fewer: they stay.
-    slope_R[4], slope_R[5] = 9.0, -9.0
-    rate_R = (count_R / columns_R).double().requires_grad_()
-    free = slice(0, 4)
-    size_R = columns_R[free].double()
-    shift = (size_R @ (rate_R.detach()[free] - rate_R[free])) / size_R.sum()
-    (slope_R[free] @ ((rate_R[free] + shift) * size_R)).backward()
-    gradient_R = constant_total_gradient(slope_R, columns_R, count_R)
-    assert rate_R.grad is not None
-    torch.testing.assert_close(gradient_R * columns_R, rate_R.grad)
-    assert gradient_R[4:].tolist() == [0, 0]
-    assert float(columns_R.double() @ gradient_R) == pytest.approx(0, abs=1e-12)
-
-
-def test_a_row_may_leave_its_limit() -> None:
-    gradient_R = constant_total_gradient(
-        torch.tensor([-1.0, 1.0]), torch.tensor([4, 4]), torch.tensor([0, 4])
-    )
-    assert gradient_R.tolist() == [-1, 1]

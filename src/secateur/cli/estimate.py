@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -39,7 +39,6 @@ def estimate(
     from secateur.estimation import estimate as run
     from secateur.report.terminal import estimate_table
 
-    calibration: dict[str, Any] = {"samples": samples, "length": length}
     chosen = recipe_from_flags(
         recipe,
         method=method,
@@ -47,7 +46,8 @@ def estimate(
         reconstruct=reconstruct,
         sparsity=sparsity,
         pattern=pattern,
-        calibration=calibration,
+        samples=samples,
+        length=length,
     )
     result = run(model, chosen, trust_remote_code=trust_remote_code)
     if as_json:

@@ -82,7 +82,11 @@ def recipe_from_flags(
     pattern: str | None,
     allocate: str | None = None,
     plan: Path | None = None,
-    calibration: Mapping[str, Any],
+    calibration: str | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int | None = None,
+    bos: bool | None = None,
     **others: Any,
 ) -> Recipe:
     """Return the recipe of the file, or the default one, with the given flags put over it.
@@ -123,7 +127,8 @@ def recipe_from_flags(
         values["allocation"] = {"method": "plan", "file": str(plan)}
         if sparsity is None and pattern is None:
             values["pattern"] = str(Plan.from_file(plan).pattern)
-    values["calibration"] = {**values.get("calibration", {}), **_given(calibration)}
+    text = {"source": calibration, "samples": samples, "length": length, "seed": seed, "bos": bos}
+    values["calibration"] = {**values.get("calibration", {}), **_given(text)}
     return Recipe.from_mapping({**values, **_given(others)})
 
 

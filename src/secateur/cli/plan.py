@@ -52,13 +52,11 @@ def plan(
         sparsity=sparsity,
         pattern=pattern,
         allocate=allocate,
-        calibration={
-            "source": calibration,
-            "samples": samples,
-            "length": length,
-            "seed": seed,
-            "bos": bos,
-        },
+        calibration=calibration,
+        samples=samples,
+        length=length,
+        seed=seed,
+        bos=bos,
         device=device,
         dtype=None if dtype is None else dtype.value,
     )

@@ -74,13 +74,11 @@ def prune(
         pattern=pattern,
         allocate=allocate,
         plan=plan,
-        calibration={
-            "source": calibration,
-            "samples": samples,
-            "length": length,
-            "seed": seed,
-            "bos": bos,
-        },
+        calibration=calibration,
+        samples=samples,
+        length=length,
+        seed=seed,
+        bos=bos,
         device=device,
         dtype=None if dtype is None else dtype.value,
     )

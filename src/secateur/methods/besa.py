@@ -20,7 +20,6 @@ from secateur.methods.rows import block_scores, take_best, uniform_masks, write_
 from secateur.methods.stage import BlockStage
 from secateur.pattern import Pattern
 from secateur.solvers.besa import (
-    CandidateSurrogate,
     ascending_ranks,
     mask_of_counts,
     masked_linear,
@@ -128,7 +127,7 @@ class _Rows:
     linear: Linear
     dense_OI: Tensor
     rank_OI: Tensor
-    surrogate: CandidateSurrogate
+    counts_D: Tensor
 
     def __init__(
         self, linear: Linear, dense_OI: Tensor, score_OI: Tensor, rates: tuple[Fraction, ...]
@@ -137,7 +136,7 @@ class _Rows:
         self.dense_OI = dense_OI
         self.rank_OI = ascending_ranks(score_OI)
         counts = candidate_counts(rates, dense_OI.shape[1])
-        self.surrogate = CandidateSurrogate(torch.tensor(counts, device=dense_OI.device))
+        self.counts_D = torch.tensor(counts, device=dense_OI.device)
 
 
 @contextmanager
@@ -149,8 +148,8 @@ def _masked(rows: list[_Rows], betas: list[Tensor], alphas: list[Tensor]) -> Ite
             w_OI=each.dense_OI,
             rank_OI=each.rank_OI,
             count_O=truncated_counts(alpha_G, *each.dense_OI.shape),
-            carrier_G=beta_GD,
-            surrogate=each.surrogate,
+            beta_GD=beta_GD,
+            counts_D=each.counts_D,
             bias_O=dict(each.linear.module.named_parameters()).get("bias"),
         )
     try:

@@ -13,11 +13,8 @@ from secateur.methods.block_task import BlockTask, relative_error
 from secateur.methods.rows import take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
 from secateur.pattern import lowest
-from secateur.solvers.margin import follow_margin
+from secateur.solvers.margin import follow_margin, margin_threshold
 from secateur.walk.probes import RowSensitivity, random_projection
-
-# One weight in so many says where a threshold lies between two steps.
-_SAMPLED = 13
 
 
 class BESARates(BlockStage):
@@ -70,11 +67,14 @@ class BESARates(BlockStage):
 
     def _follow(self, task: BlockTask, costs: dict[str, Tensor]) -> None:
         """Scale the costs of each row, step by step, by what the loss says at its margin."""
+        weights = sum(cost.numel() for cost in costs.values())
+        share = sum(task.zeros[name] for name in costs) / weights
         batches: list[Tensor] = []
         while len(batches) < self.steps:
             batches += task.fitted_batches(self.batch_sequences)
         for step, batch in enumerate(batches[: self.steps]):
-            threshold = _threshold(task, costs)
+            # The last masks are exact, those between steps need not be.
+            threshold = margin_threshold(costs.values(), share)
             for linear in task.linears:
                 if linear.name in costs:
                     kept_OI = costs[linear.name] > threshold
@@ -108,12 +108,3 @@ def _cheapest(task: BlockTask, costs: dict[str, Tensor]) -> dict[str, Tensor]:
     parts = kept_N.split([cost.numel() for cost in costs.values()])
     masks = {name: part.view(costs[name].shape) for name, part in zip(costs, parts, strict=True)}
     return uniform_masks(task, leave_out=masks) | masks
-
-
-def _threshold(task: BlockTask, costs: dict[str, Tensor]) -> float:
-    """About the cost of the dearest weight to remove; the last masks are exact, these need not."""
-    sample_N = torch.cat([cost.flatten()[::_SAMPLED] for cost in costs.values()])
-    weights = sum(cost.numel() for cost in costs.values())
-    share = sum(task.zeros[name] for name in costs) / weights
-    rank = min(max(1, round(share * len(sample_N))), len(sample_N))
-    return max(float(sample_N.kthvalue(rank).values), torch.finfo(torch.float32).tiny)

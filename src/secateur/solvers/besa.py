@@ -18,8 +18,7 @@ Masked weights have the rates' gradient only. The weights themselves are frozen.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,57 +38,6 @@ _CHUNK_ACCELERATOR = 2**22
 
 # Fewer rows than this make matrix products slow.
 _FEWEST_ROWS = 128
-
-
-class Surrogate(Protocol):
-    """What stands in for the derivative of a mask."""
-
-    def __call__(self, product_RC: Tensor, rank_RC: Tensor, count_R: Tensor) -> Tensor:
-        """Derivative of the loss for each row.
-
-        Args:
-            product_RC: W · ∂L/∂Ŵ of some rows, fp32 or float64.
-            rank_RC: Their ranks.
-            count_R: Their zeros.
-
-        Returns:
-            A tensor whose first dimension is the rows.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class CandidateSurrogate:
-    """The paper's: ∂L/∂beta_rd = −A_rd, for a distribution over candidate rates.
-
-    Attributes:
-        counts_D: Weights that each candidate removes, int64, on the weights' device.
-    """
-
-    counts_D: Tensor
-
-    def __call__(self, product_RC: Tensor, rank_RC: Tensor, count_R: Tensor) -> Tensor:
-        return removal_curve(product_RC, rank_RC, self.counts_D).neg_()
-
-
-@dataclass(frozen=True)
-class WindowSurrogate:
-    """For one rate per row: ∂L/∂k_r, the slope of −A_r around k_r (``window_slope``).
-
-    Attributes:
-        half_width: Ranks on either side of k_r, at least 1.
-    """
-
-    half_width: int
-
-    def __post_init__(self) -> None:
-        if self.half_width < 1:
-            raise SecateurError(
-                f"a window of {self.half_width} ranks holds no weight; give at least 1"
-            )
-
-    def __call__(self, product_RC: Tensor, rank_RC: Tensor, count_R: Tensor) -> Tensor:
-        return window_slope(product_RC, rank_RC, count_R, self.half_width)
 
 
 def ascending_ranks(score_OI: Tensor) -> Tensor:
@@ -149,78 +97,16 @@ def removal_curve(product_RC: Tensor, rank_RC: Tensor, counts_D: Tensor) -> Tens
     return curve_RD.masked_fill_(counts_D == 0, 0)
 
 
-def window_slope(product_RC: Tensor, rank_RC: Tensor, count_R: Tensor, half_width: int) -> Tensor:
-    """Change of the loss per additional zero of each row, from a window around its count.
-
-    With A_r(k) = Σ_{rank < k} W · ∂L/∂Ŵ, the first-order change of the loss on going from k to k'
-    zeros is −(A_r(k') − A_r(k)). The slope is its central difference
-
-        ∂L/∂k_r ≈ −(A_r(b) − A_r(a)) / (b − a),   a = max(k_r − h, 0),  b = min(k_r + h, C),
-
-    that is, minus the mean of W · ∂L/∂Ŵ over the h ranks that would go next and the h that would
-    come back first. It is the paper's expected linearised loss, differentiated with respect to
-    the position of a uniform distribution over [k_r − h, k_r + h], instead of with respect to 101
-    probabilities. The window is centred for a reason: a weight's own curvature, ½ W² H, raises
-    the loss both when it goes and when it comes back, so it cancels between the two halves but
-    for the growth of scores along the window, whereas it would dominate a one-sided difference.
-
-    Args:
-        product_RC: W · ∂L/∂Ŵ.
-        rank_RC: Ranks.
-        count_R: Zeros of each row.
-        half_width: h, at least 1; wider windows have less noise, and less of the local slope.
-
-    Returns:
-        slope_R.
-    """
-    columns = product_RC.shape[1]
-    low_R = (count_R - half_width).clamp(0, columns)
-    high_R = (count_R + half_width).clamp(0, columns)
-    low_R1, high_R1 = (bound.to(rank_RC.dtype)[:, None] for bound in (low_R, high_R))
-    # −1 inside, 0 outside.
-    inside_RC = (rank_RC - high_R1).clamp_(-1, 0).sub_((rank_RC - low_R1).clamp_(-1, 0))
-    total_R = torch.linalg.vecdot(product_RC, inside_RC.to(product_RC.dtype))
-    slope_R: Tensor = total_R / (high_R - low_R)
-    return slope_R
-
-
-def masked_weight(
-    w_OI: Tensor, rank_OI: Tensor, count_O: Tensor, carrier_G: Tensor, surrogate: Surrogate
-) -> Tensor:
-    """Masked copy of the weights whose gradient goes to ``carrier_G``.
-
-    Args:
-        w_OI: Frozen weights, finite.
-        rank_OI: Their ranks.
-        count_O: Zeros of each row, integers in [0, columns].
-        carrier_G: What the surrogate's derivative belongs to; each of its G entries serves O / G
-            consecutive rows, whose derivatives are added. Its value is not used: the counts say
-            what it amounts to. For ``CandidateSurrogate`` beta_GD, for ``WindowSurrogate`` the
-            rate times the columns, (G,). Zeros of shape (O, D) collect the curves −A_rd
-            of all rows in their ``grad``.
-        surrogate: The derivative.
-
-    Returns:
-        Weights of shape (O, I), for `torch.func.functional_call` or the like.
-
-    Raises:
-        SecateurError: G does not divide the rows.
-    """
-    rows_per_distribution(len(w_OI), len(carrier_G))
-    apply: Callable[..., Tensor] = _MaskedWeight.apply
-    return apply(w_OI, rank_OI, count_O, carrier_G, surrogate)
-
-
 def masked_linear(
     x: Tensor,
     w_OI: Tensor,
     rank_OI: Tensor,
     count_O: Tensor,
-    carrier_G: Tensor,
-    surrogate: Surrogate,
+    beta_GD: Tensor,
+    counts_D: Tensor,
     bias_O: Tensor | None = None,
 ) -> Tensor:
-    """x Ŵᵀ + b with Ŵ = ``masked_weight(…)``, in less memory.
+    """x Ŵᵀ + b with Ŵ = ``apply_counts(…)``, whose gradient goes to ``beta_GD``.
 
     Neither masked weights nor their gradient outlive a call: the former are made again in the
     backward pass, of the latter there are a few rows at a time. Under autocast the product is in
@@ -228,47 +114,27 @@ def masked_linear(
 
     Args:
         x: Inputs, (…, I).
-        w_OI: As in ``masked_weight``, like the four arguments after it.
-        rank_OI: Ranks.
-        count_O: Zeros of each row.
-        carrier_G: What the gradient is handed to.
-        surrogate: The derivative.
+        w_OI: Frozen weights, finite.
+        rank_OI: Their ranks.
+        count_O: Zeros of each row, integers in [0, I].
+        beta_GD: Distributions over candidate rates; each serves O / G consecutive rows. The
+            values are not used: the counts say what they amount to. Zeros of shape (O, D) collect
+            the curves −A_rd of all rows in their ``grad``.
+        counts_D: Weights that each candidate removes, int64, on the weights' device.
         bias_O: Added to the output.
 
     Returns:
         Outputs, (…, O).
+
+    Raises:
+        SecateurError: G does not divide the rows.
     """
-    rows_per_distribution(len(w_OI), len(carrier_G))
+    rows_per_distribution(len(w_OI), len(beta_GD))
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     apply: Callable[..., Tensor] = _MaskedLinear.apply
-    y = apply(x, w_OI, rank_OI, count_O, carrier_G, surrogate)
+    y = apply(x, w_OI, rank_OI, count_O, beta_GD, counts_D)
     return y if bias_O is None else y + bias_O.to(y.dtype)
-
-
-class _MaskedWeight(Function):
-    @staticmethod
-    def forward(
-        ctx: Any, w_OI: Tensor, rank_OI: Tensor, count_O: Tensor, carrier_G: Tensor, surrogate: Any
-    ) -> Tensor:
-        ctx.save_for_backward(w_OI, rank_OI, count_O)
-        ctx.surrogate, ctx.carrier = surrogate, (len(carrier_G), carrier_G.dtype)
-        return apply_counts(w_OI, rank_OI, count_O)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        w_OI, rank_OI, count_O = ctx.saved_tensors
-        (gradient_OI,) = gradients
-        dtype = torch.promote_types(torch.float32, w_OI.dtype)
-        derivative = torch.cat(
-            [
-                ctx.surrogate(
-                    gradient_OI[rows].to(dtype) * w_OI[rows], rank_OI[rows], count_O[rows]
-                )
-                for rows in _row_chunks(w_OI)
-            ]
-        )
-        return None, None, None, _share(derivative, *ctx.carrier), None
 
 
 class _MaskedLinear(Function):
@@ -279,16 +145,16 @@ class _MaskedLinear(Function):
         w_OI: Tensor,
         rank_OI: Tensor,
         count_O: Tensor,
-        carrier_G: Tensor,
-        surrogate: Any,
+        beta_GD: Tensor,
+        counts_D: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, w_OI, rank_OI, count_O)
-        ctx.surrogate, ctx.carrier = surrogate, (len(carrier_G), carrier_G.dtype)
+        ctx.save_for_backward(x, w_OI, rank_OI, count_O, counts_D)
+        ctx.beta = (len(beta_GD), beta_GD.dtype)
         return functional.linear(x, apply_counts(w_OI.to(x.dtype), rank_OI, count_O))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, w_OI, rank_OI, count_O = ctx.saved_tensors
+        x, w_OI, rank_OI, count_O, counts_D = ctx.saved_tensors
         (gradient_y,) = gradients
         gradient_x = None
         if ctx.needs_input_grad[0]:
@@ -297,21 +163,17 @@ class _MaskedLinear(Function):
             return gradient_x, None, None, None, None, None
         x_NI, gradient_NO = x.flatten(0, -2), gradient_y.flatten(0, -2)
         dtype = torch.promote_types(torch.float32, w_OI.dtype)
-        derivative = torch.cat(
-            [
-                ctx.surrogate(
-                    (gradient_NO[:, rows].T @ x_NI).to(dtype).mul_(w_OI[rows]),
-                    rank_OI[rows],
-                    count_O[rows],
-                )
-                for rows in _row_chunks(w_OI, _FEWEST_ROWS)
-            ]
-        )
-        return gradient_x, None, None, None, _share(derivative, *ctx.carrier), None
+        curves = []
+        for rows in _row_chunks(w_OI, _FEWEST_ROWS):
+            product_RC = (gradient_NO[:, rows].T @ x_NI).to(dtype).mul_(w_OI[rows])
+            curves.append(removal_curve(product_RC, rank_OI[rows], counts_D))
+        distributions, beta_dtype = ctx.beta
+        gradient_GD = _share(torch.cat(curves).neg_(), distributions, beta_dtype)
+        return gradient_x, None, None, None, gradient_GD, None
 
 
 def _share(derivative: Tensor, distributions: int, dtype: torch.dtype) -> Tensor:
-    """Add what belongs to the rows that share an entry of the carrier."""
+    """Add what belongs to the rows that share a distribution."""
     shared = rows_per_distribution(len(derivative), distributions)
     return derivative.view(distributions, shared, *derivative.shape[1:]).sum(1).to(dtype)
 

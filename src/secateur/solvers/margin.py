@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import torch
 from torch import Tensor
 
 # Weights whose cost is within this factor of the threshold stand for the margin of their row.
 _MARGIN = 1.5
+
+# One weight in so many says where a threshold lies.
+_SAMPLED = 13
+
+
+def margin_threshold(costs: Collection[Tensor], share: float) -> float:
+    """About the cost of the dearest weight if the cheapest share of all is removed; positive."""
+    sample_N = torch.cat([cost.flatten()[::_SAMPLED] for cost in costs])
+    rank = min(max(1, round(share * len(sample_N))), len(sample_N))
+    return max(float(sample_N.kthvalue(rank).values), torch.finfo(torch.float32).tiny)
 
 
 def follow_margin(cost_OI: Tensor, slope_OI: Tensor, threshold: float, pull: float) -> None:

@@ -179,33 +179,3 @@ def exact_counts(rate_R: Tensor, columns_R: Tensor, total: int) -> Tensor:
     order_R = fraction_R.argsort(descending=True, stable=True)
     first_R = torch.arange(len(order_R), device=order_R.device) < missing
     return count_R.scatter_add_(0, order_R, first_R.long())
-
-
-def constant_total_gradient(slope_R: Tensor, columns_R: Tensor, count_R: Tensor) -> Tensor:
-    """Direction in which rates can move while the total of zeros stays what it is.
-
-    With k_r = C_r · clip(rate_r + τ, 0, 1) and τ such that Σ k_r is constant, rows strictly
-    inside their limits have ∂τ/∂rate_j = −C_j / Σ C, hence for slopes s_r = ∂L/∂k_r
-
-        ∂L/∂rate_j = C_j (s_j − s̄),  s̄ = Σ C_r s_r / Σ C_r over those rows.
-
-    What is returned is s_j − s̄, the derivative per weight; it is zero where all rows agree, which
-    is the condition for a minimum under the budget. A row at a limit may leave it but not push
-    against it: its derivative is kept only if descent leads inwards.
-
-    Args:
-        slope_R: ∂L/∂k_r, the change of the loss per additional zero.
-        columns_R: Width of each row's linear.
-        count_R: Zeros of each row, which say what rows are at a limit.
-
-    Returns:
-        gradient_R, in the dtype of the slopes.
-    """
-    empty_R, full_R = count_R <= 0, count_R >= columns_R
-    limited_R = empty_R | full_R
-    # With every row at a limit, only an exchange between full and empty rows is left.
-    free_R = (~limited_R | limited_R.all()) * columns_R.to(slope_R.dtype)
-    mean = torch.dot(free_R, slope_R) / free_R.sum()
-    gradient_R = slope_R - mean
-    stuck_R = (empty_R & (gradient_R > 0)) | (full_R & (gradient_R < 0))
-    return gradient_R.masked_fill_(stuck_R, 0)

@@ -135,9 +135,12 @@ class GroupPruner:
         if names[0] in pruned.masks:
             task.mask_OI = torch.cat([pruned.masks[name] for name in names]).to(w_OI.device)
         if self._needs != "nothing" and statistics.tokens == 0:
-            task.notes.append(f"{', '.join(names)}: no token arrived, pruned by magnitude")
             if task.mask_OI is None:
                 Magnitude(scope="row").apply(task)
+                done = "pruned by magnitude"
+            else:
+                done = "mask and weights left as they were"
+            task.notes.append(f"{', '.join(names)}: no token arrived, {done}")
         else:
             for stage in self._stages:
                 stage.apply(task)
