@@ -59,8 +59,10 @@ class Contender:
     @property
     def own_flags(self) -> list[str]:
         """Options that only our command understands."""
-        flags = ["--refit" if self.refit else "--no-refit"]
-        flags += ["--reconstruct"] if self.reconstruct else []
+        flags = []
+        if self.method != "auto":
+            flags += ["--refit" if self.refit else "--no-refit"]
+            flags += ["--reconstruct"] if self.reconstruct else []
         return flags + (["--allocate", self.allocation] if self.allocation else [])
 
     @property

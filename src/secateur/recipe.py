@@ -80,7 +80,8 @@ class Recipe(BaseModel):
     @classmethod
     def _spell_out_auto(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("stages") == "auto":
-            return {**values, "stages": automatic_stages()}
+            pattern = _read_pattern(values.get("pattern", Unstructured(0.5)))
+            return {**values, "stages": automatic_stages(pattern)}
         return values
 
     @field_validator("stages")

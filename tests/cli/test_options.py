@@ -42,7 +42,7 @@ def test_flags_change_only_their_part_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pattern", ["0.6", "2:4"])
 def test_auto_is_spelled_out_in_the_recipe(pattern: str) -> None:
     recipe = recipe_from_flags(None, method="auto", sparsity=None, pattern=pattern)
-    assert recipe.stages == automatic_stages()
+    assert recipe.stages == automatic_stages(recipe.pattern)
     assert "auto" not in recipe.to_yaml().split("calibration")[0]
     with pytest.raises(SecateurError, match="leave out --refit"):
         recipe_from_flags(None, method="auto", refit=True, sparsity=None, pattern=pattern)

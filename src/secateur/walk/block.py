@@ -25,6 +25,9 @@ from secateur.walk.pruned import PrunedBlock, Stopwatch
 from secateur.walk.replay import Replay
 from secateur.walk.streams import Stream
 
+# So many tokens say how large the inputs of a linear are; a Gram matrix would take more.
+_NORM_TOKENS = 16384
+
 
 @dataclass(frozen=True)
 class BlockTargets:
@@ -106,7 +109,7 @@ class BlockPruner:
     def _pass_fitted(
         self, block: nn.Module, stream: Stream, groups: Sequence[LinearGroup]
     ) -> dict[str, Tensor]:
-        """Run the fitted sequences once for what block stages want of them, if they do."""
+        """Run fitted sequences once for what block stages want of them: outputs, input norms."""
         if not any(stage.needs_norms for stage in self._block_stages):
             groups = []
         if not groups and self._buffer_SLD is None:
@@ -115,6 +118,8 @@ class BlockPruner:
         sums = [InputAccumulator(width, "norms", self._device, self._dtype) for width in widths]
         with observed_inputs(groups, lambda number, x_NI: sums[number].add(x_NI)):
             for batch in stream.batches.fitted:
+                if self._buffer_SLD is None and sums[0].tokens >= _NORM_TOKENS:
+                    break
                 y_BLD = stream.forward(block, batch)
                 if self._buffer_SLD is not None:
                     self._buffer_SLD[batch].copy_(y_BLD)
