@@ -28,3 +28,13 @@ def test_block_stages_cost_streams_copies_and_passes(checkpoints: Callable[..., 
     assert long.forward_flops > short.forward_flops > wanda.forward_flops
     tokens, epochs = 12 * 32, 2
     assert long.forward_flops - short.forward_flops == 2 * wanda.weights * tokens * 3 * epochs
+
+
+def test_measuring_an_allocation_is_work(checkpoints: Callable[..., Path]) -> None:
+    def flops(allocation: dict[str, object]) -> float:
+        values = {"calibration": {"samples": 16, "length": 32}, "allocation": allocation}
+        return estimate(checkpoints("llama"), Recipe.from_mapping(values)).forward_flops
+
+    uniform, owl = flops({"method": "uniform"}), flops({"method": "owl", "sequences": 4})
+    probed = flops({"method": "sensitivity", "sequences": 4})
+    assert uniform < owl < probed

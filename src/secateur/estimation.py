@@ -99,6 +99,7 @@ def estimate(
     passes += wants_dense_stream(recipe.stages) + (0.75 if wants_targets(recipe.stages) else 0)
     fitted = max(1, int(calibration.samples * 0.75))
     passes += 0.75 * sum(stage.passes(fitted) for stage in block_stages)
+    passes += recipe.allocation.passes(calibration.samples)
 
     squares = sum(width * width for groups in all_shapes for _, width in groups)
     return Estimate(

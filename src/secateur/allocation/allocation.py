@@ -35,6 +35,10 @@ class Allocation(BaseModel, ABC):
         """
         return uniform_plan(blocks, pattern)
 
+    def passes(self, samples: int) -> float:
+        """Work before pruning, in forward passes over this many sequences; backward is two."""
+        return 0.0
+
     @abstractmethod
     def allocate(self, plan: Plan, blocks: BlockList, dense: DenseModel | None) -> Plan:
         """Return the plan with its zeros divided by this rule; their total stays the same.

@@ -45,6 +45,9 @@ class Loss(Unequal):
     )
     sequences: int = Field(16, ge=1, description="calibration sequences to measure on")
 
+    def passes(self, samples: int) -> float:
+        return 5.0 * self.sequences / samples
+
     def allocate(self, plan: Plan, blocks: BlockList, dense: DenseModel | None) -> Plan:
         assert dense is not None
         grouped = by_block(plan, blocks)

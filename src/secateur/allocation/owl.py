@@ -24,6 +24,9 @@ class OWL(PerBlock):
     limit: float = Field(0.08, ge=0, lt=1, description="half the distance of the extreme blocks")
     sequences: int = Field(16, ge=1, description="calibration sequences to measure on")
 
+    def passes(self, samples: int) -> float:
+        return 2.0 * self.sequences / samples
+
     def block_sparsities(self, target: float, count: int, dense: DenseModel | None) -> list[float]:
         assert dense is not None
         shares = [

@@ -30,6 +30,9 @@ class Sensitivity(Unequal):
     probes: int = Field(1, ge=1, description="random sign vectors per batch of sequences")
     sequences: int = Field(16, ge=1, description="calibration sequences to measure on")
 
+    def passes(self, samples: int) -> float:
+        return (2.0 + 3.0 * self.probes) * self.sequences / samples
+
     def allocate(self, plan: Plan, blocks: BlockList, dense: DenseModel | None) -> Plan:
         assert dense is not None
         grouped = by_block(plan, blocks)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from secateur.cli.options import (
+    Allocate,
     Length,
     Method,
     Model,
@@ -28,6 +29,7 @@ def estimate(
     reconstruct: Reconstruct = None,
     sparsity: Sparsity = None,
     pattern: PatternText = None,
+    allocate: Allocate = None,
     samples: Samples = None,
     length: Length = None,
     recipe: RecipeFile = None,
@@ -46,6 +48,7 @@ def estimate(
         reconstruct=reconstruct,
         sparsity=sparsity,
         pattern=pattern,
+        allocate=allocate,
         samples=samples,
         length=length,
     )
