@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,25 +14,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import secateur
+from fresh import IDS, logits_of
 from secateur.checkpoint.run import Run
 from secateur.errors import SecateurError
 from tiny import make_tokenizer
 
 # Separate and fused projections, Conv1D, biases, shared values, experts in one stack.
 FAMILIES = ("llama", "qwen2", "phi3", "gpt2", "opt", "bloom", "mixtral")
-IDS = torch.arange(4, 36).unsqueeze(0)
-
-_LOAD = """
-import json, sys, torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
-logits = {}
-for name, folder in json.load(open(sys.argv[1])).items():
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        logits[name] = model(torch.arange(4, 36).unsqueeze(0)).logits.float().contiguous()
-save_file(logits, sys.argv[2])
-"""
 
 
 def recipe_for(
@@ -70,14 +56,7 @@ def fresh_logits(
     outputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Tensor]:
     """Logits of all of them, from a process that knows nothing of secateur."""
-    folder = tmp_path_factory.mktemp("fresh")
-    (folder / "folders.json").write_text(json.dumps({k: str(v) for k, v in outputs.items()}))
-    subprocess.run(
-        [sys.executable, "-c", _LOAD, folder / "folders.json", folder / "logits.safetensors"],
-        check=True,
-        capture_output=True,
-    )
-    return load_file(folder / "logits.safetensors")
+    return logits_of(outputs, tmp_path_factory.mktemp("fresh"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
