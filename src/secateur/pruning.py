@@ -29,7 +29,7 @@ from secateur.checkpoint.store import BlockStore
 from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
 from secateur.inspection import inspect
-from secateur.methods import BlockStage
+from secateur.methods import GroupStage
 from secateur.planning import Plan
 from secateur.progress import Progress, silent
 from secateur.recipe import Recipe
@@ -292,7 +292,7 @@ def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dic
         job.dtype,
         folder=folder,
         memory=memory,
-        sizes={stage.batch_sequences for stage in recipe.stages if isinstance(stage, BlockStage)},
+        sizes={s.batch_sequences for s in recipe.stages if not isinstance(s, GroupStage)},
     )
     dense_stream = stream.twin(folder, memory) if wants_dense_stream(recipe.stages) else None
     targets_SLD = (

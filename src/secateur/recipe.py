@@ -22,7 +22,7 @@ from secateur.allocation import ALLOCATIONS, AnyAllocation, Uniform
 from secateur.automatic import automatic_stages
 from secateur.calibration import CalibrationOptions
 from secateur.errors import SecateurError
-from secateur.methods import STAGES, AnyStage
+from secateur.methods import STAGES, AnyStage, DenseStage
 from secateur.methods.refit import Refit
 from secateur.methods.wanda import Wanda
 from secateur.pattern import NM, Pattern, Unstructured, parse_pattern
@@ -87,8 +87,12 @@ class Recipe(BaseModel):
     @field_validator("stages")
     @classmethod
     def _mask_comes_first(cls, stages: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not stages or not stages[0].chooses_mask:
-            first = f"not {stages[0].method}" if stages else "but there is none"
+        pruning = stages[1:] if stages and isinstance(stages[0], DenseStage) else stages
+        for stage in pruning:
+            if isinstance(stage, DenseStage):
+                raise ValueError(f"{stage.method} changes the dense model and must come first")
+        if not pruning or not pruning[0].chooses_mask:
+            first = f"not {pruning[0].method}" if pruning else "but there is none"
             choices = ", ".join(name for name, stage in STAGES.items() if stage.chooses_mask)
             raise ValueError(f"the first stage must choose a mask ({choices}), {first}")
         return stages

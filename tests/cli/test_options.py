@@ -20,10 +20,18 @@ from secateur.errors import SecateurError
         ({"method": "besa"}, ["besa"]),
         ({"method": "admm", "reconstruct": True}, ["admm", "reconstruct"]),
         ({"method": "besa-rates", "refit": True}, ["besa-rates", "refit"]),
+        ({"permute": True, "pattern": "2:4"}, ["permute", "wanda", "refit"]),
+        (
+            {"method": "admm", "permute": True, "reconstruct": True, "pattern": "2:4"},
+            ["permute", "admm", "reconstruct"],
+        ),
+        ({"method": "auto", "permute": True, "pattern": "2:4"}, ["permute", "admm", "reconstruct"]),
+        ({"permute": False}, ["wanda", "refit"]),
     ],
 )
 def test_stages_follow_the_flags(flags: dict[str, object], stages: list[str]) -> None:
-    recipe = recipe_from_flags(None, sparsity=None, pattern=None, **flags)  # type: ignore[arg-type]
+    flags = {"sparsity": None, "pattern": None} | flags
+    recipe = recipe_from_flags(None, **flags)  # type: ignore[arg-type]
     assert [stage.method for stage in recipe.stages] == stages
 
 
@@ -36,6 +44,15 @@ def test_flags_change_only_their_part_of_a_file(tmp_path: Path) -> None:
     assert recipe.stages[1].iterations == 3  # type: ignore[union-attr]
     assert recipe.pattern.sparsity == 0.3
     recipe = recipe_from_flags(file, refit=False, sparsity=None, pattern=None)
+    assert [stage.method for stage in recipe.stages] == ["sparsegpt"]
+
+
+def test_permute_of_a_file_keeps_its_options_and_can_be_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("pattern: '2:4'\nstages: [{method: permute, power: 2}, {method: sparsegpt}]\n")
+    recipe = recipe_from_flags(file, permute=True, sparsity=None, pattern=None)
+    assert recipe.stages[0].power == 2  # type: ignore[union-attr]
+    recipe = recipe_from_flags(file, permute=False, sparsity=None, pattern=None)
     assert [stage.method for stage in recipe.stages] == ["sparsegpt"]
 
 

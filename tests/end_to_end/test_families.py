@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import secateur
+from fresh import IDS, logits_of
 from secateur.checkpoint.masks import read_masks
 from secateur.checkpoint.store import masks_path
 from tiny import FAMILIES, make_tokenizer
 
 PATTERNS = ("0.37", "2:4")
 REFERENCES = {"0.37": "pruned", "2:4": "dense"}
-IDS = torch.arange(4, 36).unsqueeze(0)
-
-_LOAD = """
-import json, sys, torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
-logits = {}
-for name, folder in json.load(open(sys.argv[1])).items():
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        logits[name] = model(torch.arange(4, 36).unsqueeze(0)).logits.float().contiguous()
-save_file(logits, sys.argv[2])
-"""
 
 
 def recipe_for(text: Path, pattern: str) -> secateur.Recipe:
@@ -76,14 +60,7 @@ def fresh_logits(
     pruned: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Tensor]:
     """Logits of all of them, from a process that knows nothing of secateur."""
-    folder = tmp_path_factory.mktemp("fresh")
-    (folder / "folders.json").write_text(json.dumps({k: str(v) for k, v in pruned.items()}))
-    subprocess.run(
-        [sys.executable, "-c", _LOAD, folder / "folders.json", folder / "logits.safetensors"],
-        check=True,
-        capture_output=True,
-    )
-    return load_file(folder / "logits.safetensors")
+    return logits_of(pruned, tmp_path_factory.mktemp("fresh"))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

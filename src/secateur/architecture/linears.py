@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -26,10 +27,21 @@ class Linear:
     transposed: bool
 
     @property
+    def kind(self) -> str:
+        """The name without numbers: the same for all experts of a mixture."""
+        return re.sub(r"\d+", "*", self.name)
+
+    @property
     def weight_OI(self) -> Tensor:
         """The weight as (out, in); a view, so writing into it writes into the module."""
         weight = self.module.get_parameter("weight").data
         return weight.T if self.transposed else weight
+
+    @property
+    def bias_O(self) -> Tensor | None:
+        """The bias, None without one; the module's own, as the weight."""
+        bias = self.module._parameters.get("bias")
+        return None if bias is None else bias.data
 
 
 def find_linears(block: nn.Module) -> list[Linear]:

@@ -39,6 +39,13 @@ Reconstruct = Annotated[
         help="Train kept weights on the output of their block. (default: no)",
     ),
 ]
+Permute = Annotated[
+    bool | None,
+    typer.Option(
+        "--permute/--no-permute",
+        help="Order hidden channels so that n:m prunes less of them. (default: no)",
+    ),
+]
 Sparsity = Annotated[float | None, typer.Option(help="Share of weights to remove. (default: 0.5)")]
 PatternText = Annotated[
     str | None, typer.Option(help="n:m, keep n of every m input columns, such as 2:4.")
@@ -78,6 +85,7 @@ def recipe_from_flags(
     method: str | None = None,
     refit: bool | None = None,
     reconstruct: bool | None = None,
+    permute: bool | None = None,
     sparsity: float | None,
     pattern: str | None,
     allocate: str | None = None,
@@ -127,9 +135,24 @@ def recipe_from_flags(
         values["allocation"] = {"method": "plan", "file": str(plan)}
         if sparsity is None and pattern is None:
             values["pattern"] = str(Plan.from_file(plan).pattern)
+    if permute is not None:
+        values["stages"] = _permuted(values, permute)
     text = {"source": calibration, "samples": samples, "length": length, "seed": seed, "bos": bos}
     values["calibration"] = {**values.get("calibration", {}), **_given(text)}
     return Recipe.from_mapping({**values, **_given(others)})
+
+
+def _permuted(values: Mapping[str, Any], wanted: bool) -> list[dict[str, Any]]:
+    """The stages of a recipe's values with permute before them, or without it."""
+    from secateur.recipe import Recipe
+
+    stages = values.get("stages", _default_stages())
+    if stages == "auto":
+        deciding = {name: values[name] for name in ("pattern", "stages") if name in values}
+        stages = Recipe.from_mapping(deciding).model_dump(mode="json")["stages"]
+    present = [stage for stage in stages if stage["method"] == "permute"]
+    others = [stage for stage in stages if stage["method"] != "permute"]
+    return [*(present or [{"method": "permute"}]), *others] if wanted else others
 
 
 def _default_stages() -> list[dict[str, Any]]:

@@ -10,14 +10,15 @@ from secateur.methods.admm import ADMM
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
 from secateur.methods.magnitude import Magnitude
+from secateur.methods.permute import Permute
 from secateur.methods.reconstruct import Reconstruct
 from secateur.methods.refit import Refit
 from secateur.methods.sparsegpt import SparseGPT
-from secateur.methods.stage import BlockStage, GroupStage, Stage
+from secateur.methods.stage import BlockStage, DenseStage, GroupStage, Stage
 from secateur.methods.wanda import Wanda
 
 AnyStage = Annotated[
-    Magnitude | Wanda | SparseGPT | ADMM | Refit | BESA | BESARates | Reconstruct,
+    Permute | Magnitude | Wanda | SparseGPT | ADMM | Refit | BESA | BESARates | Reconstruct,
     Field(discriminator="method"),
 ]
 
@@ -25,4 +26,4 @@ STAGES: dict[str, type[Stage]] = {
     stage.model_fields["method"].default: stage for stage in get_args(get_args(AnyStage)[0])
 }
 
-__all__ = ["STAGES", "AnyStage", "BlockStage", "GroupStage", "Stage"]
+__all__ = ["STAGES", "AnyStage", "BlockStage", "DenseStage", "GroupStage", "Stage"]

@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from secateur.methods.block_task import BlockTask, Reference
+from secateur.methods.dense_task import DenseTask
 from secateur.methods.task import GroupTask
 from secateur.pattern import NM, Pattern
 from secateur.walk.inputs import Needs
@@ -40,6 +41,17 @@ class GroupStage(Stage):
     @abstractmethod
     def apply(self, task: GroupTask) -> None:
         """Change the task's weights and, if the stage chooses one, its mask."""
+
+
+class DenseStage(Stage):
+    """A step that readies a dense block for pruning and leaves what it computes as it is."""
+
+    chooses_mask: ClassVar[bool] = False
+    batch_sequences: ClassVar[int] = 1
+
+    @abstractmethod
+    def apply(self, task: DenseTask) -> None:
+        """Change the dense weights and what is known of their inputs."""
 
 
 class BlockStage(Stage):

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.architecture import Linear, find_linears
-from secateur.methods import AnyStage, BlockStage, GroupStage
+from secateur.methods import AnyStage, BlockStage, DenseStage, GroupStage
 from secateur.methods.block_task import BlockTask, Reference
+from secateur.methods.dense_task import DenseTask
 from secateur.pattern import Pattern
 from secateur.walk.groups import GroupPruner
 from secateur.walk.inputs import (
@@ -43,7 +44,7 @@ class BlockTargets:
     groups: list[LinearGroup]
     held_out: list[Tensor]
     outputs: Mapping[Reference, Tensor]
-    mean_squares: Mapping[str, Tensor]
+    mean_squares: dict[str, Tensor]
 
 
 class BlockPruner:
@@ -67,6 +68,8 @@ class BlockPruner:
         seed: int,
         buffer_SLD: Tensor | None = None,
     ) -> None:
+        stages = list(stages)
+        self._dense_stages = [stage for stage in stages if isinstance(stage, DenseStage)]
         self._phases: list[BlockStage | GroupPruner] = []
         self._block_stages: list[BlockStage] = []
         for _, run in itertools.groupby(stages, key=lambda stage: isinstance(stage, BlockStage)):
@@ -109,8 +112,8 @@ class BlockPruner:
     def _pass_fitted(
         self, block: nn.Module, stream: Stream, groups: Sequence[LinearGroup]
     ) -> dict[str, Tensor]:
-        """Run fitted sequences once for what block stages want of them: outputs, input norms."""
-        if not any(stage.needs_norms for stage in self._block_stages):
+        """Run fitted sequences once for what stages want of them: outputs, input norms."""
+        if not (self._dense_stages or any(stage.needs_norms for stage in self._block_stages)):
             groups = []
         if not groups and self._buffer_SLD is None:
             return {}
@@ -154,10 +157,24 @@ class BlockPruner:
         pruned = PrunedBlock()
         watch = Stopwatch(pruned.seconds, self._device)
         linears = tuple(find_linears(block))
+        generator = torch.Generator().manual_seed(self._seed + stream.position)
+        for stage in self._dense_stages:
+            stage.apply(
+                DenseTask(
+                    block=block,
+                    groups=[group.linears for group in targets.groups],
+                    pattern=self._pattern,
+                    mean_squares=targets.mean_squares,
+                    run=partial(stream.exact, block, slice(0, stage.batch_sequences)),
+                    generator=generator,
+                    notes=pruned.notes,
+                )
+            )
+            watch.lap(stage.method)
+        # The first weights that count as dense are those in their final order.
         dense = None
         if self._block_stages:
             dense = {linear.name: linear.weight_OI.clone() for linear in linears}
-        generator = torch.Generator().manual_seed(self._seed + stream.position)
         for phase in self._phases:
             replay.forget()
             if isinstance(phase, GroupPruner):

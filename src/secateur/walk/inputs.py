@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -108,8 +107,7 @@ def steps(groups: Iterable[LinearGroup]) -> list[list[LinearGroup]]:
     """Put groups that can be handled in one pass together: the same linears of sibling experts."""
     ordered: dict[str, list[LinearGroup]] = {}
     for group in groups:
-        key = re.sub(r"\d+", "*", group.linears[0].name)
-        ordered.setdefault(key, []).append(group)
+        ordered.setdefault(group.linears[0].kind, []).append(group)
     return list(ordered.values())
 
 

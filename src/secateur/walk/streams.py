@@ -143,6 +143,12 @@ class Stream:
         with torch.no_grad():
             return self.call(block, self.x_SLD[batch].to(self._device))
 
+    def exact(self, block: nn.Module, batch: slice) -> Tensor:
+        """Return the next block's output with all its products in fp32."""
+        with torch.no_grad():
+            x_BLD = self.x_SLD[batch].to(self._device)
+            return self._calls[len(x_BLD)][self.position](block, x_BLD).float()
+
     def call(self, block: nn.Module, x_BLD: Tensor) -> Tensor:
         """Return the next block's output on hidden states of one batch, with its graph, fp32."""
         with self.precision():
