@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from secateur.automatic import automatic_stages
-from secateur.cli.options import recipe_from_flags
+from secateur.cli.options import Rebuild, recipe_from_flags
 from secateur.errors import SecateurError
 
 
@@ -20,6 +20,12 @@ from secateur.errors import SecateurError
         ({"method": "besa"}, ["besa"]),
         ({"method": "admm", "reconstruct": True}, ["admm", "reconstruct"]),
         ({"method": "besa-rates", "refit": True}, ["besa-rates", "refit"]),
+        ({"rebuild": Rebuild.SWAPS}, ["wanda", "swaps", "refit"]),
+        ({"method": "magnitude", "rebuild": Rebuild.BARBER}, ["magnitude", "barber"]),
+        (
+            {"method": "sparsegpt", "rebuild": Rebuild.SWAPS, "reconstruct": True},
+            ["sparsegpt", "swaps", "reconstruct"],
+        ),
     ],
 )
 def test_stages_follow_the_flags(flags: dict[str, object], stages: list[str]) -> None:
@@ -37,6 +43,11 @@ def test_flags_change_only_their_part_of_a_file(tmp_path: Path) -> None:
     assert recipe.stages[0].damping == 0.5  # type: ignore[union-attr]
     assert recipe.stages[1].iterations == 3  # type: ignore[union-attr]
     assert recipe.pattern.sparsity == 0.3
+    recipe = recipe_from_flags(
+        file, rebuild=Rebuild.SWAPS, sparsity=None, pattern=None, calibration={}
+    )
+    assert [stage.method for stage in recipe.stages] == ["sparsegpt", "swaps", "refit"]
+    assert recipe.stages[0].damping == 0.5  # type: ignore[union-attr]
     recipe = recipe_from_flags(file, refit=False, sparsity=None, pattern=None, calibration={})
     assert [stage.method for stage in recipe.stages] == ["sparsegpt"]
 
@@ -46,7 +57,7 @@ def test_auto_is_spelled_out_in_the_recipe(pattern: str) -> None:
     recipe = recipe_from_flags(None, method="auto", sparsity=None, pattern=pattern, calibration={})
     assert recipe.stages == automatic_stages()
     assert "auto" not in recipe.to_yaml().split("calibration")[0]
-    with pytest.raises(SecateurError, match="leave out --refit"):
+    with pytest.raises(SecateurError, match="leave out --rebuild, --refit"):
         recipe_from_flags(
             None, method="auto", refit=True, sparsity=None, pattern=pattern, calibration={}
         )

@@ -11,6 +11,7 @@ from secateur.cli.options import (
     Method,
     Model,
     PatternText,
+    RebuildMasks,
     RecipeFile,
     Reconstruct,
     Refit,
@@ -24,6 +25,7 @@ from secateur.cli.options import (
 def estimate(
     model: Model,
     method: Method = None,
+    rebuild: RebuildMasks = None,
     refit: Refit = None,
     reconstruct: Reconstruct = None,
     sparsity: Sparsity = None,
@@ -43,6 +45,7 @@ def estimate(
     chosen = recipe_from_flags(
         recipe,
         method=method,
+        rebuild=rebuild,
         refit=refit,
         reconstruct=reconstruct,
         sparsity=sparsity,

@@ -17,6 +17,7 @@ from secateur.cli.options import (
     Method,
     Model,
     PatternText,
+    RebuildMasks,
     RecipeFile,
     Reconstruct,
     Refit,
@@ -34,6 +35,7 @@ def prune(
         Path, typer.Option("--output", "-o", help="New folder for the pruned checkpoint.")
     ],
     method: Method = None,
+    rebuild: RebuildMasks = None,
     refit: Refit = None,
     reconstruct: Reconstruct = None,
     sparsity: Sparsity = None,
@@ -68,6 +70,7 @@ def prune(
     chosen = recipe_from_flags(
         recipe,
         method=method,
+        rebuild=rebuild,
         refit=refit,
         reconstruct=reconstruct,
         sparsity=sparsity,

@@ -17,7 +17,7 @@ Masked weights have the rates' gradient only. The weights themselves are frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,15 +27,11 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from secateur.errors import SecateurError
+from secateur.solvers.chunks import row_chunks
 from secateur.solvers.rates import rows_per_distribution
 
 # The widest row whose ranks, and number of zeros, int16 holds.
 _WIDEST_INT16 = 2**15 - 1
-
-# Weights handled at a time where 20 bytes each are needed: they stay in a core's cache, or keep
-# an accelerator busy.
-_CHUNK_CPU = 2**17
-_CHUNK_ACCELERATOR = 2**22
 
 # Fewer rows than this make matrix products slow.
 _FEWEST_ROWS = 128
@@ -112,7 +108,7 @@ def ascending_ranks(score_OI: Tensor) -> Tensor:
     dtype = torch.int16 if columns <= _WIDEST_INT16 else torch.int32
     rank_OI = torch.empty(score_OI.shape, dtype=dtype, device=score_OI.device)
     position_I = torch.arange(columns, dtype=dtype, device=score_OI.device)
-    for rows in _row_chunks(score_OI):
+    for rows in row_chunks(score_OI):
         order_RI = score_OI[rows].argsort(dim=1, stable=True)
         rank_OI[rows].scatter_(1, order_RI, position_I.expand_as(order_RI))
     return rank_OI
@@ -265,7 +261,7 @@ class _MaskedWeight(Function):
                 ctx.surrogate(
                     gradient_OI[rows].to(dtype) * w_OI[rows], rank_OI[rows], count_O[rows]
                 )
-                for rows in _row_chunks(w_OI)
+                for rows in row_chunks(w_OI)
             ]
         )
         return None, None, None, _share(derivative, *ctx.carrier), None
@@ -304,7 +300,7 @@ class _MaskedLinear(Function):
                     rank_OI[rows],
                     count_O[rows],
                 )
-                for rows in _row_chunks(w_OI, _FEWEST_ROWS)
+                for rows in row_chunks(w_OI, _FEWEST_ROWS)
             ]
         )
         return gradient_x, None, None, None, _share(derivative, *ctx.carrier), None
@@ -314,10 +310,3 @@ def _share(derivative: Tensor, distributions: int, dtype: torch.dtype) -> Tensor
     """Add what belongs to the rows that share an entry of the carrier."""
     shared = rows_per_distribution(len(derivative), distributions)
     return derivative.view(distributions, shared, *derivative.shape[1:]).sum(1).to(dtype)
-
-
-def _row_chunks(like_OI: Tensor, fewest: int = 1) -> Iterator[slice]:
-    weights = _CHUNK_CPU if like_OI.device.type == "cpu" else _CHUNK_ACCELERATOR
-    rows, columns = like_OI.shape
-    step = max(fewest, weights // max(columns, 1))
-    return (slice(start, start + step) for start in range(0, rows, step))
