@@ -52,7 +52,6 @@ def test_the_first_swap_is_the_best_of_all_by_brute_force(text: str) -> None:
     pattern = parse_pattern(text)
     w_OI, mask_OI, gradient_OI, gram_II, curvature_O = start(pattern)
     before_O = error(w_OI, mask_OI, gram_II, curvature_O)
-    # One group, or one weight of each kind with all partners, is not enough to find the best.
     for row in range(len(w_OI)):
         changes = {}
         for p, q in swaps_of(mask_OI[row], pattern):
@@ -99,8 +98,7 @@ def test_predicted_change_of_all_rounds_is_that_of_the_error(text: str, shortlis
             shortlist=shortlist,
             tolerance=0,
         )
-        budget = Budget(pattern, (20,), (int((~mask_OI).sum()),))
-        check_mask(swaps.mask_OI, budget)
+        check_mask(swaps.mask_OI, Budget(pattern, (20,), (int((~mask_OI).sum()),)))
         assert torch.equal(swaps.mask_OI.sum(1), mask_OI.sum(1))
         after_O = error(w_OI, swaps.mask_OI, gram_II, curvature_O)
         torch.testing.assert_close(swaps.change_O, after_O - before_O, rtol=1e-9, atol=1e-9)
@@ -170,6 +168,17 @@ def test_nothing_to_gain_changes_nothing(pattern: Pattern) -> None:
         swaps = swap_weights(w_OI, mask, gradient, gram, curvature_O, pattern)
         assert torch.equal(swaps.mask_OI, mask)
         assert not swaps.change_O.any()
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), NM(2, 4)])
+def test_weights_that_are_zero_count_like_any_other(pattern: Pattern) -> None:
+    w_OI, mask_OI, gradient_OI, gram_II, curvature_O = start(pattern, rows=20, width=48)
+    w_OI = w_OI.masked_fill(mask_OI, 0)
+    gradient_OI = -curvature_O[:, None] * (w_OI @ gram_II)
+    swaps = swap_weights(w_OI, mask_OI, gradient_OI, gram_II, curvature_O, pattern)
+    check_mask(swaps.mask_OI, Budget(pattern, (20,), (int((~mask_OI).sum()),)))
+    assert torch.equal(swaps.mask_OI.sum(1), mask_OI.sum(1))
+    assert (swaps.change_O < 0).all()
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -39,7 +39,7 @@ class Swaps(BlockStage):
     method: Literal["swaps"] = "swaps"
     rounds: int = Field(30, ge=1, description="most rounds of exchanges")
     shortlist: int = Field(
-        16, ge=1, description="weights to remove and to restore that a row considers in a round"
+        8, ge=1, description="weights to remove and to restore that a row considers in a round"
     )
 
     def passes(self, sequences: int) -> float:
@@ -69,23 +69,27 @@ class Swaps(BlockStage):
         """Masks of a linear for each share of the gradient that is not of the rows' own errors."""
         gram_II, curvature_O = statistics.curvature()
         value_OI = kept_values(task, linear.name, linear.weight_OI)
-        mask_OI = task.masks[linear.name].to(task.device)
+        before_OI = task.masks[linear.name].to(task.device)
         lost_OI = linear.weight_OI - task.dense[linear.name]
         own_OI = lost_OI.mul_(curvature_O[:, None]) @ gram_II
         whole_OI = statistics.gradient()
-        return {
-            share: swap_weights(
+        masks: dict[float, Tensor] = {}
+        mask_OI = before_OI
+        for share in sorted(shares):
+            # What another share has found is a good start, which its gradient has to follow.
+            moved_OI = value_OI * (mask_OI.float() - before_OI.float()) * curvature_O[:, None]
+            mask_OI = swap_weights(
                 value_OI,
                 mask_OI,
-                own_OI.lerp(whole_OI, share),
+                torch.addmm(own_OI.lerp(whole_OI, share), moved_OI, gram_II),
                 gram_II,
                 curvature_O,
                 task.pattern,
                 rounds=self.rounds,
                 shortlist=self.shortlist,
             ).mask_OI
-            for share in shares
-        }
+            masks[share] = mask_OI
+        return masks
 
     def _look(self, task: BlockTask, part: Part) -> tuple[dict[str, _Statistics], str]:
         """Gradient and curvature of the block's error by linear name, and the last name to run."""

@@ -64,8 +64,8 @@ def swap_weights(
     pattern: Pattern,
     *,
     rounds: int = 30,
-    shortlist: int = 16,
-    tolerance: float = 0.01,
+    shortlist: int = 8,
+    tolerance: float = 0.02,
 ) -> Swaps:
     """Exchange weights of a row, under n:m of a group, while the model says that the error falls.
 
@@ -101,7 +101,9 @@ def swap_weights(
         check_finite(name, values)
     chosen_OI, change_O = mask_OI.clone(), torch.zeros_like(curvature_O)
     for rows in row_chunks(mask_OI, _FEWEST_ROWS):
-        part = _Rows(value_OI[rows], mask_OI[rows], gradient_OI[rows], curvature_O[rows, None])
+        mask_RI, value_RI = mask_OI[rows], value_OI[rows]
+        delta_RI = torch.where(mask_RI, -value_RI, value_RI)
+        part = _Rows(delta_RI, mask_RI, gradient_OI[rows], curvature_O[rows, None])
         moving_R = torch.arange(len(mask_OI), device=mask_OI.device)[rows]
         for _ in range(rounds):
             part, gain_R = part.after_round(gram_II, pattern, shortlist)
@@ -117,9 +119,9 @@ def swap_weights(
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows in work."""
+    """Rows in work; delta is what removing a kept weight, or restoring a removed one, adds."""
 
-    value_RI: Tensor
+    delta_RI: Tensor
     mask_RI: Tensor
     gradient_RI: Tensor
     curvature_R1: Tensor
@@ -127,7 +129,7 @@ class _Rows:
     def only(self, chosen_R: Tensor) -> _Rows:
         """Some of the rows."""
         return _Rows(
-            self.value_RI[chosen_R],
+            self.delta_RI[chosen_R],
             self.mask_RI[chosen_R],
             self.gradient_RI[chosen_R],
             self.curvature_R1[chosen_R],
@@ -137,27 +139,32 @@ class _Rows:
         self, gram_II: Tensor, pattern: Pattern, shortlist: int
     ) -> tuple[_Rows, Tensor]:
         """The rows after a round of exchanges, and the change of the error of each."""
-        delta_RI = torch.where(self.mask_RI, -self.value_RI, self.value_RI)
-        first_RI = delta_RI * self.gradient_RI
-        second_RI = delta_RI.square().mul_(gram_II.diagonal()).mul_(self.curvature_R1)
-        noise_R = first_RI.abs().amax(1).mul_(_NOISE * torch.finfo(first_RI.dtype).eps)
-        model = _Model(gram_II, delta_RI, first_RI.add_(second_RI, alpha=0.5), self.curvature_R1)
+        model = _Model(gram_II, self.delta_RI, self._costs(gram_II), self.curvature_R1)
         if isinstance(pattern, NM):
             moves = _best_in_groups(model, self.mask_RI, pattern, shortlist)
         else:
             moves = _best_in_rows(model, self.mask_RI, shortlist)
-        chosen_RK, gain_R = _choose(moves.cost_RK, model.between(moves), noise_R)
         columns_RC = torch.cat([moves.removed_RK, moves.restored_RK], dim=1)
-        flipped_RC = chosen_RK.repeat(1, 2)
+        slope_RC = self.gradient_RI.gather(1, columns_RC) * self.delta_RI.gather(1, columns_RC)
+        noise_R = slope_RC.abs_().amax(1).mul_(_NOISE * torch.finfo(slope_RC.dtype).eps)
+        chosen_RK, gain_R = _choose(moves.cost_RK, model.between(moves), noise_R)
         # A weight may be part of several moves, of which one at most is chosen: hence the sum.
-        flipped_RI = torch.zeros_like(delta_RI).scatter_add_(
-            1, columns_RC, flipped_RC.to(delta_RI.dtype)
+        flipped_RI = torch.zeros_like(self.delta_RI).scatter_add_(
+            1, columns_RC, chosen_RK.repeat(1, 2).to(self.delta_RI.dtype)
         )
-        gradient_RI = torch.addmm(
-            self.gradient_RI, delta_RI.mul_(flipped_RI).mul_(self.curvature_R1), gram_II
-        )
+        change_RI = self.delta_RI * flipped_RI
+        delta_RI = self.delta_RI.sub(change_RI, alpha=2)
         mask_RI = self.mask_RI ^ (flipped_RI > 0)
-        return _Rows(self.value_RI, mask_RI, gradient_RI, self.curvature_R1), gain_R
+        gradient_RI = torch.addmm(self.gradient_RI, change_RI.mul_(self.curvature_R1), gram_II)
+        return _Rows(delta_RI, mask_RI, gradient_RI, self.curvature_R1), gain_R
+
+    def _costs(self, gram_II: Tensor) -> Tensor:
+        """Change of the error by each weight removed, or restored, alone."""
+        cost_RI = self.delta_RI * gram_II.diagonal()
+        cost_RI *= 0.5 * self.curvature_R1
+        cost_RI += self.gradient_RI
+        cost_RI *= self.delta_RI
+        return cost_RI
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,8 @@ class _Model:
     def coupling(self, left_RK: Tensor, right_RL: Tensor) -> Tensor:
         """What each column on the left and each on the right cost more together; (R, K, L)."""
         scaled_RK = self.delta_RI.gather(1, left_RK).mul_(self.curvature_R1)
-        coupling_RKL = self.gram_II[left_RK[:, :, None], right_RL[:, None, :]]
+        columns = len(self.gram_II)
+        coupling_RKL = self.gram_II.take((left_RK * columns)[:, :, None] + right_RL[:, None, :])
         coupling_RKL *= scaled_RK[:, :, None]
         coupling_RKL *= self.delta_RI.gather(1, right_RL)[:, None, :]
         return coupling_RKL
