@@ -21,6 +21,7 @@ from tiny import FAMILIES, make_tokenizer
 
 PATTERNS = ("0.37", "2:4")
 REFERENCES = {"0.37": "pruned", "2:4": "dense"}
+REBUILDS = {"0.37": "barber", "2:4": "swaps"}
 IDS = torch.arange(4, 36).unsqueeze(0)
 
 _LOAD = """
@@ -42,6 +43,7 @@ def recipe_for(text: Path, pattern: str) -> secateur.Recipe:
             "pattern": pattern,
             "stages": [
                 {"method": "wanda"},
+                {"method": REBUILDS[pattern]},
                 {"method": "refit"},
                 {
                     "method": "reconstruct",

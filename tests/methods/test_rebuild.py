@@ -18,7 +18,7 @@ from secateur.methods.block_task import BlockTask, relative_error
 from secateur.methods.rebuild import Rebuild
 from secateur.methods.rows import write_masks
 from secateur.methods.swaps import Swaps
-from secateur.pattern import Budget, Pattern, Unstructured, check_mask, parse_pattern, select
+from secateur.pattern import NM, Budget, Pattern, Unstructured, check_mask, parse_pattern, select
 from secateur.recipe import Recipe
 from secateur.solvers.swaps import predicted_change
 from secateur.walk.gradients import recorded_passes
@@ -130,11 +130,12 @@ def test_ratio_zero_changes_nothing(text: str, checkpoints: Callable[..., Path])
         assert all(map(torch.equal, weights, task.block.parameters()))
 
 
+@pytest.mark.parametrize("pattern", [Unstructured(0), NM(2, 2)], ids=str)
 @pytest.mark.parametrize("stage", [Barber(batch_sequences=2), Swaps(batch_sequences=2)])
 def test_a_block_that_lost_nothing_stays_as_it_is(
-    stage: BlockStage, checkpoints: Callable[..., Path]
+    stage: BlockStage, pattern: Pattern, checkpoints: Callable[..., Path]
 ) -> None:
-    with block_task(checkpoints("llama"), pattern=Unstructured(0)) as task:
+    with block_task(checkpoints("llama"), pattern=pattern) as task:
         masks = prune(task)
         stage.apply(task)
         assert all(torch.equal(masks[name], task.masks[name]) for name in masks)

@@ -100,6 +100,8 @@ def swap_weights(
     for name, values in named.items():
         check_finite(name, values)
     chosen_OI, change_O = mask_OI.clone(), torch.zeros_like(curvature_O)
+    if bool(mask_OI.all()):
+        return Swaps(chosen_OI, change_O)
     for rows in row_chunks(mask_OI, _FEWEST_ROWS):
         mask_RI, value_RI = mask_OI[rows], value_OI[rows]
         delta_RI = torch.where(mask_RI, -value_RI, value_RI)
