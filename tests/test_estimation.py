@@ -26,6 +26,10 @@ def test_block_stages_cost_streams_copies_and_passes(checkpoints: Callable[..., 
     assert both.activation_bytes == 3 * wanda.activation_bytes
     assert short.peak_memory_bytes > wanda.peak_memory_bytes
     assert long.forward_flops > short.forward_flops > wanda.forward_flops
+    rebuilt = of({"method": "wanda"}, {"method": "swaps"}, {"method": "refit"})
+    refitted = of({"method": "wanda"}, {"method": "refit"})
+    assert rebuilt.forward_flops > refitted.forward_flops
+    assert rebuilt.peak_memory_bytes > refitted.peak_memory_bytes
     tokens, epochs = 12 * 32, 2
     assert long.forward_flops - short.forward_flops == 2 * wanda.weights * tokens * 3 * epochs
 

@@ -13,12 +13,14 @@ PEER_METHODS = ("sparsegpt", "wanda")
 class Contender:
     """What to do and to what pattern.
 
-    Written ``METHOD[@ALLOCATION][+refit][+reconstruct]-PATTERN``, the pattern a percentage or n:m.
+    Written ``METHOD[@ALLOCATION][+barber|+swaps][+refit][+reconstruct]-PATTERN``, the pattern a
+    percentage or n:m.
     """
 
     name: str
     method: str
     allocation: str | None
+    rebuild: str | None
     refit: bool
     reconstruct: bool
     pattern: str | None
@@ -32,18 +34,21 @@ class Contender:
             SystemExit: it has another form.
         """
         match = re.fullmatch(
-            r"([\w-]+?)(?:@(\w+))?(\+refit)?(\+reconstruct)?-(?:(\d+(?:\.\d+)?)|(\d+):(\d+))", name
+            r"([\w-]+?)(?:@(\w+))?(?:\+(barber|swaps))?(\+refit)?(\+reconstruct)?"
+            r"-(?:(\d+(?:\.\d+)?)|(\d+):(\d+))",
+            name,
         )
         if match is None:
             raise SystemExit(
-                f"{name!r} is not a contender; write METHOD[@ALLOCATION][+refit][+reconstruct]"
-                "-PATTERN, such as sparsegpt-50 or wanda+refit-2:4."
+                f"{name!r} is not a contender; write METHOD[@ALLOCATION][+barber|+swaps][+refit]"
+                "[+reconstruct]-PATTERN, such as sparsegpt-50 or wanda+refit-2:4."
             )
-        method, allocation, refit, reconstruct, percent, kept, group = match.groups()
+        method, allocation, rebuild, refit, reconstruct, percent, kept, group = match.groups()
         return cls(
             name=name,
             method=method,
             allocation=allocation,
+            rebuild=rebuild,
             refit=refit is not None,
             reconstruct=reconstruct is not None,
             pattern=None if percent else f"{kept}:{group}",
@@ -62,13 +67,14 @@ class Contender:
         flags = []
         if self.method != "auto":
             flags += ["--refit" if self.refit else "--no-refit"]
+            flags += ["--rebuild", self.rebuild] if self.rebuild else []
             flags += ["--reconstruct"] if self.reconstruct else []
         return flags + (["--allocate", self.allocation] if self.allocation else [])
 
     @property
     def plain(self) -> bool:
         """A method alone, which other tools may have as well."""
-        return not (self.refit or self.reconstruct or self.allocation)
+        return not (self.rebuild or self.refit or self.reconstruct or self.allocation)
 
     @property
     def tools(self) -> tuple[str, ...]:
@@ -79,6 +85,8 @@ class Contender:
     def method_label(self) -> str:
         """Method as shown in the table."""
         method = f"{self.method}, {self.allocation} plan" if self.allocation else self.method
+        if self.rebuild:
+            method += f" + {self.rebuild}"
         return method + " + refit" * self.refit + " + reconstruct" * self.reconstruct
 
     @property

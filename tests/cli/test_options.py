@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from secateur.automatic import automatic_stages
-from secateur.cli.options import recipe_from_flags
+from secateur.cli.options import Rebuild, recipe_from_flags
 from secateur.errors import SecateurError
 
 
@@ -27,6 +27,12 @@ from secateur.errors import SecateurError
         ),
         ({"method": "auto", "permute": True, "pattern": "2:4"}, ["permute", "admm", "reconstruct"]),
         ({"permute": False}, ["wanda", "refit"]),
+        ({"rebuild": Rebuild.SWAPS}, ["wanda", "swaps", "refit"]),
+        ({"method": "magnitude", "rebuild": Rebuild.BARBER}, ["magnitude", "barber"]),
+        (
+            {"method": "sparsegpt", "rebuild": Rebuild.SWAPS, "reconstruct": True},
+            ["sparsegpt", "swaps", "reconstruct"],
+        ),
     ],
 )
 def test_stages_follow_the_flags(flags: dict[str, object], stages: list[str]) -> None:
@@ -43,6 +49,9 @@ def test_flags_change_only_their_part_of_a_file(tmp_path: Path) -> None:
     assert recipe.stages[0].damping == 0.5  # type: ignore[union-attr]
     assert recipe.stages[1].iterations == 3  # type: ignore[union-attr]
     assert recipe.pattern.sparsity == 0.3
+    recipe = recipe_from_flags(file, rebuild=Rebuild.SWAPS, sparsity=None, pattern=None)
+    assert [stage.method for stage in recipe.stages] == ["sparsegpt", "swaps", "refit"]
+    assert recipe.stages[0].damping == 0.5  # type: ignore[union-attr]
     recipe = recipe_from_flags(file, refit=False, sparsity=None, pattern=None)
     assert [stage.method for stage in recipe.stages] == ["sparsegpt"]
 
@@ -61,5 +70,5 @@ def test_auto_is_spelled_out_in_the_recipe(pattern: str) -> None:
     recipe = recipe_from_flags(None, method="auto", sparsity=None, pattern=pattern)
     assert recipe.stages == automatic_stages(recipe.pattern)
     assert "auto" not in recipe.to_yaml().split("calibration")[0]
-    with pytest.raises(SecateurError, match="leave out --refit"):
+    with pytest.raises(SecateurError, match="leave out --rebuild, --refit"):
         recipe_from_flags(None, method="auto", refit=True, sparsity=None, pattern=pattern)

@@ -18,6 +18,7 @@ from tiny import FAMILIES, make_tokenizer
 
 PATTERNS = ("0.37", "2:4")
 REFERENCES = {"0.37": "pruned", "2:4": "dense"}
+REBUILDS = {"0.37": "barber", "2:4": "swaps"}
 
 
 def recipe_for(text: Path, pattern: str) -> secateur.Recipe:
@@ -26,6 +27,7 @@ def recipe_for(text: Path, pattern: str) -> secateur.Recipe:
             "pattern": pattern,
             "stages": [
                 {"method": "wanda"},
+                {"method": REBUILDS[pattern]},
                 {"method": "refit"},
                 {
                     "method": "reconstruct",

@@ -2,80 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from secateur.architecture import find_blocks, find_linears
-from secateur.checkpoint.resident import ResidentStore
+from methods.blocks import SPARSITY, block_task
 from secateur.errors import SecateurError
 from secateur.methods import BlockStage
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
 from secateur.methods.block_task import BlockTask, relative_error
 from secateur.methods.reconstruct import Reconstruct, one_cycle
-from secateur.pattern import Budget, Unstructured, select
-from secateur.planning import uniform_plan
+from secateur.pattern import Budget, select
 from secateur.recipe import Recipe
 from secateur.solvers.scores import wanda_score
-from secateur.walk.inputs import InputAccumulator, find_groups, observed_inputs
-from secateur.walk.streams import Batches, Stream
-
-CPU = torch.device("cpu")
-SPARSITY = 0.43
-
-
-@contextmanager
-def block_task(folder: Path, stored: torch.dtype = torch.float32) -> Iterator[BlockTask]:
-    """The first block of a tiny model, dense, with what a walk would know about it."""
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    store = ResidentStore(find_blocks(model), None, CPU)
-    ids = torch.randint(4, 200, (16, 24), generator=torch.Generator().manual_seed(1))
-    stream = Stream(
-        store, ids, Batches.of(16, 24, 96), CPU, torch.float32, None, 10**9, sizes=(1, 2, 4)
-    )
-    block = store.load(0)
-    for parameter in block.parameters():
-        parameter.requires_grad_(False)
-    linears = tuple(find_linears(block))
-    target_SLD = torch.cat([stream.forward(block, batch) for batch in stream.batches.all])
-    groups = find_groups(linears, lambda: stream.forward(block, stream.batches.all[0]))
-    sums = [
-        InputAccumulator(g.linears[0].weight_OI.shape[1], "norms", CPU, torch.float32)
-        for g in groups
-    ]
-    with observed_inputs(groups, lambda number, x_NI: sums[number].add(x_NI)):
-        for batch in stream.batches.fitted:
-            stream.forward(block, batch)
-    prefix = f"{store.blocks.name(0)}."
-    plan = uniform_plan(store.blocks, Unstructured(SPARSITY))
-    yield BlockTask(
-        name="block",
-        block=block,
-        linears=linears,
-        dense={linear.name: linear.weight_OI.clone() for linear in linears},
-        masks={},
-        zeros={
-            name.removeprefix(prefix): zeros
-            for name, zeros in plan.zeros.items()
-            if name.startswith(prefix)
-        },
-        pattern=Unstructured(SPARSITY),
-        stored=stored,
-        mean_squares={
-            linear.name: sums[number].result().mean_square_I
-            for number, group in enumerate(groups)
-            for linear in group.linears
-        },
-        stream=stream,
-        targets={"pruned": target_SLD},
-        generator=torch.Generator().manual_seed(0),
-    )
 
 
 def prune_at_random(task: BlockTask) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from harness.memory import LiveBytes
 from secateur.errors import SecateurError
 from secateur.pattern import Budget, Unstructured, select
-from secateur.solvers import besa
+from secateur.solvers import besa, chunks
 from secateur.solvers.besa import (
     apply_counts,
     ascending_ranks,
@@ -39,10 +39,10 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@pytest.fixture(params=[1, 40, besa._CHUNK_CPU])
+@pytest.fixture(params=[1, 40, chunks._CHUNK_CPU])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are handled one, one or two, or all at a time."""
-    monkeypatch.setattr(besa, "_CHUNK_CPU", request.param)
+    monkeypatch.setattr(chunks, "_CHUNK_CPU", request.param)
     monkeypatch.setattr(besa, "_FEWEST_ROWS", 1)
 
 
@@ -252,7 +252,7 @@ def test_a_step_needs_little_more_than_ranks_and_one_masked_linear(
     """Four linears, fp32: 2 bytes per weight for ranks, one Ŵ at a time, and a chunk of rows."""
     linears, width, tokens = 4, 512, 4
     chunk = 2**15
-    monkeypatch.setattr(besa, "_CHUNK_CPU", chunk)
+    monkeypatch.setattr(chunks, "_CHUNK_CPU", chunk)
     monkeypatch.setattr(besa, "_FEWEST_ROWS", 1)
     weights = [normal(width, width, seed=seed, dtype=torch.float32) for seed in range(linears)]
     x = normal(tokens, width, dtype=torch.float32).requires_grad_()

@@ -13,6 +13,7 @@ from secateur.cli.options import (
     Model,
     PatternText,
     Permute,
+    RebuildMasks,
     RecipeFile,
     Reconstruct,
     Refit,
@@ -26,6 +27,7 @@ from secateur.cli.options import (
 def estimate(
     model: Model,
     method: Method = None,
+    rebuild: RebuildMasks = None,
     refit: Refit = None,
     reconstruct: Reconstruct = None,
     permute: Permute = None,
@@ -46,6 +48,7 @@ def estimate(
     chosen = recipe_from_flags(
         recipe,
         method=method,
+        rebuild=rebuild,
         refit=refit,
         reconstruct=reconstruct,
         permute=permute,

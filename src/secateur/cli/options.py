@@ -23,10 +23,21 @@ class Dtype(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Rebuild(StrEnum):
+    """Stages that exchange weights of a mask."""
+
+    BARBER = "barber"
+    SWAPS = "swaps"
+
+
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or .gguf file.")]
 Method = Annotated[
     str | None,
     typer.Option(help="What chooses the mask, or auto; `secateur ls methods`. (default: wanda)"),
+]
+RebuildMasks = Annotated[
+    Rebuild | None,
+    typer.Option("--rebuild", help="Exchange badly chosen weights of the mask. (default: no)"),
 ]
 Refit = Annotated[
     bool | None,
@@ -83,6 +94,7 @@ def recipe_from_flags(
     file: Path | None,
     *,
     method: str | None = None,
+    rebuild: Rebuild | None = None,
     refit: bool | None = None,
     reconstruct: bool | None = None,
     permute: bool | None = None,
@@ -114,14 +126,18 @@ def recipe_from_flags(
     values = Recipe.from_file(file).model_dump(mode="json") if file else {}
     if sparsity is not None or pattern is not None:
         values["pattern"] = pattern if sparsity is None else str(sparsity)
+    changes = (rebuild, refit, reconstruct)
     if method == "auto":
-        if refit is not None or reconstruct is not None:
+        if any(change is not None for change in changes):
             raise SecateurError(
-                "--method auto chooses its own stages; leave out --refit and --reconstruct."
+                "--method auto chooses its own stages; leave out --rebuild, --refit and "
+                "--reconstruct."
             )
         values["stages"] = "auto"
-    elif method is not None or refit is not None or reconstruct is not None:
+    elif method is not None or any(change is not None for change in changes):
         stages = [{"method": method}] if method else values.get("stages", _default_stages())
+        if rebuild is not None:
+            stages = _rebuilt(stages, rebuild)
         for name, wanted in (("refit", refit), ("reconstruct", reconstruct)):
             present = any(stage["method"] == name for stage in stages)
             if wanted and not present:
@@ -153,6 +169,18 @@ def _permuted(values: Mapping[str, Any], wanted: bool) -> list[dict[str, Any]]:
     present = [stage for stage in stages if stage["method"] == "permute"]
     others = [stage for stage in stages if stage["method"] != "permute"]
     return [*(present or [{"method": "permute"}]), *others] if wanted else others
+
+
+def _rebuilt(stages: list[dict[str, Any]], rebuild: Rebuild) -> list[dict[str, Any]]:
+    """Put the stage behind the last one that chooses a mask, unless it is there already."""
+    from secateur.methods import STAGES
+
+    names = [stage["method"] for stage in stages]
+    if rebuild.value in names:
+        return stages
+    choosers = [name for name, stage in STAGES.items() if stage.chooses_mask]
+    behind = 1 + max((i for i, name in enumerate(names) if name in choosers), default=0)
+    return [*stages[:behind], {"method": rebuild.value}, *stages[behind:]]
 
 
 def _default_stages() -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from secateur.cli.options import (
     Model,
     PatternText,
     Permute,
+    RebuildMasks,
     RecipeFile,
     Reconstruct,
     Refit,
@@ -35,6 +36,7 @@ def prune(
         Path, typer.Option("--output", "-o", help="New folder for the pruned checkpoint.")
     ],
     method: Method = None,
+    rebuild: RebuildMasks = None,
     refit: Refit = None,
     reconstruct: Reconstruct = None,
     permute: Permute = None,
@@ -70,6 +72,7 @@ def prune(
     chosen = recipe_from_flags(
         recipe,
         method=method,
+        rebuild=rebuild,
         refit=refit,
         reconstruct=reconstruct,
         permute=permute,

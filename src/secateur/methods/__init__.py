@@ -7,6 +7,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from secateur.methods.admm import ADMM
+from secateur.methods.barber import Barber
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
 from secateur.methods.magnitude import Magnitude
@@ -15,10 +16,21 @@ from secateur.methods.reconstruct import Reconstruct
 from secateur.methods.refit import Refit
 from secateur.methods.sparsegpt import SparseGPT
 from secateur.methods.stage import BlockStage, DenseStage, GroupStage, Stage
+from secateur.methods.swaps import Swaps
 from secateur.methods.wanda import Wanda
 
 AnyStage = Annotated[
-    Permute | Magnitude | Wanda | SparseGPT | ADMM | Refit | BESA | BESARates | Reconstruct,
+    Permute
+    | Magnitude
+    | Wanda
+    | SparseGPT
+    | ADMM
+    | Refit
+    | BESA
+    | BESARates
+    | Barber
+    | Swaps
+    | Reconstruct,
     Field(discriminator="method"),
 ]
 

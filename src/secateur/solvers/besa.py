@@ -17,7 +17,7 @@ Masked weights have the rates' gradient only. The weights themselves are frozen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,15 +26,11 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from secateur.errors import SecateurError
+from secateur.solvers.chunks import row_chunks
 from secateur.solvers.rates import rows_per_distribution
 
 # The widest row whose ranks, and number of zeros, int16 holds.
 _WIDEST_INT16 = 2**15 - 1
-
-# Weights handled at a time where 20 bytes each are needed: they stay in a core's cache, or keep
-# an accelerator busy.
-_CHUNK_CPU = 2**17
-_CHUNK_ACCELERATOR = 2**22
 
 # Fewer rows than this make matrix products slow.
 _FEWEST_ROWS = 128
@@ -60,7 +56,7 @@ def ascending_ranks(score_OI: Tensor) -> Tensor:
     dtype = torch.int16 if columns <= _WIDEST_INT16 else torch.int32
     rank_OI = torch.empty(score_OI.shape, dtype=dtype, device=score_OI.device)
     position_I = torch.arange(columns, dtype=dtype, device=score_OI.device)
-    for rows in _row_chunks(score_OI):
+    for rows in row_chunks(score_OI):
         order_RI = score_OI[rows].argsort(dim=1, stable=True)
         rank_OI[rows].scatter_(1, order_RI, position_I.expand_as(order_RI))
     return rank_OI
@@ -164,7 +160,7 @@ class _MaskedLinear(Function):
         x_NI, gradient_NO = x.flatten(0, -2), gradient_y.flatten(0, -2)
         dtype = torch.promote_types(torch.float32, w_OI.dtype)
         curves = []
-        for rows in _row_chunks(w_OI, _FEWEST_ROWS):
+        for rows in row_chunks(w_OI, _FEWEST_ROWS):
             product_RC = (gradient_NO[:, rows].T @ x_NI).to(dtype).mul_(w_OI[rows])
             curves.append(removal_curve(product_RC, rank_OI[rows], counts_D))
         distributions, beta_dtype = ctx.beta
@@ -176,10 +172,3 @@ def _share(derivative: Tensor, distributions: int, dtype: torch.dtype) -> Tensor
     """Add what belongs to the rows that share a distribution."""
     shared = rows_per_distribution(len(derivative), distributions)
     return derivative.view(distributions, shared, *derivative.shape[1:]).sum(1).to(dtype)
-
-
-def _row_chunks(like_OI: Tensor, fewest: int = 1) -> Iterator[slice]:
-    weights = _CHUNK_CPU if like_OI.device.type == "cpu" else _CHUNK_ACCELERATOR
-    rows, columns = like_OI.shape
-    step = max(fewest, weights // max(columns, 1))
-    return (slice(start, start + step) for start in range(0, rows, step))

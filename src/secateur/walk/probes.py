@@ -59,13 +59,21 @@ def random_signs(like: Tensor, generator: torch.Generator) -> Tensor:
     return bits.to(like.device, torch.float32).mul_(2).sub_(1)
 
 
-def random_projection(y_BLD: Tensor, generator: torch.Generator) -> Tensor:
+def random_projection(
+    y_BLD: Tensor, generator: torch.Generator, target_BLD: Tensor | None = None
+) -> Tensor:
     """Sum over tokens of <v_t, y_t> / |y_t|, v random signs: a scalar to take gradients of.
 
     Its squared gradients foretell the relative error of each token's hidden state, which is what
     counts where every token is normalised by itself.
+
+    Args:
+        y_BLD: hidden states with their graph.
+        generator: of the signs.
+        target_BLD: the hidden states whose norms are taken, if they are others.
     """
     tiny = torch.finfo(torch.float32).tiny
-    scale_BL1 = y_BLD.detach().square().sum(-1, keepdim=True).clamp_min(tiny).rsqrt()
+    norms_of_BLD = y_BLD.detach() if target_BLD is None else target_BLD
+    scale_BL1 = norms_of_BLD.square().sum(-1, keepdim=True).clamp_min(tiny).rsqrt()
     scalar: Tensor = (y_BLD * (random_signs(y_BLD, generator) * scale_BL1)).sum()
     return scalar
