@@ -13,13 +13,14 @@ PEER_METHODS = ("sparsegpt", "wanda")
 class Contender:
     """What to do and to what pattern.
 
-    Written ``METHOD[@ALLOCATION][+barber|+swaps][+refit][+reconstruct]-PATTERN``, the pattern a
-    percentage or n:m.
+    Written ``METHOD[@ALLOCATION][+permute][+barber|+swaps][+refit][+reconstruct]-PATTERN``, the
+    pattern a percentage or n:m; permute runs before the method.
     """
 
     name: str
     method: str
     allocation: str | None
+    permute: bool
     rebuild: str | None
     refit: bool
     reconstruct: bool
@@ -34,20 +35,22 @@ class Contender:
             SystemExit: it has another form.
         """
         match = re.fullmatch(
-            r"([\w-]+?)(?:@(\w+))?(?:\+(barber|swaps))?(\+refit)?(\+reconstruct)?"
+            r"([\w-]+?)(?:@(\w+))?(\+permute)?(?:\+(barber|swaps))?(\+refit)?(\+reconstruct)?"
             r"-(?:(\d+(?:\.\d+)?)|(\d+):(\d+))",
             name,
         )
         if match is None:
             raise SystemExit(
-                f"{name!r} is not a contender; write METHOD[@ALLOCATION][+barber|+swaps][+refit]"
-                "[+reconstruct]-PATTERN, such as sparsegpt-50 or wanda+refit-2:4."
+                f"{name!r} is not a contender; write METHOD[@ALLOCATION][+permute][+barber|+swaps]"
+                "[+refit][+reconstruct]-PATTERN, such as sparsegpt-50 or wanda+refit-2:4."
             )
-        method, allocation, rebuild, refit, reconstruct, percent, kept, group = match.groups()
+        method, allocation, permute, rebuild, refit, reconstruct, *target = match.groups()
+        percent, kept, group = target
         return cls(
             name=name,
             method=method,
             allocation=allocation,
+            permute=permute is not None,
             rebuild=rebuild,
             refit=refit is not None,
             reconstruct=reconstruct is not None,
@@ -64,7 +67,7 @@ class Contender:
     @property
     def own_flags(self) -> list[str]:
         """Options that only our command understands."""
-        flags = []
+        flags = ["--permute"] if self.permute else []
         if self.method != "auto":
             flags += ["--refit" if self.refit else "--no-refit"]
             flags += ["--rebuild", self.rebuild] if self.rebuild else []
@@ -74,7 +77,8 @@ class Contender:
     @property
     def plain(self) -> bool:
         """A method alone, which other tools may have as well."""
-        return not (self.rebuild or self.refit or self.reconstruct or self.allocation)
+        others = (self.allocation, self.permute, self.rebuild, self.refit, self.reconstruct)
+        return not any(others)
 
     @property
     def tools(self) -> tuple[str, ...]:
@@ -85,6 +89,7 @@ class Contender:
     def method_label(self) -> str:
         """Method as shown in the table."""
         method = f"{self.method}, {self.allocation} plan" if self.allocation else self.method
+        method = "permute + " * self.permute + method
         if self.rebuild:
             method += f" + {self.rebuild}"
         return method + " + refit" * self.refit + " + reconstruct" * self.reconstruct
