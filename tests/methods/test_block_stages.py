@@ -80,8 +80,8 @@ def test_vectors_stay_when_asked(checkpoints: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     "stage",
     [
-        BESARates(reference="pruned", steps=0, batch_sequences=2, probe_sequences=4),
-        BESARates(reference="pruned", steps=6, batch_sequences=2, probe_sequences=4),
+        BESARates(steps=0, batch_sequences=2, probe_sequences=4),
+        BESARates(steps=6, batch_sequences=2, probe_sequences=4),
         BESA(epochs=2),
         BESA(granularity="linear"),
         BESA(parameterisation="paper"),
@@ -114,9 +114,7 @@ def test_rates_meet_the_budget_and_never_lose_to_uniform_wanda(
         assert found <= task.held_out_error("pruned")
 
 
-@pytest.mark.parametrize(
-    "stage", [BESARates(reference="pruned", steps=2, probe_sequences=4), BESA()]
-)
+@pytest.mark.parametrize("stage", [BESARates(steps=2, probe_sequences=4), BESA()])
 def test_a_linear_that_no_token_reached_keeps_its_even_rates(
     stage: BlockStage, checkpoints: Callable[..., Path]
 ) -> None:
@@ -134,9 +132,7 @@ def test_a_linear_that_no_token_reached_keeps_its_even_rates(
         assert 0 < removed < task.masks[idle].numel()
 
 
-@pytest.mark.parametrize(
-    "stage", [BESARates(reference="pruned", steps=3, probe_sequences=4), BESA()]
-)
+@pytest.mark.parametrize("stage", [BESARates(steps=3, probe_sequences=4), BESA()])
 def test_rates_repeat_with_the_seed(stage: BlockStage, checkpoints: Callable[..., Path]) -> None:
     masks = []
     for _ in range(2):

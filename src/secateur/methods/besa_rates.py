@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from secateur.architecture import Linear
-from secateur.methods.block_task import BlockTask, Reference, relative_error
+from secateur.methods.block_task import BlockTask, relative_error
 from secateur.methods.rows import take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
 from secateur.pattern import lowest
@@ -25,10 +25,8 @@ class BESARates(BlockStage):
     copies: ClassVar[int] = 4
 
     method: Literal["besa-rates"] = "besa-rates"
-    reference: Reference = Field("dense", description="as for the other block stages")
-    batch_sequences: int = Field(2, ge=1, description="calibration windows in one step")
     probe_sequences: int = Field(
-        8, ge=1, description="calibration windows that row sensitivities come from"
+        16, ge=1, description="calibration windows that row sensitivities come from"
     )
     steps: int = Field(24, ge=0, description="straight-through steps; 0 leaves the closed form")
     rate: float = Field(0.5, gt=0, description="how far a step follows the marginal cost")

@@ -23,9 +23,8 @@ class Reconstruct(BlockStage):
     copies: ClassVar[int] = 4
 
     method: Literal["reconstruct"] = "reconstruct"
-    epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
+    epochs: int = Field(2, ge=1, description="passes over the fitted calibration windows")
     reference: Reference = Field("dense", description="as for the other block stages")
-    batch_sequences: int = Field(2, ge=1, description="calibration windows in one step")
     learning_rate: float = Field(
         0.01,
         gt=0,
