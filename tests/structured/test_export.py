@@ -1,0 +1,195 @@
+"""What is saved loads in a fresh process and computes what the masked model computes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from secateur.architecture import find_blocks
+from secateur.checkpoint.reader import CheckpointReader
+from secateur.errors import SecateurError
+from secateur.structured.export import Form, export, plan_layout
+from secateur.structured.masking import masked
+from secateur.structured.source import open_source
+from secateur.structured.stock import Widths
+from secateur.structured.units import all_units, find_sub_blocks, kept_parameters
+
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "opt", "gpt2"]
+FORMS: list[Form] = ["uneven", "uniform", "padded"]
+IDS = torch.arange(4, 28).view(1, 24)
+
+_LOAD = """
+import json, sys, torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+results = {}
+ids = torch.arange(4, 28).view(1, 24)
+for name, (folder, trust) in json.load(open(sys.argv[1])).items():
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float64, trust_remote_code=trust
+    ).eval()
+    assert "secateur" not in sys.modules
+    with torch.no_grad():
+        results[f"{name} logits"] = model(ids).logits
+    for label, use_cache in (("cached", True), ("uncached", False)):
+        results[f"{name} {label}"] = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, min_new_tokens=12,
+            do_sample=False, use_cache=use_cache,
+        )
+save_file(results, sys.argv[2])
+"""
+
+
+@dataclass(frozen=True)
+class Saved:
+    folder: Path
+    source: Path
+    kept: list[Tensor]
+
+
+def choose(family: str, form: Form, source: Path) -> list[Tensor]:
+    """Units that go, in every way the form allows: in uneven ones whole sub-blocks too."""
+    opened = open_source(source)
+    sub_blocks = find_sub_blocks(opened.blocks)
+    generator = torch.Generator().manual_seed(len(family))
+    kept = []
+    for number, sub_block in enumerate(sub_blocks):
+        if form == "uniform":
+            counts = {"ffn": 41, "attention": sub_block.units}
+            if family not in ("gpt2", "opt"):
+                counts["attention"] -= 1
+            count = counts[sub_block.kind]
+        else:
+            shares = (0.0, 0.6, 0.5, 0.0, 1.0, 0.3)
+            count = round(shares[number % 6] * sub_block.units)
+        kept.append(torch.randperm(sub_block.units, generator=generator)[:count].sort().values)
+    return kept
+
+
+@pytest.fixture(scope="module")
+def saved(
+    checkpoints: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Saved]:
+    everything = {}
+    for family in FAMILIES:
+        for form in FORMS:
+            folder = tmp_path_factory.mktemp("shrunk") / "model"
+            kept = choose(family, form, checkpoints(family))
+            source = open_source(checkpoints(family))
+            sub_blocks = find_sub_blocks(source.blocks)
+            layout = plan_layout(source, sub_blocks, [len(units) for units in kept], form)
+            export(source, sub_blocks, kept, layout, folder)
+            everything[f"{family} {form}"] = Saved(folder, checkpoints(family), kept)
+    return everything
+
+
+@pytest.fixture(scope="module")
+def fresh(saved: dict[str, Saved], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """Logits and texts of all of them, from a process that knows nothing of secateur."""
+    folder = tmp_path_factory.mktemp("fresh")
+    listed = {name: (str(each.folder), "uneven" in name) for name, each in saved.items()}
+    (folder / "folders.json").write_text(json.dumps(listed))
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD, folder / "folders.json", folder / "results.safetensors"],
+        capture_output=True,
+        text=True,
+        env={"PATH": "", "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")},
+    )
+    assert done.returncode == 0, done.stderr
+    return load_file(folder / "results.safetensors")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fresh_process_computes_the_masked_model(
+    family: str, form: Form, saved: dict[str, Saved], fresh: dict[str, Tensor]
+) -> None:
+    each = saved[f"{family} {form}"]
+    model = AutoModelForCausalLM.from_pretrained(each.source, dtype=torch.float64).eval()
+    blocks = find_blocks(model)
+    with torch.no_grad(), masked(blocks, find_sub_blocks(blocks), each.kept):
+        logits = model(IDS, use_cache=False).logits
+        text = model.generate(
+            IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=12, min_new_tokens=12,
+            do_sample=False, use_cache=False,
+        )  # fmt: skip
+    torch.testing.assert_close(fresh[f"{family} {form} logits"], logits, rtol=1e-9, atol=1e-9)
+    assert torch.equal(fresh[f"{family} {form} uncached"], text)
+    assert torch.equal(fresh[f"{family} {form} cached"], text)
+
+
+@pytest.mark.parametrize("form", ["uneven", "uniform"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_files_hold_as_many_parameters_as_were_kept(
+    family: str, form: Form, saved: dict[str, Saved]
+) -> None:
+    each = saved[f"{family} {form}"]
+    source = open_source(each.source)
+    sub_blocks = find_sub_blocks(source.blocks)
+    removed = kept_parameters(sub_blocks, all_units(sub_blocks)) - kept_parameters(
+        sub_blocks, each.kept
+    )
+
+    def count(reader: CheckpointReader) -> int:
+        return sum(torch.Size(shape).numel() for shape in reader.shapes.values())
+
+    assert count(CheckpointReader(each.folder)) == count(source.reader) - removed
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stock_forms_need_no_code(family: str, saved: dict[str, Saved]) -> None:
+    for form in ("uniform", "padded"):
+        folder = saved[f"{family} {form}"].folder
+        assert not list(folder.glob("*.py"))
+        assert "auto_map" not in json.loads((folder / "config.json").read_text())
+
+
+def test_llama_with_heads_that_do_not_divide_is_saved_as_mistral(
+    checkpoints: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = json.loads((checkpoints("llama") / "config.json").read_text())
+    assert config["hidden_size"] == 32
+    source = open_source(checkpoints("opt"))
+    assert source.config["model_type"] == "opt"
+
+
+def test_kept_indices_lie_beside_the_checkpoint(saved: dict[str, Saved]) -> None:
+    each = saved["llama uneven"]
+    beside = load_file(each.folder / "secateur" / "kept.safetensors")
+    sub_blocks = find_sub_blocks(open_source(each.source).blocks)
+    for sub_block, units in zip(sub_blocks, each.kept, strict=True):
+        assert torch.equal(beside[sub_block.label], units)
+
+
+def test_uneven_widths_do_not_load_as_something_else(saved: dict[str, Saved]) -> None:
+    with pytest.raises(RuntimeError):
+        AutoModelForCausalLM.from_pretrained(saved["llama uneven"].folder)
+
+
+def test_attention_that_no_stock_class_has_is_kept_whole_or_padded(
+    checkpoints: Callable[..., Path],
+) -> None:
+    source = open_source(checkpoints("gpt2"))
+    sub_blocks = find_sub_blocks(source.blocks)
+    fewer = [each.units - 1 for each in sub_blocks]
+    with pytest.raises(SecateurError, match="--padded"):
+        plan_layout(source, sub_blocks, fewer, "uniform")
+    layout = plan_layout(source, sub_blocks, fewer, "padded")
+    assert [Widths(4, 127).of(each) for each in sub_blocks] == layout.units
+
+
+def test_a_shrunk_checkpoint_with_uneven_widths_is_not_shrunk_again(
+    saved: dict[str, Saved],
+) -> None:
+    with pytest.raises(SecateurError, match="differ in width already"):
+        open_source(saved["llama uneven"].folder, trust_remote_code=True)
