@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from secateur.architecture import find_blocks
 from secateur.checkpoint.reader import CheckpointReader
@@ -24,7 +24,20 @@ from secateur.structured.source import open_source
 from secateur.structured.stock import Widths
 from secateur.structured.units import all_units, find_sub_blocks, kept_parameters
 
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "opt", "gpt2"]
+FAMILIES = [
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "opt", "gpt2",
+    "llama of 8 heads",
+]  # fmt: skip
+EIGHT_HEADS = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "vocab_size": 260,
+    "initializer_range": 0.15,
+}
 FORMS: list[Form] = ["uneven", "uniform", "padded"]
 IDS = torch.arange(4, 28).view(1, 24)
 
@@ -81,15 +94,20 @@ def saved(
     checkpoints: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Saved]:
     everything = {}
+    many_heads = tmp_path_factory.mktemp("llama") / "model"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(LlamaConfig(**EIGHT_HEADS)).save_pretrained(many_heads)
     for family in FAMILIES:
+        dense = many_heads if family == "llama of 8 heads" else checkpoints(family)
         for form in FORMS:
             folder = tmp_path_factory.mktemp("shrunk") / "model"
-            kept = choose(family, form, checkpoints(family))
-            source = open_source(checkpoints(family))
+            kept = choose(family, form, dense)
+            source = open_source(dense)
             sub_blocks = find_sub_blocks(source.blocks)
             layout = plan_layout(source, sub_blocks, [len(units) for units in kept], form)
             export(source, sub_blocks, kept, layout, folder)
-            everything[f"{family} {form}"] = Saved(folder, checkpoints(family), kept)
+            everything[f"{family} {form}"] = Saved(folder, dense, kept)
     return everything
 
 
@@ -155,12 +173,13 @@ def test_stock_forms_need_no_code(family: str, saved: dict[str, Saved]) -> None:
 
 
 def test_llama_with_heads_that_do_not_divide_is_saved_as_mistral(
-    checkpoints: Callable[..., Path], tmp_path: Path
+    saved: dict[str, Saved],
 ) -> None:
-    config = json.loads((checkpoints("llama") / "config.json").read_text())
-    assert config["hidden_size"] == 32
-    source = open_source(checkpoints("opt"))
-    assert source.config["model_type"] == "opt"
+    folder = saved["llama of 8 heads uniform"].folder
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_type"], config["num_attention_heads"]) == ("mistral", 6)
+    untouched = json.loads((saved["llama uniform"].folder / "config.json").read_text())
+    assert (untouched["model_type"], untouched["num_attention_heads"]) == ("llama", 2)
 
 
 def test_kept_indices_lie_beside_the_checkpoint(saved: dict[str, Saved]) -> None:

@@ -52,4 +52,4 @@ def pad(
 def _first_units(positions_UP: Tensor, units: int) -> Tensor:
     """Positions that the first ``units`` units have in a parameter that holds only those."""
     order = positions_UP[:units].flatten().sort().values
-    return torch.searchsorted(order, positions_UP[:units])
+    return torch.searchsorted(order, positions_UP[:units].contiguous())

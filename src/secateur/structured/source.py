@@ -13,7 +13,7 @@ from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import TensorMap, build_skeleton, map_tensors
 from secateur.errors import SecateurError
 
-_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+_WIDTHS = ("ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size")
 
 
 @dataclass(frozen=True)
@@ -88,5 +88,5 @@ def _size_names(blocks: BlockList, folder: Path) -> SizeNames:
         )
     heads = config.attribute_map.get("num_attention_heads", "num_attention_heads")
     grouped = getattr(config, "num_key_value_heads", None) is not None
-    width = next((name for name in _WIDTHS if hasattr(config, name)), _WIDTHS[0])
+    width = next((name for name in _WIDTHS if hasattr(config, name)), _WIDTHS[-1])
     return SizeNames(heads, "num_key_value_heads" if grouped else heads, width)
