@@ -123,8 +123,8 @@ def recipe_from_flags(
         values["allocation"] = {"method": "plan", "file": str(plan)}
         if sparsity is None and pattern is None:
             values["pattern"] = str(Plan.from_file(plan).pattern)
-    values["calibration"] = {**values.get("calibration", {}), **_given(calibration)}
-    return Recipe.from_mapping({**values, **_given(others)})
+    values["calibration"] = {**values.get("calibration", {}), **given(calibration)}
+    return Recipe.from_mapping({**values, **given(others)})
 
 
 def _default_stages() -> list[dict[str, Any]]:
@@ -134,5 +134,6 @@ def _default_stages() -> list[dict[str, Any]]:
     return stages
 
 
-def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+def given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that have a value; one that is None leaves a default alone."""
     return {name: value for name, value in flags.items() if value is not None}

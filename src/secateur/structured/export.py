@@ -62,24 +62,22 @@ def _stock_layout(
 ) -> tuple[dict[str, Any], Widths]:
     """The smallest common widths with a stock configuration that hold all kept units."""
     dense = common_widths(sub_blocks)
-    widest = {
-        sub_block.kind: max(
-            count for each, count in zip(sub_blocks, kept, strict=True) if each.kind == sub_block.kind
-        )
-        for sub_block in sub_blocks
-    }
-    channels = max(widest["ffn"], 1)
+    widest = {"attention": 1, "ffn": 1}
+    for sub_block, count in zip(sub_blocks, kept, strict=True):
+        widest[sub_block.kind] = max(widest[sub_block.kind], count)
     choices: list[int | None] = [None]
     if dense.groups is not None:
-        choices = list(range(max(widest["attention"], 1), dense.groups + 1))
-    for groups in choices:
-        widths = Widths(groups, channels)
-        config = stock_config(source, sub_blocks, widths)
-        if config is not None:
-            return config, widths
+        choices = list(range(widest["attention"], dense.groups + 1))
+    # Not every configuration has a size for feed-forwards; the dense one always fits.
+    for channels in dict.fromkeys((widest["ffn"], dense.channels)):
+        for groups in choices:
+            widths = Widths(groups, channels)
+            config = stock_config(source, sub_blocks, widths)
+            if config is not None:
+                return config, widths
     raise SecateurError(
-        f"The configuration of {source.config['model_type']} has no size for narrower blocks; "
-        "leave out --uniform and --padded."
+        f"{source.config['model_type']} is not a family of transformers' own, so there is no stock "
+        "class to store a smaller model for; leave out --uniform and --padded."
     )
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint that is shrunk: its files, its structure and what its configuration calls things."""
+"""The checkpoint that is shrunk: its files, its structure, its configuration's own words."""
 
 from __future__ import annotations
 

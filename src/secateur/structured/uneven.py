@@ -18,8 +18,8 @@ MODELLING_FILE = "modeling_shrunk.py"
 
 _DOCSTRING = Template('''"""$base with blocks of different widths.
 
-Blocks are built as in $base, then their linears get the sizes that the configuration has for
-each block under per_layer_config; weights, cache and generation are those of $base. Load with
+Blocks are built as usual, then their linears get the sizes that the configuration has for each
+block under per_layer_config; weights, cache and generation are those of the class. Load with
 AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).
 """''')
 
@@ -44,7 +44,7 @@ class Shrunk$base($base):
                 resize(block.get_submodule(name), **{side: size * sizes.$width})
 $resize_attention''')
 
-_RESIZE_ATTENTION = Template('''            for name, side, size in ATTENTION:
+_RESIZE_ATTENTION = Template("""            for name, side, size in ATTENTION:
                 resize(block.get_submodule(name), **{side: size * sizes.$groups})
             fit_attention(
                 block.get_submodule("$attention"),
@@ -52,7 +52,7 @@ _RESIZE_ATTENTION = Template('''            for name, side, size in ATTENTION:
                 heads=sizes.$heads,
                 groups=sizes.$groups,
             )
-''')
+""")
 
 
 def base_class(source: Source) -> str:
