@@ -40,8 +40,8 @@ class Elimination:
 def eliminate(w_OI: Tensor, gram_II: Tensor, unit: int = 1, damping: float = 0.01) -> Elimination:
     """Remove one unit after the other, always the one whose loss is least.
 
-    Optimal brain surgeon for groups of columns (ZipLM, Kurtic et al. 2023, arXiv 2302.04089,
-    eq. 3): with H = G + damping · mean(diag G) · I and P = H⁻¹ the cheapest unit q has the lowest
+    Optimal brain surgeon for groups of columns (ZipLM, Kurtic et al. 2023, arXiv 2302.04089): with
+    H = G + damping · mean(diag G) · I and P = H⁻¹ the cheapest unit q has the lowest
 
         tr(W_q P_qq⁻¹ W_qᵀ),
 
