@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.errors import SecateurError
 from secateur.solvers.damping import damped_cholesky, live_columns, mean_diagonal
 from secateur.solvers.finite import check_finite
 from secateur.solvers.refit import normalised_gram
+from secateur.solvers.unit_scores import check_units
 
 # Columns removed before the large matrices are brought up to date by one GEMM.
 _PENDING = 128
@@ -117,11 +117,7 @@ def _scaled_problem(
     w_OI: Tensor, gram_II: Tensor, unit: int, damping: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Weights and damped Gram matrix in coordinates where its diagonal is 1, and its scale."""
-    width = w_OI.shape[1]
-    if unit < 1 or width % unit:
-        raise SecateurError(
-            f"{width} columns cannot be divided into units of {unit}; let the unit divide the width"
-        )
+    check_units(w_OI.shape[1], unit)
     check_finite("the weights", w_OI)
     check_finite("the Gram matrix's entries", gram_II)
     scaled_II, scale_I = normalised_gram(gram_II, damping)
