@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from secateur.architecture import BlockList, find_blocks
 from secateur.evaluation import scores
-from secateur.structured.bonsai import Round, RoundOptions, prune_round, remove
+from secateur.structured.bonsai import Parent, Round, RoundOptions, prune_round, remove
 from secateur.structured.selection import Anywhere
 from secateur.structured.units import SubBlock, all_units, find_sub_blocks, kept_parameters
 
@@ -45,13 +45,11 @@ def one_round(
 ) -> Round:
     sub_blocks = find_sub_blocks(blocks)
     return prune_round(
-        blocks,
-        sub_blocks,
+        Parent(blocks, sub_blocks, torch.float32),
         kept or all_units(sub_blocks),
         goal_of(sub_blocks, 0.2),
         1.0,
         WINDOWS,
-        torch.float32,
         number,
         options,
     )
@@ -94,7 +92,9 @@ def test_rounds_go_on_when_sub_blocks_are_gone_or_down_to_one_unit(blocks: Block
     dense = [each.units for each in sub_blocks]
     gone = kept_parameters(sub_blocks, all_units(sub_blocks)) - kept_parameters(sub_blocks, kept)
     goal = Anywhere(gone + 900, dense, [each.unit_parameters for each in sub_blocks])
-    found = prune_round(blocks, sub_blocks, kept, goal, 1.0, WINDOWS, torch.float32, 0, OPTIONS)
+    found = prune_round(
+        Parent(blocks, sub_blocks, torch.float32), kept, goal, 1.0, WINDOWS, 0, OPTIONS
+    )
     for left, units in zip(kept, found.removed, strict=True):
         assert set(units.tolist()) <= set(left.tolist())
     left = kept_parameters(sub_blocks, kept) - kept_parameters(sub_blocks, found.removed)
@@ -111,6 +111,6 @@ def test_sub_models_that_fall_apart_do_not_stop_a_round(checkpoints: Callable[..
         weight_OI[1] = weight_OI[0]
     down_OI = mlp.get_parameter("down_proj.weight").data
     down_OI[:, 0], down_OI[:, 1] = 2.0**600, -(2.0**600)
-    found = one_round(broken, options=replace(OPTIONS, prior="random", masks=30))
+    found = one_round(broken, options=replace(OPTIONS, prior="random", seed=1))
     assert not torch.tensor(found.utilities).isfinite().all()
     assert all(value is None or value == value for value in found.coefficients)

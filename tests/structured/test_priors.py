@@ -48,7 +48,7 @@ def test_priors_equal_their_formulas(prior: Prior, columns: int) -> None:
     x_NI = torch.randn(50, 12) + 0.5
     w_OI = torch.randn(5, 12)
     units = 12 // columns
-    score_U = score_units(prior, moments_of(x_NI), w_OI.view(5, units, columns), GENERATOR)
+    score_U = score_units(prior, moments_of(x_NI), w_OI, columns, GENERATOR)
     for unit in range(units):
         own = list(range(unit * columns, (unit + 1) * columns))
         assert score_U[unit] == pytest.approx(brute_force(prior, x_NI, w_OI, own), rel=1e-4)
@@ -57,24 +57,22 @@ def test_priors_equal_their_formulas(prior: Prior, columns: int) -> None:
 @pytest.mark.parametrize("prior", ["wanda", "magnitude", "fluctuation"])
 def test_priors_follow_a_permutation_of_the_units(prior: Prior) -> None:
     x_NI, w_OI, order = torch.randn(50, 9), torch.randn(4, 9), torch.randperm(9)
-    score_U = score_units(prior, moments_of(x_NI), w_OI[:, :, None], GENERATOR)
-    permuted_U = score_units(
-        prior, moments_of(x_NI[:, order]), w_OI[:, order][:, :, None], GENERATOR
-    )
+    score_U = score_units(prior, moments_of(x_NI), w_OI, 1, GENERATOR)
+    permuted_U = score_units(prior, moments_of(x_NI[:, order]), w_OI[:, order], 1, GENERATOR)
     torch.testing.assert_close(permuted_U, score_U[order])
 
 
 def test_priors_that_are_not_finite_suspect_all_units_alike() -> None:
     x_NI = torch.randn(20, 3)
     x_NI[0, 1] = float("inf")
-    score_U = score_units("wanda", moments_of(x_NI), torch.randn(4, 3, 1), GENERATOR)
+    score_U = score_units("wanda", moments_of(x_NI), torch.randn(4, 3), 1, GENERATOR)
     assert score_U.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_random_priors_come_from_the_generator() -> None:
-    moments, weight_OUP = moments_of(torch.randn(20, 3)), torch.randn(4, 3, 1)
+    moments, w_OI = moments_of(torch.randn(20, 3)), torch.randn(4, 3)
     first, second, third = (
-        score_units("random", moments, weight_OUP, torch.Generator().manual_seed(seed))
+        score_units("random", moments, w_OI, 1, torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
     )
     assert torch.equal(first, second)
@@ -103,8 +101,6 @@ def test_observed_inputs_are_those_of_the_sub_model(
     assert len(found[0].mean_I) == 0
     torch.testing.assert_close(found[3].mean_I, x_NI.mean(0))
     torch.testing.assert_close(found[3].square_I, x_NI.square().mean(0))
-    weight_OUP = output_weight(blocks, sub_blocks[3], kept[3])
-    assert weight_OUP.shape == (32, 3, 1)
-    assert score_units(
-        "wanda", found[0], output_weight(blocks, sub_blocks[0], kept[0]), GENERATOR
-    ).shape == (0,)
+    assert output_weight(blocks, sub_blocks[3], kept[3]).shape == (32, 3)
+    nothing_OI = output_weight(blocks, sub_blocks[0], kept[0])
+    assert score_units("wanda", found[0], nothing_OI, 8, GENERATOR).shape == (0,)

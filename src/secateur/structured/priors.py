@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.architecture import BlockList, find_linears
+from secateur.solvers.unit_scores import fluctuation_columns, unit_means, wanda_columns
 from secateur.structured.units import SubBlock
 
 Prior = Literal["wanda", "magnitude", "fluctuation", "random"]
@@ -61,33 +62,36 @@ def observed_moments(
 
 
 def output_weight(blocks: BlockList, sub_block: SubBlock, kept: Tensor) -> Tensor:
-    """Columns of the output linear by kept unit, fp32 (out, kept, columns of each)."""
+    """Columns of the output linear that belong to kept units, fp32 (out, columns)."""
     linears = {linear.name: linear for linear in find_linears(blocks[sub_block.block])}
-    columns_UP = sub_block.columns_UP[kept]
     weight_OI = linears[sub_block.output].weight_OI
-    return weight_OI[:, columns_UP.to(weight_OI.device)].float()
+    return weight_OI[:, sub_block.columns_UP[kept].flatten().to(weight_OI.device)].float()
 
 
 def score_units(
-    prior: Prior, moments: InputMoments, weight_OUP: Tensor, generator: torch.Generator
+    prior: Prior, moments: InputMoments, w_OI: Tensor, unit: int, generator: torch.Generator
 ) -> Tensor:
     """Return one prior per unit, the mean over its columns; fp32 on the CPU (units,).
 
-    ``wanda``: mean_i |w_ij| · √mean(x_j²), section 3 of arXiv 2306.11695 averaged over rows as in
-    arXiv 2402.05406. ``magnitude``: mean |x_j|. ``fluctuation``: Var(x_j) · ‖w_j‖², equation 4 of
-    arXiv 2312.11983. ``random``: uniform in [0, 1).
+    ``magnitude`` is mean |x|, ``random`` is uniform in [0, 1); for the others see
+    ``solvers.unit_scores``. A sub-block whose priors are not finite gets zeros: all its units are
+    equally suspect.
 
-    A sub-block whose priors are not finite gets zeros: all its units are equally suspect.
+    Args:
+        prior: which one.
+        moments: of the inputs of the output linear.
+        w_OI: its weight.
+        unit: columns of one unit, which are consecutive.
+        generator: of random priors.
     """
-    units, columns = weight_OUP.shape[1:]
     if prior == "random":
-        return torch.rand(units, generator=generator)
+        return torch.rand(w_OI.shape[1] // unit, generator=generator)
     if prior == "wanda":
-        score_UP = weight_OUP.abs().mean(0) * moments.square_I.sqrt().view(units, columns)
+        score_I = wanda_columns(w_OI, moments.square_I)
     elif prior == "magnitude":
-        score_UP = moments.absolute_I.view(units, columns)
+        score_I = moments.absolute_I
     else:
         variance_I = (moments.square_I - moments.mean_I.square()).clamp_min(0)
-        score_UP = weight_OUP.square().sum(0) * variance_I.view(units, columns)
-    score_U = score_UP.mean(1).cpu()
-    return score_U if bool(score_U.isfinite().all()) else torch.zeros(units)
+        score_I = fluctuation_columns(w_OI, variance_I)
+    score_U = unit_means(score_I, unit).cpu()
+    return score_U if bool(score_U.isfinite().all()) else torch.zeros_like(score_U)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pydantic import BaseModel, Field
+from torch import Tensor
 
+from secateur.checkpoint.reader import CheckpointReader
+from secateur.errors import SecateurError
 from secateur.report.document import Machine
+from secateur.structured.source import Source
+from secateur.structured.units import SubBlock, all_units, block_parameters, kept_parameters
 
 SCHEMA = 1
 
@@ -31,10 +38,8 @@ class RoundReport(BaseModel):
 
     share: float = Field(description="parameters gone after it, of all in the blocks")
     loss: float = Field(description="of the model before it, nats per token on the round's text")
-    utility_mean: float | None = Field(
-        description="mean log-likelihood of its sub-models, finite ones"
-    )
-    utility_deviation: float | None = Field(description="their standard deviation")
+    utility_mean: float = Field(description="mean log-likelihood of its sub-models, finite ones")
+    utility_deviation: float = Field(description="their standard deviation")
     not_finite: int = Field(description="sub-models whose log-likelihood was NaN or infinite")
     seconds: float
 
@@ -68,3 +73,58 @@ class ShrinkReport(BaseModel):
     peak_device_memory_bytes: int | None
     machine: Machine
     notes: list[str]
+
+
+def describe_sub_blocks(
+    sub_blocks: Sequence[SubBlock], kept: Sequence[Tensor], rounds: Sequence[dict[str, Any]]
+) -> list[SubBlockReport]:
+    """Say what is left of each sub-block, and what the records of the rounds tell about it."""
+    return [
+        SubBlockReport(
+            block=sub_block.block,
+            kind=sub_block.kind,
+            kept=len(units),
+            of=sub_block.units,
+            parameters=len(units) * sub_block.unit_parameters,
+            removed_by_round=[len(each["removed"][place]) for each in rounds],
+            coefficients=[each["coefficients"][place] for each in rounds],
+        )
+        for place, (sub_block, units) in enumerate(zip(sub_blocks, kept, strict=True))
+    ]
+
+
+def count_parameters(
+    source: Source,
+    saved: CheckpointReader,
+    sub_blocks: Sequence[SubBlock],
+    kept: Sequence[Tensor],
+    target: float,
+    *,
+    padded: bool,
+) -> ParameterReport:
+    """Count what the files hold and what the kept units hold.
+
+    Raises:
+        SecateurError: the two do not agree, though nothing was padded.
+    """
+
+    def in_files(reader: CheckpointReader) -> int:
+        return sum(torch.Size(shape).numel() for shape in reader.shapes.values())
+
+    total = block_parameters(source.blocks)
+    dense = kept_parameters(sub_blocks, all_units(sub_blocks))
+    removed = dense - kept_parameters(sub_blocks, kept)
+    before, after = in_files(source.reader), in_files(saved)
+    if not padded and before - after != removed:
+        raise SecateurError(
+            f"The saved files hold {before - after} parameters less where {removed} were removed; "
+            "please report the model and the options."
+        )
+    return ParameterReport(
+        model_before=before,
+        model_after=after,
+        blocks_before=total,
+        blocks_after=total - removed,
+        target=target,
+        removed=removed / total,
+    )

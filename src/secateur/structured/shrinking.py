@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.architecture import BlockList, find_blocks
+from secateur.architecture import find_blocks
 from secateur.calibration import Calibration, load_calibration, source_files
 from secateur.checkpoint.files import write_json, write_safetensors
 from secateur.checkpoint.locate import load_tokenizer
@@ -30,16 +27,17 @@ from secateur.report.document import (
     peak_device_memory,
     peak_memory,
 )
-from secateur.structured.bonsai import Round, RoundOptions, prune_round, remove, round_shares
+from secateur.structured.bonsai import Parent, RoundOptions, round_shares
 from secateur.structured.export import export, plan_layout
 from secateur.structured.masking import check_cuttable
 from secateur.structured.options import ShrinkOptions
 from secateur.structured.report import (
-    ParameterReport,
     RoundReport,
     ShrinkReport,
-    SubBlockReport,
+    count_parameters,
+    describe_sub_blocks,
 )
+from secateur.structured.rounds import run_rounds
 from secateur.structured.selection import Anywhere, Exactly, Goal
 from secateur.structured.source import Source, open_source
 from secateur.structured.uniform import uniform_widths
@@ -190,13 +188,21 @@ def _execute(job: _Job, options: ShrinkOptions, progress: Progress) -> ShrinkRep
     blocks = find_blocks(model)
     check_cuttable(blocks, job.sub_blocks, calibration.tokens)
     resumed = len(job.run.finished)
-    kept = _run_rounds(job, options, blocks, calibration.tokens, shares, progress)
+    kept = run_rounds(
+        job.run,
+        Parent(blocks, job.sub_blocks, job.dtype),
+        job.goal,
+        shares,
+        calibration.tokens,
+        RoundOptions(options.prior, options.masks, options.calibration.seed),
+        progress,
+    )
     watch.lap("rounds")
+    # The result is cut from the files; the model need not be there twice.
     del model, blocks
     counts = [len(units) for units in kept]
     layout = plan_layout(job.source, job.sub_blocks, counts, options.form)
     export(job.source, job.sub_blocks, kept, layout, job.run.output)
-    parameters = _count_parameters(job, options, kept)
     watch.lap("checkpoint")
     seconds["total"] = time.perf_counter() - started
     finished = job.run.finished
@@ -205,8 +211,15 @@ def _execute(job: _Job, options: ShrinkOptions, progress: Progress) -> ShrinkRep
         options=options.model_dump(mode="json"),
         calibration=calibration.description,
         forward_dtype=str(job.dtype).removeprefix("torch."),
-        parameters=parameters,
-        sub_blocks=_describe_sub_blocks(job.sub_blocks, counts, finished),
+        parameters=count_parameters(
+            job.source,
+            CheckpointReader(job.run.output),
+            job.sub_blocks,
+            kept,
+            options.sparsity,
+            padded=options.form == "padded",
+        ),
+        sub_blocks=describe_sub_blocks(job.sub_blocks, kept, finished),
         rounds=[RoundReport.model_validate(each["report"]) for each in finished],
         forward_tokens=sum(each["tokens"] for each in finished),
         seconds={phase: round(value, 3) for phase, value in seconds.items()},
@@ -247,112 +260,6 @@ def _calibrate(
     write_safetensors(saved, {"tokens": calibration.tokens})
     job.run.record_calibration(calibration.description)
     return calibration
-
-
-def _run_rounds(
-    job: _Job,
-    options: ShrinkOptions,
-    blocks: BlockList,
-    tokens_SL: Tensor,
-    shares: Sequence[float],
-    progress: Progress,
-) -> list[Tensor]:
-    """Return the units that are left after all rounds, those of earlier sessions included."""
-    kept = all_units(job.sub_blocks)
-    number = 0
-    for done in job.run.finished:
-        kept = remove(kept, [torch.tensor(each, dtype=torch.int64) for each in done["removed"]])
-        number = done["number"] + 1
-    windows_RWL = tokens_SL.unflatten(0, (len(shares), -1))
-    look = RoundOptions(options.prior, options.masks, options.calibration.seed)
-    # The last share is reached in one round unless its candidates were too few to fill it.
-    while number < len(shares) or not job.goal.reached(1.0, [len(units) for units in kept]):
-        share = shares[min(number, len(shares) - 1)]
-        if not job.goal.reached(share, [len(units) for units in kept]):
-            started = time.perf_counter()
-            found = prune_round(
-                blocks,
-                job.sub_blocks,
-                kept,
-                job.goal,
-                share,
-                windows_RWL[number % len(shares)],
-                job.dtype,
-                number,
-                look,
-                progress,
-            )
-            kept = remove(kept, found.removed)
-            took = time.perf_counter() - started
-            job.run.record(_describe_round(job, kept, found, number, took))
-        number += 1
-    return kept
-
-
-def _describe_round(
-    job: _Job, kept: Sequence[Tensor], found: Round, number: int, seconds: float
-) -> dict[str, Any]:
-    """What the manifest keeps of a round: enough to go on behind it, and for the report."""
-    finite = [utility for utility in found.utilities if isfinite(utility)]
-    left = kept_parameters(job.sub_blocks, kept)
-    dense = kept_parameters(job.sub_blocks, all_units(job.sub_blocks))
-    report = RoundReport(
-        share=(dense - left) / block_parameters(job.source.blocks),
-        loss=found.loss,
-        utility_mean=statistics.fmean(finite) if finite else None,
-        utility_deviation=statistics.pstdev(finite) if finite else None,
-        not_finite=len(found.utilities) - len(finite),
-        seconds=round(seconds, 3),
-    )
-    return {
-        "number": number,
-        "removed": [units.tolist() for units in found.removed],
-        "coefficients": found.coefficients,
-        "tokens": found.tokens,
-        "report": report.model_dump(mode="json"),
-    }
-
-
-def _describe_sub_blocks(
-    sub_blocks: Sequence[SubBlock], counts: Sequence[int], finished: Sequence[dict[str, Any]]
-) -> list[SubBlockReport]:
-    return [
-        SubBlockReport(
-            block=sub_block.block,
-            kind=sub_block.kind,
-            kept=count,
-            of=sub_block.units,
-            parameters=count * sub_block.unit_parameters,
-            removed_by_round=[len(each["removed"][place]) for each in finished],
-            coefficients=[each["coefficients"][place] for each in finished],
-        )
-        for place, (sub_block, count) in enumerate(zip(sub_blocks, counts, strict=True))
-    ]
-
-
-def _count_parameters(job: _Job, options: ShrinkOptions, kept: Sequence[Tensor]) -> ParameterReport:
-    """Count parameters in the files and hold them against what was decided."""
-
-    def in_files(reader: CheckpointReader) -> int:
-        return sum(torch.Size(shape).numel() for shape in reader.shapes.values())
-
-    dense = kept_parameters(job.sub_blocks, all_units(job.sub_blocks))
-    removed = dense - kept_parameters(job.sub_blocks, kept)
-    before, after = in_files(job.source.reader), in_files(CheckpointReader(job.run.output))
-    if options.form != "padded" and before - after != removed:
-        raise SecateurError(
-            f"The saved files hold {before - after} parameters less where {removed} were removed; "
-            "please report the model and the options."
-        )
-    total = block_parameters(job.source.blocks)
-    return ParameterReport(
-        model_before=before,
-        model_after=after,
-        blocks_before=total,
-        blocks_after=total - removed,
-        target=options.sparsity,
-        removed=removed / total,
-    )
 
 
 def _notes(source: Source, config: dict[str, Any], options: ShrinkOptions) -> list[str]:
