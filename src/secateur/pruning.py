@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,7 +18,8 @@ from secateur.allocation import DenseModel
 from secateur.allocation.edited import FromFile
 from secateur.architecture import find_blocks
 from secateur.calibration import Calibration, load_calibration, source_files
-from secateur.checkpoint.files import write_json, write_safetensors, write_text
+from secateur.calibration.saved import calibrate_once
+from secateur.checkpoint.files import write_json, write_text
 from secateur.checkpoint.locate import load_tokenizer, locate_checkpoint
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.resident import ResidentStore
@@ -361,21 +361,16 @@ def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dic
 
 
 def _calibrate(job: _Job, recipe: Recipe, progress: Progress) -> Calibration:
-    """Return the calibration tokens; what an earlier session of the run drew is used again."""
-    saved = None if job.run is None else job.run.folder / "calibration.safetensors"
-    if saved is not None and job.run is not None and saved.is_file() and job.run.calibration:
-        return Calibration(load_file(saved)["tokens"], job.run.calibration)
-    calibration = load_calibration(
-        recipe.calibration,
-        job.tokenizer,
-        model_loader=job.load_dense,
-        max_positions=positions_of(job.store.blocks.model.config),
-        progress=progress,
+    return calibrate_once(
+        job.run,
+        lambda: load_calibration(
+            recipe.calibration,
+            job.tokenizer,
+            model_loader=job.load_dense,
+            max_positions=positions_of(job.store.blocks.model.config),
+            progress=progress,
+        ),
     )
-    if saved is not None and job.run is not None:
-        write_safetensors(saved, {"tokens": calibration.tokens})
-        job.run.record_calibration(calibration.description)
-    return calibration
 
 
 def _allocate(job: _Job, recipe: Recipe, tokens_SL: Tensor, progress: Progress) -> Plan:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from secateur.architecture import find_blocks
 from secateur.errors import SecateurError
 from secateur.structured.masking import check_cuttable, masked, narrowed
+from secateur.structured.source import open_source
 from secateur.structured.units import (
     SubBlock,
     all_units,
@@ -123,18 +124,20 @@ def test_unit_parameters_are_those_a_cut_takes_away(
 
 @pytest.mark.parametrize("family", CUTTABLE)
 def test_check_accepts_what_can_be_cut(family: str, checkpoints: Callable[..., Path]) -> None:
-    blocks = find_blocks(load(checkpoints, family))
-    check_cuttable(blocks, find_sub_blocks(blocks), IDS)
+    source = open_source(checkpoints(family))
+    check_cuttable(source.store(torch.device("cpu")), find_sub_blocks(source.blocks))
+    assert all(parameter.is_meta for parameter in source.blocks.model.parameters())
 
 
 @pytest.mark.parametrize("family", FFN_ONLY)
 def test_attention_that_cannot_be_cut_is_refused_with_a_way_out(
     family: str, checkpoints: Callable[..., Path]
 ) -> None:
-    blocks = find_blocks(load(checkpoints, family))
+    source = open_source(checkpoints(family))
+    store = source.store(torch.device("cpu"))
     with pytest.raises(SecateurError, match="--ffn-only"):
-        check_cuttable(blocks, find_sub_blocks(blocks), IDS)
-    check_cuttable(blocks, find_sub_blocks(blocks, ffn_only=True), IDS)
+        check_cuttable(store, find_sub_blocks(source.blocks))
+    check_cuttable(store, find_sub_blocks(source.blocks, ffn_only=True))
 
 
 def test_mixtures_are_refused(checkpoints: Callable[..., Path]) -> None:

@@ -130,7 +130,8 @@ def test_feed_forwards_alone(
 ) -> None:
     source = checkpoints("olmo2")
     with pytest.raises(SecateurError, match="--ffn-only"):
-        shrink(source, tmp_path / "refused", options(text_file))
+        shrink(source, tmp_path / "out", options(text_file))
+    assert not (tmp_path / "out").exists()
     chosen = options(text_file, ffn_only=True, sparsity=0.3, form="uniform")
     result = shrink(source, tmp_path / "out", chosen)
     assert {each.kind for each in result.report.sub_blocks} == {"ffn"}

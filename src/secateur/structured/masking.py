@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from transformers import PreTrainedModel
 
 from secateur.architecture import BlockList
+from secateur.checkpoint.store import BlockStore
 from secateur.errors import SecateurError
 from secateur.structured.cut import cut
 from secateur.structured.resizing import fit_attention, fit_linear
 from secateur.structured.units import SubBlock, attention_refused
-from secateur.walk.capture import BlockCall, capture
+from secateur.walk.capture import capture
 
 # Another summation order changes fp32 sums by less than this; a wrong cut changes them by far more.
 _TOLERANCE = 1e-3
@@ -71,24 +70,22 @@ def masked(
 
 
 @torch.no_grad()
-def check_cuttable(blocks: BlockList, sub_blocks: Sequence[SubBlock], token_ids: Tensor) -> None:
+def check_cuttable(store: BlockStore, sub_blocks: Sequence[SubBlock]) -> None:
     """Try on the first block whether cutting a unit equals masking it.
 
     Structure alone does not show everything: positions may be tied to the number of a head.
 
     Args:
-        blocks: a model with weights.
+        store: the dense model.
         sub_blocks: its sub-blocks.
-        token_ids: int64 (samples, length), of which the beginning serves as a probe.
 
     Raises:
         SecateurError: cutting changes what the kept units compute.
     """
-    captured = capture(blocks, token_ids[:1, :_PROBE_TOKENS].to(blocks.model.device), last=0)
-    call = captured.calls[0]
-    call = BlockCall(*tree_map(_to_float, (call.args, call.kwargs)))
-    x_BLD = captured.first_BLD.float()
-    block = deepcopy(blocks[0]).float()
+    with store.embeddings():
+        captured = capture(store.blocks, _probe(store.blocks.model), last=0)
+    call, x_BLD = captured.calls[0], captured.first_BLD
+    block = store.load(0)
     for sub_block in (each for each in sub_blocks if each.block == 0):
         units = torch.arange(1, sub_block.units)
         with masked([block], [sub_block], [units]):
@@ -107,10 +104,12 @@ def check_cuttable(blocks: BlockList, sub_blocks: Sequence[SubBlock], token_ids:
             "The feed-forward of this family cannot be cut, what one channel computes depends on "
             "the others."
         )
+    store.release(0)
 
 
-def _to_float(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+def _probe(model: PreTrainedModel) -> Tensor:
+    device = next(parameter.device for parameter in model.parameters() if not parameter.is_meta)
+    return torch.arange(_PROBE_TOKENS, device=device).unsqueeze(0)
 
 
 @contextmanager

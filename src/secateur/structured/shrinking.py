@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.architecture import find_blocks
 from secateur.calibration import Calibration, load_calibration, source_files
-from secateur.checkpoint.files import write_json, write_safetensors
+from secateur.calibration.saved import calibrate_once
+from secateur.checkpoint.files import write_json
 from secateur.checkpoint.locate import load_tokenizer
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.run import Run, fingerprint_files
@@ -132,6 +132,7 @@ def _prepare(
         raise SecateurError(f"The output folder {output} is the model itself; name another.")
     sub_blocks = find_sub_blocks(source.blocks, ffn_only=options.ffn_only)
     goal = _goal(source, sub_blocks, options)
+    check_cuttable(source.store(device), sub_blocks)
     check_length(source.blocks.model.config, options.calibration.length)
     tokenizer = tokenizer or load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
     files = [source.folder / file for file in sorted(set(source.reader.files.values()))]
@@ -186,7 +187,6 @@ def _execute(job: _Job, options: ShrinkOptions, progress: Progress) -> ShrinkRep
     calibration = _calibrate(job, options, model, len(shares), progress)
     watch.lap("calibration text")
     blocks = find_blocks(model)
-    check_cuttable(blocks, job.sub_blocks, calibration.tokens)
     resumed = len(job.run.finished)
     kept = run_rounds(
         job.run,
@@ -245,21 +245,18 @@ def _load(job: _Job) -> PreTrainedModel:
 def _calibrate(
     job: _Job, options: ShrinkOptions, model: PreTrainedModel, rounds: int, progress: Progress
 ) -> Calibration:
-    """Return text for all rounds; what an earlier session of the run drew is used again."""
-    saved = job.run.folder / "calibration.safetensors"
-    if saved.is_file() and job.run.calibration:
-        return Calibration(load_file(saved)["tokens"], job.run.calibration)
+    """Text for all rounds, each with windows of its own."""
     samples = options.calibration.samples * rounds
-    calibration = load_calibration(
-        options.calibration.model_copy(update={"samples": samples}),
-        job.tokenizer,
-        model_loader=lambda: model,
-        max_positions=positions_of(model.config),
-        progress=progress,
+    return calibrate_once(
+        job.run,
+        lambda: load_calibration(
+            options.calibration.model_copy(update={"samples": samples}),
+            job.tokenizer,
+            model_loader=lambda: model,
+            max_positions=positions_of(model.config),
+            progress=progress,
+        ),
     )
-    write_safetensors(saved, {"tokens": calibration.tokens})
-    job.run.record_calibration(calibration.description)
-    return calibration
 
 
 def _notes(source: Source, config: dict[str, Any], options: ShrinkOptions) -> list[str]:

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from secateur.architecture import BlockList, find_blocks
 from secateur.checkpoint.locate import locate_checkpoint
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import TensorMap, build_skeleton, map_tensors
+from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
 
 _WIDTHS = ("ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size")
@@ -52,6 +55,10 @@ class Source:
     config: dict[str, Any]
     names: SizeNames
     trust_remote_code: bool
+
+    def store(self, device: torch.device) -> StreamedStore:
+        """Give out its blocks one at a time."""
+        return StreamedStore(self.blocks, self.reader, self.tensors, None, device)
 
 
 def open_source(model: str | Path, *, trust_remote_code: bool = False) -> Source:
