@@ -33,7 +33,7 @@ def pad(
 
     Args:
         sub_block: the dense sub-block.
-        small: what ``cut`` returned.
+        small: parameters as ``cut`` returns them; others are ignored.
         kept: number of units in it.
         units: number of units wanted, at least ``kept``.
     """

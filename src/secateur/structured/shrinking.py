@@ -28,7 +28,7 @@ from secateur.report.document import (
     peak_memory,
 )
 from secateur.structured.bonsai import Parent, RoundOptions, round_shares
-from secateur.structured.export import export, plan_layout
+from secateur.structured.export import check_saved, export, plan_layout
 from secateur.structured.masking import check_cuttable
 from secateur.structured.options import ShrinkOptions
 from secateur.structured.report import (
@@ -203,6 +203,7 @@ def _execute(job: _Job, options: ShrinkOptions, progress: Progress) -> ShrinkRep
     counts = [len(units) for units in kept]
     layout = plan_layout(job.source, job.sub_blocks, counts, options.form)
     export(job.source, job.sub_blocks, kept, layout, job.run.output)
+    check_saved(job.source, layout, job.run.output)
     watch.lap("checkpoint")
     seconds["total"] = time.perf_counter() - started
     finished = job.run.finished
