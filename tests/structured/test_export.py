@@ -281,6 +281,20 @@ def test_attention_that_no_stock_class_has_is_kept_whole_or_padded(
     assert [Widths(4, 127).of(each) for each in sub_blocks] == layout.units
 
 
+def test_blocks_whose_heads_differ_are_refused(checkpoints: Callable[..., Path]) -> None:
+    source = open_source(checkpoints("llama"))
+    sub_blocks = find_sub_blocks(source.blocks)
+    wider = tuple(
+        replace(axis, positions_UP=torch.arange(axis.positions_UP.numel()).view(1, -1))
+        for axis in sub_blocks[2].axes
+    )
+    sub_blocks[2] = replace(sub_blocks[2], units=1, axes=wider)
+    with pytest.raises(SecateurError, match="different shapes"):
+        plan_layout(source, sub_blocks, [each.units for each in sub_blocks], "uneven")
+    with pytest.raises(SecateurError, match="differ in width from the beginning"):
+        plan_layout(source, sub_blocks, [each.units for each in sub_blocks], "uniform")
+
+
 def test_a_shrunk_checkpoint_with_uneven_widths_is_not_shrunk_again(
     saved: dict[str, Saved],
 ) -> None:

@@ -109,6 +109,7 @@ def uneven_config(
 def modelling_source(source: Source, sub_blocks: Sequence[SubBlock]) -> str:
     """Return the Python file that builds blocks of different widths."""
     classes = _class_names(source)
+    _require_one_geometry(sub_blocks)
     first = {each.kind: each for each in sub_blocks if each.block == 0}
     attention = first.get("attention")
     values = {**classes, "blocks": source.blocks.prefix, "width": source.names.width}
@@ -134,6 +135,21 @@ def modelling_source(source: Source, sub_blocks: Sequence[SubBlock]) -> str:
             ),
         )
     )
+
+
+def _require_one_geometry(sub_blocks: Sequence[SubBlock]) -> None:
+    """The modelling file says once for all blocks what a unit is."""
+    for kind in ("attention", "ffn"):
+        units = {
+            tuple((axis.parameter, axis.positions_UP.shape[1]) for axis in each.axes)
+            for each in sub_blocks
+            if each.kind == kind
+        }
+        if len(units) > 1:
+            raise SecateurError(
+                f"The {kind} of this model has units of different shapes in different blocks, for "
+                "which there is no way to store the result; choose another model."
+            )
 
 
 def _table(sub_block: SubBlock | None) -> str:
