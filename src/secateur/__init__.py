@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from secateur.planning import Plan
     from secateur.pruning import PruneResult, plan, prune
     from secateur.recipe import Recipe
+    from secateur.structured.options import ShrinkOptions
+    from secateur.structured.shrinking import ShrinkResult, shrink
 
 __version__ = "0.1.0"
 
@@ -29,6 +31,8 @@ __all__ = [
     "PruneResult",
     "Recipe",
     "SecateurError",
+    "ShrinkOptions",
+    "ShrinkResult",
     "Unstructured",
     "estimate",
     "evaluate",
@@ -36,6 +40,7 @@ __all__ = [
     "parse_pattern",
     "plan",
     "prune",
+    "shrink",
 ]
 
 _HOMES = {
@@ -47,6 +52,8 @@ _HOMES = {
     "PruneResult": "pruning",
     "Recipe": "recipe",
     "SecateurError": "errors",
+    "ShrinkOptions": "structured.options",
+    "ShrinkResult": "structured.shrinking",
     "Unstructured": "pattern",
     "estimate": "estimation",
     "evaluate": "evaluation",
@@ -54,6 +61,7 @@ _HOMES = {
     "parse_pattern": "pattern",
     "plan": "pruning",
     "prune": "pruning",
+    "shrink": "structured.shrinking",
 }
 
 

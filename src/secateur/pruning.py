@@ -11,20 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.allocation import DenseModel
 from secateur.allocation.edited import FromFile
-from secateur.architecture import BlockList, find_blocks
+from secateur.architecture import find_blocks
 from secateur.calibration import Calibration, load_calibration, source_files
-from secateur.checkpoint.files import write_json, write_safetensors, write_text
+from secateur.calibration.saved import calibrate_once
+from secateur.checkpoint.files import write_json, write_text
 from secateur.checkpoint.locate import load_tokenizer, locate_checkpoint
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.resident import ResidentStore
 from secateur.checkpoint.run import Run, fingerprint_files
-from secateur.checkpoint.skeleton import build_skeleton, map_tensors, positions_of
+from secateur.checkpoint.skeleton import (
+    build_skeleton,
+    check_length,
+    map_tensors,
+    positions_of,
+)
 from secateur.checkpoint.store import BlockStore
 from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
@@ -178,7 +183,7 @@ def _job_in_memory(
     device = resolve_device(recipe.device)
     blocks = find_blocks(model.eval())
     plan = recipe.allocation.prepare(blocks, recipe.pattern)
-    _check_length(recipe, blocks)
+    check_length(blocks.model.config, recipe.calibration.length)
     # Weights in memory have no fingerprint that is worth its time, so such a run starts afresh.
     run = Run.open(output, {"model": str(time.time_ns())}, restart=False) if output else None
     return _Job(
@@ -211,7 +216,7 @@ def _job_from_checkpoint(
     reader = CheckpointReader(folder)
     blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
     plan = recipe.allocation.prepare(blocks, recipe.pattern)
-    _check_length(recipe, blocks)
+    check_length(blocks.model.config, recipe.calibration.length)
     tokenizer = tokenizer or load_tokenizer(folder, trust_remote_code=trust_remote_code)
     texts = source_files(recipe.calibration)
     tensors = map_tensors(blocks, reader)
@@ -356,21 +361,16 @@ def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dic
 
 
 def _calibrate(job: _Job, recipe: Recipe, progress: Progress) -> Calibration:
-    """Return the calibration tokens; what an earlier session of the run drew is used again."""
-    saved = None if job.run is None else job.run.folder / "calibration.safetensors"
-    if saved is not None and job.run is not None and saved.is_file() and job.run.calibration:
-        return Calibration(load_file(saved)["tokens"], job.run.calibration)
-    calibration = load_calibration(
-        recipe.calibration,
-        job.tokenizer,
-        model_loader=job.load_dense,
-        max_positions=positions_of(job.store.blocks.model.config),
-        progress=progress,
+    return calibrate_once(
+        job.run,
+        lambda: load_calibration(
+            recipe.calibration,
+            job.tokenizer,
+            model_loader=job.load_dense,
+            max_positions=positions_of(job.store.blocks.model.config),
+            progress=progress,
+        ),
     )
-    if saved is not None and job.run is not None:
-        write_safetensors(saved, {"tokens": calibration.tokens})
-        job.run.record_calibration(calibration.description)
-    return calibration
 
 
 def _allocate(job: _Job, recipe: Recipe, tokens_SL: Tensor, progress: Progress) -> Plan:
@@ -426,16 +426,6 @@ def _deciding_options(recipe: Recipe, plan: Plan) -> dict[str, Any]:
         # What a plan file says decides, not where it lies.
         options["allocation"]["file"] = hashlib.sha256(plan.to_json().encode()).hexdigest()
     return options
-
-
-def _check_length(recipe: Recipe, blocks: BlockList) -> None:
-    positions = positions_of(blocks.model.config)
-    length = recipe.calibration.length
-    if positions is not None and length > positions:
-        raise SecateurError(
-            f"Calibration windows of {length} tokens are longer than the model's {positions} "
-            f"positions; give --length {positions} or less."
-        )
 
 
 def _check_space(run: Run, reader: CheckpointReader) -> None:

@@ -45,9 +45,14 @@ class Linear:
 
 
 def find_linears(block: nn.Module) -> list[Linear]:
-    """Return the prunable linears of a block in definition order; routers are left alone."""
+    """Return the prunable linears of a block in definition order; routers are left alone.
+
+    A linear without weights, what is left of attention that lost all its heads, is none.
+    """
     return [
         Linear(name, module, transposed=isinstance(module, Conv1D))
         for name, module in block.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] not in ROUTERS
+        if isinstance(module, nn.Linear | Conv1D)
+        and name.rpartition(".")[2] not in ROUTERS
+        and module.weight.numel() > 0
     ]

@@ -113,13 +113,7 @@ class StreamedStore:
             files |= dict.fromkeys(names.values(), self._shard(index))
         copy_side_files(self._reader.folder, self._output)
         # The index comes last: a folder that has one is complete.
-        write_json(
-            self._output / "model.safetensors.index.json",
-            {
-                "metadata": {"total_size": self._reader.bytes_of(files)},
-                "weight_map": dict(sorted(files.items())),
-            },
-        )
+        write_index(self._output, files, self._reader.bytes_of(files))
 
     @property
     def _output(self) -> Path:
@@ -135,7 +129,7 @@ class StreamedStore:
                 )
 
     def _shard(self, index: int) -> str:
-        return f"model-{index + 1:05d}-of-{len(self.blocks) + 1:05d}.safetensors"
+        return shard_name(index, len(self.blocks))
 
     def _give_out(self, index: int, state: Mapping[str, Tensor]) -> nn.Module:
         block = self.blocks[index]
@@ -147,6 +141,19 @@ class StreamedStore:
     def _inside_base(self) -> str:
         model = self.blocks.model
         return self.blocks.prefix.removeprefix(f"{model.base_model_prefix}.") + "."
+
+
+def shard_name(index: int, blocks: int) -> str:
+    """File of one block; what is in no block comes behind the last one."""
+    return f"model-{index + 1:05d}-of-{blocks + 1:05d}.safetensors"
+
+
+def write_index(output: Path, files: Mapping[str, str], size: int) -> None:
+    """Say which file holds which tensor, and how many bytes they are together."""
+    write_json(
+        output / "model.safetensors.index.json",
+        {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))},
+    )
 
 
 def copy_side_files(source: Path, output: Path) -> None:

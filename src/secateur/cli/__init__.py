@@ -14,6 +14,7 @@ from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
 from secateur.cli.plan import plan
 from secateur.cli.prune import prune
+from secateur.cli.shrink import shrink
 from secateur.errors import SecateurError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(prune)
 app.command()(plan)
+app.command()(shrink)
 app.command("eval")(evaluate)
 app.command()(inspect)
 app.command()(estimate)

@@ -153,9 +153,22 @@ def recipe_from_flags(
             values["pattern"] = str(Plan.from_file(plan).pattern)
     if permute is not None:
         values["stages"] = _permuted(values, permute)
-    text = {"source": calibration, "samples": samples, "length": length, "seed": seed, "bos": bos}
-    values["calibration"] = {**values.get("calibration", {}), **_given(text)}
-    return Recipe.from_mapping({**values, **_given(others)})
+    text = text_options(calibration, samples, length, seed, bos)
+    values["calibration"] = {**values.get("calibration", {}), **text}
+    return Recipe.from_mapping({**values, **given(others)})
+
+
+def text_options(
+    calibration: str | None,
+    samples: int | None,
+    length: int | None,
+    seed: int | None,
+    bos: bool | None,
+) -> dict[str, Any]:
+    """The flags of calibration text that were given, by the names of their options."""
+    return given(
+        {"source": calibration, "samples": samples, "length": length, "seed": seed, "bos": bos}
+    )
 
 
 def _permuted(values: Mapping[str, Any], wanted: bool) -> list[dict[str, Any]]:
@@ -190,5 +203,6 @@ def _default_stages() -> list[dict[str, Any]]:
     return stages
 
 
-def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+def given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that have a value; one that is None leaves a default alone."""
     return {name: value for name, value in flags.items() if value is not None}

@@ -56,6 +56,7 @@ def score_windows(
     *,
     dense: PreTrainedModel | None = None,
     dtype: torch.dtype = torch.float32,
+    require_finite: bool = True,
     progress: Progress = silent,
 ) -> Scores:
     """Predict each token of each window from those before it in the window.
@@ -68,10 +69,11 @@ def score_windows(
         tokens_WL: int64 (windows, length); length - 1 positions of each are predicted.
         dense: a model of the same vocabulary to measure the distance from.
         dtype: of matrix products; bfloat16 means autocast.
+        require_finite: refuse NaN and infinite logits rather than return their losses.
         progress: called after each batch of windows.
 
     Raises:
-        SecateurError: logits are NaN or infinite.
+        SecateurError: logits are NaN or infinite, and that is not wanted.
     """
     windows, length = tokens_WL.shape
     models = [model] if dense is None else [model, dense]
@@ -108,7 +110,7 @@ def score_windows(
             rows.append(values.unflatten(1, (len(tokens), length - 1)).mean(-1).cpu())
             progress("Evaluating", min(start + batch, windows), windows)
     values = torch.cat(rows, dim=1)
-    if not values.isfinite().all():
+    if require_finite and not values.isfinite().all():
         window = int((~values.isfinite()).any(0).nonzero()[0])
         raise SecateurError(
             f"Logits are NaN or infinite in window {window} of the text; check the model's weights."

@@ -15,6 +15,7 @@ from secateur.inspection import Inspection
 from secateur.planning import Plan
 from secateur.report.document import LinearReport, Report
 from secateur.report.format import bytes_text, seconds_text
+from secateur.structured.report import ShrinkReport, SubBlockReport
 
 # Blocks whose sparsities differ by more than this were not pruned evenly.
 _UNEVEN = 0.005
@@ -106,6 +107,35 @@ def _bars(counts: Sequence[int]) -> str:
     """A histogram in one line."""
     highest = max(*counts, 1)
     return "".join(_BARS[-(-count * (len(_BARS) - 1) // highest)] for count in counts)
+
+
+def shrink_table(report: ShrinkReport) -> RenderableType:
+    """What is left of each block, then the sums."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for name in ("block", "attention groups", "feed-forward channels"):
+        table.add_column(name, justify="right")
+    blocks: dict[int, dict[str, SubBlockReport]] = {}
+    for sub_block in report.sub_blocks:
+        blocks.setdefault(sub_block.block, {})[sub_block.kind] = sub_block
+    for index, parts in blocks.items():
+        widths = [
+            f"{part.kept:,} of {part.of:,}" if (part := parts.get(kind)) else "all"
+            for kind in ("attention", "ffn")
+        ]
+        table.add_row(str(index), *widths)
+    counted = report.parameters
+    summary = Table(box=None, show_header=False, pad_edge=False)
+    summary.add_row(
+        "blocks",
+        f"{counted.blocks_after:,} of {counted.blocks_before:,} parameters left, "
+        f"{counted.removed:.4%} removed",
+    )
+    summary.add_row("in files", f"{counted.model_after:,} of {counted.model_before:,} parameters")
+    summary.add_row("forward passes", f"{report.forward_tokens:,} tokens")
+    summary.add_row(
+        "time", f"{seconds_text(report.seconds['total'])} on {report.machine.cores} cores"
+    )
+    return Group(table, Text(), summary, Text())
 
 
 def plan_table(plan: Plan) -> RenderableType:

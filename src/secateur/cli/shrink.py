@@ -1,0 +1,116 @@
+"""``secateur shrink``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secateur.cli.options import (
+    Bos,
+    Calibration,
+    Device,
+    ForwardDtype,
+    Length,
+    Model,
+    Seed,
+    TrustRemoteCode,
+    given,
+    text_options,
+)
+from secateur.errors import SecateurError
+
+
+class Preset(StrEnum):
+    """Ways to choose what goes."""
+
+    PAPER = "paper"
+
+
+def shrink(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="New folder for the smaller checkpoint.")
+    ],
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of the blocks' parameters to remove. (default: 0.5)")
+    ] = None,
+    preset: Annotated[
+        Preset | None, typer.Option(help="How units are chosen. (default: paper)")
+    ] = None,
+    uniform: Annotated[
+        bool,
+        typer.Option("--uniform", help="Same widths in all blocks: needs no extra code."),
+    ] = False,
+    padded: Annotated[
+        bool, typer.Option("--padded", help="Zeros for what is gone: loads everywhere, no faster.")
+    ] = False,
+    ffn_only: Annotated[bool, typer.Option("--ffn-only", help="Leave attention as it is.")] = False,
+    step: Annotated[
+        float | None, typer.Option(help="Largest share one round removes. (default: 0.05)")
+    ] = None,
+    masks: Annotated[
+        int | None, typer.Option(help="Sub-models that a round tries. (default: 200)")
+    ] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(help="wanda, magnitude, fluctuation or random. (default: wanda)"),
+    ] = None,
+    calibration: Calibration = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Calibration windows of each round. (default: 32)")
+    ] = None,
+    length: Length = None,
+    seed: Seed = None,
+    bos: Bos = None,
+    device: Device = None,
+    dtype: ForwardDtype = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start over in the folder of an earlier run.")
+    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Remove channels and heads, and save a smaller model."""
+    from secateur.cli.console import print_json, progress_bars, stderr, stdout
+    from secateur.report.terminal import shrink_table
+    from secateur.structured.options import ShrinkOptions
+    from secateur.structured.shrinking import shrink as run
+
+    if uniform and padded:
+        raise SecateurError("Give either --uniform or --padded, not both.")
+    text = text_options(calibration, samples, length, seed, bos)
+    options = ShrinkOptions.from_mapping(
+        given(
+            {
+                "sparsity": sparsity,
+                "preset": preset,
+                "form": "uniform" if uniform else "padded" if padded else None,
+                "ffn_only": ffn_only,
+                "step": step,
+                "masks": masks,
+                "prior": prior,
+                "calibration": {"samples": 32, **text},
+                "device": device,
+                "dtype": None if dtype is None else dtype.value,
+            }
+        )
+    )
+    with progress_bars() as progress:
+        result = run(
+            model,
+            output,
+            options,
+            restart=restart,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    if as_json:
+        print_json(result.report.model_dump(mode="json"))
+        return
+    stdout.print(shrink_table(result.report))
+    for note in result.report.notes:
+        stderr.print(f"[yellow]note[/] {note}")
+    stdout.print(f"Saved to [bold]{output}[/]; every number is in {output / 'report.json'}.")

@@ -1,0 +1,99 @@
+"""The checkpoint that is shrunk: its files, its structure, its configuration's own words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur.architecture import BlockList, find_blocks
+from secateur.checkpoint.locate import locate_checkpoint
+from secateur.checkpoint.reader import CheckpointReader
+from secateur.checkpoint.skeleton import TensorMap, build_skeleton, map_tensors
+from secateur.checkpoint.streamed import StreamedStore
+from secateur.errors import SecateurError
+
+_WIDTHS = ("ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size")
+
+
+@dataclass(frozen=True)
+class SizeNames:
+    """Keys of a configuration.
+
+    Attributes:
+        heads: number of query heads.
+        groups: number of key-value groups; the same key where each head has its own.
+        width: channels of the feed-forward.
+    """
+
+    heads: str
+    groups: str
+    width: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint on disk; no weights are in memory.
+
+    Attributes:
+        folder: where it lies.
+        reader: its tensors.
+        blocks: its structure, with parameters on the meta device.
+        tensors: which tensor of the files belongs where.
+        config: its config.json.
+        names: what that calls the sizes that shrink.
+        trust_remote_code: whether the checkpoint's own code may run.
+    """
+
+    folder: Path
+    reader: CheckpointReader
+    blocks: BlockList
+    tensors: TensorMap
+    config: dict[str, Any]
+    names: SizeNames
+    trust_remote_code: bool
+
+    def store(self, device: torch.device) -> StreamedStore:
+        """Give out its blocks one at a time."""
+        return StreamedStore(self.blocks, self.reader, self.tensors, None, device)
+
+
+def open_source(model: str | Path, *, trust_remote_code: bool = False) -> Source:
+    """Look at a checkpoint's headers and configuration.
+
+    Raises:
+        SecateurError: it cannot be read, or it is stored in a way that cannot be cut.
+    """
+    folder = locate_checkpoint(model, trust_remote_code=trust_remote_code)
+    reader = CheckpointReader(folder)
+    blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if "per_layer_config" in config:
+        raise SecateurError(
+            f"The blocks of {folder} differ in width already; shrink the model it was made from, "
+            "to the size you want."
+        )
+    names = _size_names(blocks, folder)
+    tensors = map_tensors(blocks, reader)
+    if isinstance(tensors, str):
+        raise SecateurError(
+            f"{folder} cannot be cut block by block: {tensors}; save the model anew with "
+            "transformers if that stores its tensors plainly."
+        )
+    return Source(folder, reader, blocks, tensors, config, names, trust_remote_code)
+
+
+def _size_names(blocks: BlockList, folder: Path) -> SizeNames:
+    config = blocks.model.config
+    if config.get_text_config() is not config:
+        raise SecateurError(
+            f"{folder} holds a model of several parts ({config.model_type}); shrink a checkpoint "
+            "of its language model alone."
+        )
+    heads = config.attribute_map.get("num_attention_heads", "num_attention_heads")
+    grouped = getattr(config, "num_key_value_heads", None) is not None
+    width = next((name for name in _WIDTHS if hasattr(config, name)), _WIDTHS[-1])
+    return SizeNames(heads, "num_key_value_heads" if grouped else heads, width)

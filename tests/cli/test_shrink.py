@@ -1,0 +1,66 @@
+"""``secateur shrink`` as a command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from secateur.cli import app
+from secateur.errors import SecateurError
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.stdout
+
+
+def flags(text_file: Path) -> list[str]:
+    return [
+        "--calibration", str(text_file), "--samples", "4", "--length", "16", "--masks", "4",
+        "--step", "0.3",
+    ]  # fmt: skip
+
+
+def test_shrink_prints_the_report_it_writes(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    chosen = ["--sparsity", "0.3", "--preset", "paper", "--seed", "3", "--prior", "fluctuation"]
+    printed = json.loads(
+        run("shrink", str(checkpoints("llama")), "-o", str(output), *chosen, *flags(text_file),
+            "--json")
+    )  # fmt: skip
+    assert printed == json.loads((output / "report.json").read_text())
+    assert printed["options"]["calibration"]["seed"] == 3
+    assert printed["options"]["prior"] == "fluctuation"
+    assert printed["parameters"]["removed"] == pytest.approx(0.3, abs=0.01)
+
+
+def test_table_shows_what_is_left_of_each_block(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    printed = run(
+        "shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--uniform",
+        "--ffn-only", "--sparsity", "0.3", *flags(text_file),
+    )  # fmt: skip
+    rows = [line.split() for line in printed.splitlines()[1:4]]
+    assert rows == [[str(block), "all", "35", "of", "64"] for block in range(3)]
+    assert "removed" in printed
+
+
+def test_forms_exclude_each_other(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(SecateurError, match="not both"):
+        run("shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--uniform",
+            "--padded")  # fmt: skip
+
+
+def test_unknown_prior_is_named(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(SecateurError, match="prior"):
+        run("shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--prior", "wandb")
+    assert not (tmp_path / "out").exists()
