@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from secateur.deploy.accelerator import Accelerator, Memory
+    from secateur.deploy.simulation import Simulation, simulate
     from secateur.errors import SecateurError
     from secateur.estimation import Estimate, estimate
     from secateur.evaluation import Evaluation, evaluate
@@ -22,13 +24,16 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NM",
+    "Accelerator",
     "Estimate",
     "Evaluation",
     "Inspection",
+    "Memory",
     "Plan",
     "PruneResult",
     "Recipe",
     "SecateurError",
+    "Simulation",
     "Unstructured",
     "estimate",
     "evaluate",
@@ -36,17 +41,21 @@ __all__ = [
     "parse_pattern",
     "plan",
     "prune",
+    "simulate",
 ]
 
 _HOMES = {
     "NM": "pattern",
+    "Accelerator": "deploy.accelerator",
     "Estimate": "estimation",
     "Evaluation": "evaluation",
     "Inspection": "inspection",
+    "Memory": "deploy.accelerator",
     "Plan": "planning",
     "PruneResult": "pruning",
     "Recipe": "recipe",
     "SecateurError": "errors",
+    "Simulation": "deploy.simulation",
     "Unstructured": "pattern",
     "estimate": "estimation",
     "evaluate": "evaluation",
@@ -54,6 +63,7 @@ _HOMES = {
     "parse_pattern": "pattern",
     "plan": "pruning",
     "prune": "pruning",
+    "simulate": "deploy.simulation",
 }
 
 

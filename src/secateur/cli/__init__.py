@@ -14,6 +14,7 @@ from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
 from secateur.cli.plan import plan
 from secateur.cli.prune import prune
+from secateur.cli.simulate import simulate
 from secateur.errors import SecateurError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.command()(prune)
 app.command()(plan)
 app.command("eval")(evaluate)
 app.command()(inspect)
+app.command()(simulate)
 app.command()(estimate)
 app.command()(ls)
 app.command()(demo)
