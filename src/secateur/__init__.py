@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from secateur.deploy.accelerator import Accelerator, Memory
+    from secateur.deploy.simulation import Simulation, simulate
     from secateur.errors import SecateurError
     from secateur.estimation import Estimate, estimate
     from secateur.evaluation import Evaluation, evaluate
@@ -24,15 +26,18 @@ __version__ = "0.1.0"
 
 __all__ = [
     "NM",
+    "Accelerator",
     "Estimate",
     "Evaluation",
     "Inspection",
+    "Memory",
     "Plan",
     "PruneResult",
     "Recipe",
     "SecateurError",
     "ShrinkOptions",
     "ShrinkResult",
+    "Simulation",
     "Unstructured",
     "estimate",
     "evaluate",
@@ -41,19 +46,23 @@ __all__ = [
     "plan",
     "prune",
     "shrink",
+    "simulate",
 ]
 
 _HOMES = {
     "NM": "pattern",
+    "Accelerator": "deploy.accelerator",
     "Estimate": "estimation",
     "Evaluation": "evaluation",
     "Inspection": "inspection",
+    "Memory": "deploy.accelerator",
     "Plan": "planning",
     "PruneResult": "pruning",
     "Recipe": "recipe",
     "SecateurError": "errors",
     "ShrinkOptions": "structured.options",
     "ShrinkResult": "structured.shrinking",
+    "Simulation": "deploy.simulation",
     "Unstructured": "pattern",
     "estimate": "estimation",
     "evaluate": "evaluation",
@@ -62,6 +71,7 @@ _HOMES = {
     "plan": "pruning",
     "prune": "pruning",
     "shrink": "structured.shrinking",
+    "simulate": "deploy.simulation",
 }
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from secateur.architecture import find_blocks, find_linears
-from secateur.architecture.linears import ROUTERS
 from secateur.checkpoint.reader import CheckpointReader
-from secateur.checkpoint.skeleton import build_skeleton, map_tensors
+from secateur.checkpoint.stored import StoredLinear, stored_linears
 from secateur.pattern import NM
 
 _KNOWN_PATTERNS = (NM(1, 4), NM(2, 4), NM(2, 8), NM(4, 8))
@@ -45,12 +42,6 @@ class Inspection(BaseModel):
     patterns: list[str]
 
 
-@dataclass(frozen=True)
-class _Stored:
-    name: str
-    transposed: bool
-
-
 def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
     """Count the zeros of every linear in the blocks, reading one tensor at a time.
 
@@ -62,8 +53,8 @@ def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
     """
     reader = CheckpointReader(folder)
     linears = [
-        _count(stored, reader.read([stored.name])[stored.name])
-        for stored in _stored_linears(folder, reader, trust_remote_code)
+        _count(stored, reader)
+        for stored in stored_linears(folder, reader, trust_remote_code=trust_remote_code)
     ]
     zeros = sum(linear.zeros for linear in linears)
     weights = sum(linear.weights for linear in linears)
@@ -79,35 +70,11 @@ def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
     )
 
 
-def _stored_linears(
-    folder: Path, reader: CheckpointReader, trust_remote_code: bool
-) -> Iterator[_Stored]:
-    blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
-    tensors = map_tensors(blocks, reader)
-    if isinstance(tensors, str):
-        # Joined on loading: the parts in the files are linears of their own.
-        for name, shape in reader.shapes.items():
-            if (
-                f"{blocks.prefix}." in name
-                and len(shape) >= 2
-                and name.removesuffix(".weight").rpartition(".")[2] not in ROUTERS
-            ):
-                yield _Stored(name, transposed=False)
-        return
-    for block, names in zip(blocks, tensors.blocks, strict=True):
-        for linear in find_linears(block):
-            yield _Stored(names[f"{linear.name}.weight"], linear.transposed)
-        for file_name in names.values():
-            if len(reader.shapes[file_name]) == 3:
-                yield _Stored(file_name, transposed=False)
-
-
-def _count(stored: _Stored, tensor: Tensor) -> LinearCount:
-    weight_OI = (tensor.T if stored.transposed else tensor).flatten(0, -2)
-    zero_OI = weight_OI == 0
+def _count(stored: StoredLinear, reader: CheckpointReader) -> LinearCount:
+    zero_OI = stored.read(reader).flatten(0, -2) == 0
     return LinearCount(
         name=stored.name,
-        shape=tuple(tensor.shape),
+        shape=reader.shapes[stored.name],
         zeros=int(zero_OI.sum()),
         weights=zero_OI.numel(),
         patterns=[str(pattern) for pattern in _satisfied(zero_OI, _KNOWN_PATTERNS)],

@@ -27,6 +27,12 @@ def test_reads_what_was_written_whatever_the_shards(sharded: Path, tmp_path: Pat
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
+def test_mapped_tensor_outlives_the_open_file(sharded: Path) -> None:
+    reader = CheckpointReader(sharded)
+    for name, tensor in reader.read(reader.files).items():
+        assert torch.equal(reader.mapped(name), tensor)
+
+
 def test_missing_shard_is_named(sharded: Path) -> None:
     shard = sorted(sharded.glob("*.safetensors"))[1]
     shard.unlink()

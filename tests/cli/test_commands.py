@@ -61,6 +61,18 @@ def test_inspect_counts_and_lists_patterns(pruned: tuple[Path, dict[str, object]
     assert "2:4" in run("inspect", str(output))
 
 
+def test_simulate_counts_cycles_by_both_formulas(pruned: tuple[Path, dict[str, object]]) -> None:
+    output, _ = pruned
+    simulation = json.loads(run("simulate", str(output), "--json"))
+    assert simulation["total"]["zeros"] * 2 == simulation["total"]["weights"]
+    assert set(simulation["total"]["cycles"]) == {"corrected", "released"}
+    shown = run("simulate", str(output), "--memory-traffic", "16")
+    assert "corrected formula" in shown
+    assert "released formula" in shown
+    assert "self_attn.q_proj" in shown
+    assert "weights of 16 bits" in shown
+
+
 def test_eval_against_the_dense_model(
     pruned: tuple[Path, dict[str, object]], checkpoints: Callable[..., Path], text_file: Path
 ) -> None:

@@ -21,8 +21,8 @@ class CheckpointReader:
     """The tensors of a safetensors checkpoint, by name.
 
     All headers are checked when the reader is made, so a missing or truncated file is found
-    before work starts. No file stays mapped between calls: pages that were read leave the
-    resident memory again.
+    before work starts. No file stays mapped between calls of ``read``: pages that were read leave
+    the resident memory again.
 
     Attributes:
         folder: the checkpoint folder.
@@ -89,6 +89,12 @@ class CheckpointReader:
                 # What get_tensor returns maps the file; a copy lets the mapping go.
                 tensors[name] = opened[file].get_tensor(name).clone()
         return tensors
+
+    def mapped(self, name: str) -> Tensor:
+        """Return the named tensor itself; its file is mapped for as long as the tensor lives."""
+        with safe_open(self.folder / self.files[name], framework="pt") as tensors:
+            tensor: Tensor = tensors.get_tensor(name)
+        return tensor
 
     def bytes_of(self, names: Iterable[str]) -> int:
         """Size of the named tensors on disk."""

@@ -15,6 +15,7 @@ from secateur.cli.ls import ls
 from secateur.cli.plan import plan
 from secateur.cli.prune import prune
 from secateur.cli.shrink import shrink
+from secateur.cli.simulate import simulate
 from secateur.errors import SecateurError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app.command()(plan)
 app.command()(shrink)
 app.command("eval")(evaluate)
 app.command()(inspect)
+app.command()(simulate)
 app.command()(estimate)
 app.command()(ls)
 app.command()(demo)
