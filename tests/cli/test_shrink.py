@@ -22,8 +22,7 @@ def run(*arguments: str) -> str:
 
 def flags(text_file: Path) -> list[str]:
     return [
-        "--calibration", str(text_file), "--samples", "4", "--length", "16", "--masks", "4",
-        "--step", "0.3",
+        "--calibration", str(text_file), "--samples", "4", "--length", "16",
     ]  # fmt: skip
 
 
@@ -32,6 +31,7 @@ def test_shrink_prints_the_report_it_writes(
 ) -> None:
     output = tmp_path / "out"
     chosen = ["--sparsity", "0.3", "--preset", "paper", "--seed", "3", "--prior", "fluctuation"]
+    chosen += ["--masks", "4", "--step", "0.3"]
     printed = json.loads(
         run("shrink", str(checkpoints("llama")), "-o", str(output), *chosen, *flags(text_file),
             "--json")
@@ -62,5 +62,6 @@ def test_forms_exclude_each_other(checkpoints: Callable[..., Path], tmp_path: Pa
 
 def test_unknown_prior_is_named(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(SecateurError, match="prior"):
-        run("shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--prior", "wandb")
+        run("shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--preset",
+            "paper", "--prior", "wandb")  # fmt: skip
     assert not (tmp_path / "out").exists()

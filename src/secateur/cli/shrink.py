@@ -25,6 +25,7 @@ from secateur.errors import SecateurError
 class Preset(StrEnum):
     """Ways to choose what goes."""
 
+    DEFAULT = "default"
     PAPER = "paper"
 
 
@@ -37,7 +38,8 @@ def shrink(
         float | None, typer.Option(help="Share of the blocks' parameters to remove. (default: 0.5)")
     ] = None,
     preset: Annotated[
-        Preset | None, typer.Option(help="How units are chosen. (default: paper)")
+        Preset | None,
+        typer.Option(help="How units are chosen; paper is Bonsai as published. (default: default)"),
     ] = None,
     uniform: Annotated[
         bool,
@@ -47,19 +49,27 @@ def shrink(
         bool, typer.Option("--padded", help="Zeros for what is gone: loads everywhere, no faster.")
     ] = False,
     ffn_only: Annotated[bool, typer.Option("--ffn-only", help="Leave attention as it is.")] = False,
+    grid: Annotated[
+        int | None,
+        typer.Option(help="Feed-forwards keep multiples of so many channels. (default: up to 64)"),
+    ] = None,
+    sub_models: Annotated[
+        int | None, typer.Option(help="Sub-models of random widths to try. (default: 96)")
+    ] = None,
     step: Annotated[
-        float | None, typer.Option(help="Largest share one round removes. (default: 0.05)")
+        float | None, typer.Option(help="paper: largest share one round removes. (default: 0.05)")
     ] = None,
     masks: Annotated[
-        int | None, typer.Option(help="Sub-models that a round tries. (default: 200)")
+        int | None, typer.Option(help="paper: sub-models that a round tries. (default: 200)")
     ] = None,
     prior: Annotated[
         str | None,
-        typer.Option(help="wanda, magnitude, fluctuation or random. (default: wanda)"),
+        typer.Option(help="paper: wanda, magnitude, fluctuation or random. (default: wanda)"),
     ] = None,
     calibration: Calibration = None,
     samples: Annotated[
-        int | None, typer.Option(help="Calibration windows of each round. (default: 32)")
+        int | None,
+        typer.Option(help="Calibration windows; of each round. (default: 128; paper: 32)"),
     ] = None,
     length: Length = None,
     seed: Seed = None,
@@ -91,13 +101,15 @@ def shrink(
         given(
             {
                 "sparsity": sparsity,
-                "preset": preset,
+                "preset": None if preset is None else preset.value,
                 "form": "uniform" if uniform else "padded" if padded else None,
                 "ffn_only": ffn_only,
+                "grid": grid,
+                "sub_models": sub_models,
                 "step": step,
                 "masks": masks,
                 "prior": prior,
-                "calibration": {"samples": 32, **given(text)},
+                "calibration": given(text),
                 "device": device,
                 "dtype": None if dtype is None else dtype.value,
             }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors.torch import load_file
 from torch import Tensor
 
 from secateur.checkpoint.files import write_json, write_safetensors, write_text
@@ -87,6 +88,7 @@ def export(
     kept: Sequence[Tensor],
     layout: Layout,
     output: Path,
+    refitted: Path | None = None,
 ) -> None:
     """Write a checkpoint with the kept units alone; the folder loads once all of it is there.
 
@@ -96,6 +98,7 @@ def export(
         kept: int64 indices of the units that stay, for each sub-block.
         layout: from ``plan_layout``, for as many units.
         output: the folder to write to.
+        refitted: the folder of ``write_refitted``, whose outputs replace those of the files.
 
     Raises:
         SecateurError: weights are NaN or infinite, or the disk is full.
@@ -106,9 +109,10 @@ def export(
         read = source.reader.read(names.values())
         block = {name: read[file_name] for name, file_name in names.items()}
         check_finite(block, source.blocks.name(index))
+        new = read_refitted(refitted, index) if refitted else {}
         for sub_block, units, width in zip(sub_blocks, kept, layout.units, strict=True):
             if sub_block.block == index:
-                small = cut(sub_block, block, units)
+                small = cut(sub_block, block, units, new.get(sub_block.kind))
                 block |= pad(sub_block, small, len(units), width) if width > len(units) else small
         size += sum(tensor.nbytes for tensor in block.values())
         write_safetensors(
@@ -129,3 +133,17 @@ def export(
     )
     # The index comes last: a folder that has one is complete.
     write_index(output, files, size + source.reader.bytes_of(rest))
+
+
+def write_refitted(folder: Path, index: int, outputs_OK: Mapping[str, Tensor]) -> None:
+    """Keep the refitted output matrices of a block, by kind of sub-block."""
+    write_safetensors(_refitted_file(folder, index), outputs_OK)
+
+
+def read_refitted(folder: Path, index: int) -> dict[str, Tensor]:
+    """Return what ``write_refitted`` kept."""
+    return load_file(_refitted_file(folder, index))
+
+
+def _refitted_file(folder: Path, index: int) -> Path:
+    return folder / f"block-{index:03d}.safetensors"

@@ -1,0 +1,169 @@
+"""Cut the blocks one after the other, each refitted behind the blocks cut before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from secateur.checkpoint.store import BlockStore
+from secateur.solvers.elimination import eliminate
+from secateur.solvers.ridge import cut_loss, ridge_refit
+from secateur.structured.cut import cut, kept_columns
+from secateur.structured.export import read_refitted, write_refitted
+from secateur.structured.masking import installed
+from secateur.structured.units import SubBlock, output_linear
+from secateur.walk.inputs import InputAccumulator, LinearGroup, visit_inputs
+from secateur.walk.streams import Stream
+from secateur.walk.walk import advance_stream
+
+
+@dataclass(frozen=True)
+class CutSubBlock:
+    """A sub-block that has its final width.
+
+    Attributes:
+        kept: int64 indices of the units that stay.
+        output_OK: the output matrix for them, None if it is as it was.
+        error: squared change of its output over its squared output, on held-out tokens.
+        plain_error: the same had the kept columns not been refitted.
+        notes: fallbacks that were needed.
+    """
+
+    kept: Tensor
+    output_OK: Tensor | None
+    error: float
+    plain_error: float
+    notes: tuple[str, ...] = ()
+
+
+@torch.no_grad()
+def cut_blocks(
+    store: BlockStore,
+    sub_blocks: Sequence[SubBlock],
+    widths: Sequence[int],
+    stream: Stream,
+    folder: Path,
+) -> Iterator[list[CutSubBlock]]:
+    """Cut the blocks that the stream has not passed; yield each block's sub-blocks.
+
+    The units of a sub-block are ordered anew on what the blocks cut before it hand on, the last
+    ``width`` of that order stay, and the output matrix is fitted to its dense output on the same
+    inputs. Where that does not lower the error on held-out tokens, it stays as it was. A block's
+    output matrices are on disk before it is yielded.
+
+    Args:
+        store: the dense model.
+        sub_blocks: its sub-blocks.
+        widths: units that each of them keeps.
+        stream: hidden states of the model cut so far.
+        folder: where ``write_refitted`` puts output matrices.
+
+    Raises:
+        SecateurError: weights or hidden states are not finite.
+    """
+    for index in range(stream.position, len(store.blocks)):
+        block = store.load(index)
+        done: list[CutSubBlock] = []
+        with ExitStack() as stack:
+            for sub_block, width in zip(sub_blocks, widths, strict=True):
+                if sub_block.block == index:
+                    dtype = store.weight_dtype(index)
+                    done.append(_cut_sub_block(block, sub_block, width, stream, dtype))
+                    _install(stack, block, sub_block, done[-1].kept, done[-1].output_OK)
+            advance_stream(block, stream, [], store.blocks.name(index))
+        store.release(index)
+        own = (each for each in sub_blocks if each.block == index)
+        outputs: dict[str, Tensor] = {
+            sub_block.kind: each.output_OK
+            for sub_block, each in zip(own, done, strict=True)
+            if each.output_OK is not None
+        }
+        write_refitted(folder, index, outputs)
+        yield done
+
+
+@torch.no_grad()
+def pass_cut_blocks(
+    store: BlockStore,
+    sub_blocks: Sequence[SubBlock],
+    kept: Sequence[Tensor],
+    stream: Stream,
+    folder: Path,
+) -> None:
+    """Carry the stream through blocks that ``cut_blocks`` finished in an earlier session.
+
+    Args:
+        store: the dense model.
+        sub_blocks: those of the finished blocks.
+        kept: the units that each of them kept.
+        stream: hidden states before the first block.
+        folder: where their output matrices are.
+    """
+    for index in range(sub_blocks[-1].block + 1):
+        block = store.load(index)
+        outputs = read_refitted(folder, index)
+        with ExitStack() as stack:
+            for sub_block, units in zip(sub_blocks, kept, strict=True):
+                if sub_block.block == index:
+                    _install(stack, block, sub_block, units, outputs.get(sub_block.kind))
+            advance_stream(block, stream, [], store.blocks.name(index))
+        store.release(index)
+
+
+def _cut_sub_block(
+    block: nn.Module, sub_block: SubBlock, width: int, stream: Stream, dtype: torch.dtype
+) -> CutSubBlock:
+    if width == sub_block.units:
+        return CutSubBlock(torch.arange(width), None, 0.0, 0.0)
+    if width == 0:
+        return CutSubBlock(torch.arange(0), None, 1.0, 1.0)
+    weight_OI = output_linear(block, sub_block).weight_OI.float()
+    fitted_II, held_out_II = (
+        _gram(block, sub_block, stream, batches)
+        for batches in (stream.batches.fitted, stream.batches.held_out)
+    )
+    found = eliminate(weight_OI, fitted_II, sub_block.columns_UP.shape[1])
+    kept = found.order_U[sub_block.units - width :].cpu().sort().values
+    columns_K = kept_columns(sub_block, kept).to(weight_OI.device)
+    plain_OK = weight_OI[:, columns_K]
+    # As the file will hold it, so that the blocks behind it see what is saved.
+    refit_OK = ridge_refit(weight_OI, fitted_II, columns_K).to(dtype).float()
+    whole = float(cut_loss(weight_OI, weight_OI[:, :0], columns_K[:0], held_out_II))
+    plain, refitted = (
+        float(cut_loss(weight_OI, each_OK, columns_K, held_out_II)) / max(whole, 1e-30)
+        for each_OK in (plain_OK, refit_OK)
+    )
+    if refitted >= plain:
+        return CutSubBlock(kept, None, plain, plain, found.notes)
+    return CutSubBlock(kept, refit_OK, refitted, plain, found.notes)
+
+
+def _gram(
+    block: nn.Module, sub_block: SubBlock, stream: Stream, batches: Sequence[slice]
+) -> Tensor:
+    linear = output_linear(block, sub_block)
+    total = InputAccumulator(linear.weight_OI.shape[1], "gram", stream.device, stream.dtype)
+    for batch in batches:
+        visit_inputs(
+            [LinearGroup((linear,))],
+            partial(stream.forward, block, batch),
+            lambda _, x_NI: total.add(x_NI),
+        )
+    gram_II = total.result().gram_II
+    assert gram_II is not None
+    return gram_II
+
+
+def _install(
+    stack: ExitStack, block: nn.Module, sub_block: SubBlock, kept: Tensor, output_OK: Tensor | None
+) -> None:
+    if len(kept) < sub_block.units:
+        own = {axis.parameter: block.get_parameter(axis.parameter) for axis in sub_block.axes}
+        small = cut(sub_block, own, kept, output_OK)
+        stack.enter_context(installed(block, sub_block, small, len(kept)))

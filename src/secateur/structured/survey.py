@@ -1,0 +1,191 @@
+"""One pass over the dense blocks: what every width costs locally, and random sub-models alongside.
+
+A block is in memory once. Its units are ordered there, and every sub-model goes through it with
+its own widths, which are slices of that order, before the next block comes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from secateur.checkpoint.store import BlockStore
+from secateur.progress import Progress, silent
+from secateur.solvers.elimination import Elimination, eliminate
+from secateur.solvers.ridge import ridge_refit
+from secateur.structured.cut import cut, kept_columns
+from secateur.structured.masking import installed
+from secateur.structured.sub_models import divergences
+from secateur.structured.units import SubBlock, output_linear
+from secateur.walk.activations import allocate
+from secateur.walk.inputs import InputAccumulator, LinearGroup, observed_inputs
+from secateur.walk.streams import Stream
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Sub-models and what they are tried on.
+
+    Attributes:
+        widths: units that each sub-model keeps of each sub-block.
+        windows: the samples that it sees; the stream knows calls of as many.
+        memory: bytes that hidden states of all of them may take before they go to a file.
+    """
+
+    widths: Sequence[Sequence[int]]
+    windows: slice
+    memory: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the pass found.
+
+    Attributes:
+        losses: of each sub-block and each width of its grid: squared change of its output on the
+            tokens fitted to, the kept units refitted, over the typical square of the hidden
+            states that it is added to.
+        divergences: of each sub-model, mean KL from the dense model in nats per token.
+        tokens: that went through all blocks.
+        notes: fallbacks that were needed.
+    """
+
+    losses: list[list[float]]
+    divergences: list[float]
+    tokens: int
+    notes: list[str]
+
+
+@torch.no_grad()
+def survey(
+    store: BlockStore,
+    sub_blocks: Sequence[SubBlock],
+    grids: Sequence[Sequence[int]],
+    tokens_SL: Tensor,
+    stream: Stream,
+    trials: Trials,
+    progress: Progress = silent,
+) -> Survey:
+    """Order the units of every sub-block and try sub-models.
+
+    Args:
+        store: the dense model.
+        sub_blocks: its sub-blocks.
+        grids: widths whose losses are wanted, for each sub-block.
+        tokens_SL: int64 (samples, length), the text of the stream.
+        stream: hidden states before the first block; they end behind the last one.
+        trials: the sub-models.
+        progress: called with (phase, done, total).
+
+    Raises:
+        SecateurError: weights or hidden states are not finite.
+    """
+    start_WLD = stream.x_SLD[trials.windows]
+    states_NWLD = allocate((len(trials.widths), *start_WLD.shape), None, trials.memory)
+    states_NWLD.copy_(start_WLD.expand_as(states_NWLD))
+    losses: list[list[float]] = []
+    notes: list[str] = []
+    for index in range(len(store.blocks)):
+        block = store.load(index)
+        places = [place for place, each in enumerate(sub_blocks) if each.block == index]
+        nested, energy = _order_units(block, [sub_blocks[place] for place in places], stream)
+        for place, each in zip(places, nested, strict=True):
+            loss_U = [0.0, *(each.elimination.losses_U / energy).tolist()]
+            losses.append([loss_U[each.sub_block.units - width] for width in grids[place]])
+            notes += [f"{each.sub_block.label}: {note}" for note in each.elimination.notes]
+        widths = [tuple(row[place] for place in places) for row in trials.widths]
+        _run_sub_models(block, nested, widths, stream, states_NWLD)
+        stream.position += 1
+        store.release(index)
+        progress("Trying widths", index + 1, len(store.blocks))
+    with store.head():
+        found = divergences(
+            store.blocks,
+            tokens_SL[trials.windows],
+            stream.x_SLD[trials.windows],
+            states_NWLD,
+            stream.device,
+            stream.dtype,
+        )
+    return Survey(losses, found, tokens_SL.numel() + states_NWLD[..., 0].numel(), notes)
+
+
+@dataclass
+class _Nested:
+    """A dense sub-block whose units are in order."""
+
+    block: nn.Module
+    sub_block: SubBlock
+    weight_OI: Tensor
+    gram_II: Tensor
+    elimination: Elimination
+    _refits: dict[int, Tensor] = field(default_factory=dict)
+
+    def narrowed(self, width: int) -> dict[str, Tensor]:
+        """Its parameters with the last ``width`` units of the order, their output refitted."""
+        order_U = self.elimination.order_U.cpu()
+        kept = order_U[len(order_U) - width :].sort().values
+        if width not in self._refits:
+            columns_K = kept_columns(self.sub_block, kept).to(self.gram_II.device)
+            self._refits[width] = ridge_refit(self.weight_OI, self.gram_II, columns_K)
+        axes = self.sub_block.axes
+        own = {axis.parameter: self.block.get_parameter(axis.parameter) for axis in axes}
+        return cut(self.sub_block, own, kept, self._refits[width])
+
+
+def _order_units(
+    block: nn.Module, sub_blocks: Sequence[SubBlock], stream: Stream
+) -> tuple[list[_Nested], float]:
+    """Carry the stream through a dense block and order its units; also the typical |x|² behind it.
+
+    That is the geometric mean over tokens, since a few of them have huge hidden states.
+    """
+    outputs = [output_linear(block, each) for each in sub_blocks]
+    sums = [
+        InputAccumulator(each.weight_OI.shape[1], "gram", stream.device, stream.dtype)
+        for each in outputs
+    ]
+    logarithm, tokens = 0.0, 0
+    with observed_inputs(
+        [LinearGroup((each,)) for each in outputs], lambda place, x_NI: sums[place].add(x_NI)
+    ):
+        for batch in stream.batches.fitted:
+            square_BL = stream.advance(block, batch).square().sum(-1)
+            square_BL.clamp_min_(torch.finfo(square_BL.dtype).tiny)
+            logarithm += float(square_BL.log().sum(dtype=torch.float64))
+            tokens += square_BL.numel()
+    for batch in stream.batches.held_out:
+        stream.advance(block, batch)
+    nested = []
+    for sub_block, linear, each in zip(sub_blocks, outputs, sums, strict=True):
+        weight_OI, gram_II = linear.weight_OI.float(), each.result().gram_II
+        assert gram_II is not None
+        found = eliminate(weight_OI, gram_II, sub_block.columns_UP.shape[1])
+        nested.append(_Nested(block, sub_block, weight_OI, gram_II, found))
+    return nested, math.exp(logarithm / tokens)
+
+
+def _run_sub_models(
+    block: nn.Module,
+    nested: Sequence[_Nested],
+    widths: Sequence[tuple[int, ...]],
+    stream: Stream,
+    states_NWLD: Tensor,
+) -> None:
+    """Carry every sub-model through the block; those of the same widths share their weights."""
+    order = sorted(range(len(widths)), key=lambda number: widths[number])
+    for wanted, members in groupby(order, key=lambda number: widths[number]):
+        with ExitStack() as stack:
+            for each, width in zip(nested, wanted, strict=True):
+                if width < each.sub_block.units:
+                    small = each.narrowed(width)
+                    stack.enter_context(installed(block, each.sub_block, small, width))
+            for number in members:
+                x_WLD = states_NWLD[number].to(stream.device)
+                states_NWLD[number].copy_(stream.call(block, x_WLD))
