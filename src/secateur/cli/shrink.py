@@ -48,6 +48,10 @@ def shrink(
     padded: Annotated[
         bool, typer.Option("--padded", help="Zeros for what is gone: loads everywhere, no faster.")
     ] = False,
+    curve: Annotated[
+        bool,
+        typer.Option("--curve", help="Write what every size would cost, and cut nothing."),
+    ] = False,
     ffn_only: Annotated[bool, typer.Option("--ffn-only", help="Leave attention as it is.")] = False,
     grid: Annotated[
         int | None,
@@ -84,7 +88,8 @@ def shrink(
 ) -> None:
     """Remove channels and heads, and save a smaller model."""
     from secateur.cli.console import print_json, progress_bars, stderr, stdout
-    from secateur.report.terminal import shrink_table
+    from secateur.report.terminal import curve_table, shrink_table
+    from secateur.structured.curve import size_curve
     from secateur.structured.options import ShrinkOptions
     from secateur.structured.shrinking import shrink as run
 
@@ -115,15 +120,20 @@ def shrink(
             }
         )
     )
+    others: dict[str, Any] = {"restart": restart, "trust_remote_code": trust_remote_code}
+    if curve:
+        if sparsity is not None:
+            raise SecateurError("Give either --sparsity or --curve, not both.")
+        with progress_bars() as progress:
+            found = size_curve(model, output, options, progress=progress, **others)
+        if as_json:
+            print_json(found.model_dump(mode="json"))
+        else:
+            stdout.print(curve_table(found))
+            stdout.print(f"Widths of every size: {output / 'curve.json'}; a plot: curve.svg.")
+        return
     with progress_bars() as progress:
-        result = run(
-            model,
-            output,
-            options,
-            restart=restart,
-            trust_remote_code=trust_remote_code,
-            progress=progress,
-        )
+        result = run(model, output, options, progress=progress, **others)
     if as_json:
         print_json(result.report.model_dump(mode="json"))
         return

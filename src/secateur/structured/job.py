@@ -137,8 +137,12 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase | None,
     restart: bool,
     trust_remote_code: bool,
+    *,
+    curve: bool = False,
 ) -> Job:
     """Check everything that can be checked before work starts, and open the output folder.
+
+    For a ``curve`` nothing is to go yet, and any target will do.
 
     Raises:
         SecateurError: the model cannot be cut, the target not be met, the result not be stored,
@@ -152,7 +156,7 @@ def prepare(
     sub_blocks = find_sub_blocks(source.blocks, ffn_only=options.ffn_only)
     if options.preset == "default":
         width_grids(sub_blocks, options.grid)
-    target = _target(source, sub_blocks, options)
+    target = Target(0, None) if curve else _target(source, sub_blocks, options)
     check_cuttable(source.store(device), sub_blocks)
     check_length(source.blocks.model.config, options.calibration.length)
     tokenizer = tokenizer or load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
@@ -165,6 +169,7 @@ def prepare(
             "calibration text": fingerprint_files(source_files(options.calibration)),
             "forward": f"{dtype} on {device.type}",
             "versions": package_versions(),
+            "result": "curve" if curve else "model",
         },
         restart=restart,
     )

@@ -104,12 +104,14 @@ class SurveyedModel:
 
     Attributes:
         grids: widths of each.
+        widths: units that each sub-model kept of each.
         survey: their local losses, and the divergences of sub-models.
         penalties: the divergence that each width is expected to cause.
         trial_tokens: that each sub-model was tried on.
     """
 
     grids: list[list[int]]
+    widths: list[list[int]]
     survey: Survey
     penalties: Penalties
     trial_tokens: int
@@ -136,7 +138,7 @@ def survey_model(
         progress,
     )
     penalties = fit_penalties(grids, found.losses, widths, found.divergences)
-    return SurveyedModel(grids, found, penalties, count * length)
+    return SurveyedModel(grids, widths, found, penalties, count * length)
 
 
 def describe_survey(seen: SurveyedModel, predicted: float) -> SurveyReport:
