@@ -77,6 +77,21 @@ def test_a_seed_decides_everything_and_rounds_differ(blocks: BlockList) -> None:
     assert first.utilities != seeded.utilities
 
 
+def test_the_order_of_units_does_not_matter(checkpoints: Callable[..., Path]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoints("llama"), dtype=torch.float64).eval()
+    first = one_round(find_blocks(model))
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(1))
+    mlp = find_blocks(model)[1].get_submodule("mlp")
+    for name, axis in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+        weight_OI = mlp.get_parameter(f"{name}.weight").data
+        weight_OI.copy_(weight_OI.index_select(axis, order))
+    again = one_round(find_blocks(model))
+    assert again.utilities == pytest.approx(first.utilities, rel=1e-6)
+    for place, (before, after) in enumerate(zip(first.removed, again.removed, strict=True)):
+        found = order[after] if place == 3 else after
+        assert set(found.tolist()) == set(before.tolist())
+
+
 def test_batches_do_not_matter(blocks: BlockList, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = one_round(blocks)
     monkeypatch.setattr(scores, "_BATCH_TOKENS", 1)

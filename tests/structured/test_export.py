@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfi
 from secateur.architecture import find_blocks
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.errors import SecateurError
-from secateur.structured.export import Form, export, plan_layout
+from secateur.structured.export import Form, check_saved, export, plan_layout
 from secateur.structured.masking import masked
 from secateur.structured.source import open_source
 from secateur.structured.stock import Widths
@@ -36,7 +36,9 @@ PLAIN = {
         num_key_value_heads=4, head_dim=8, vocab_size=260, initializer_range=0.15,
     ),
 }  # fmt: skip
-FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", *PLAIN]
+FAMILIES = [
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_neox", *PLAIN,
+]  # fmt: skip
 FORMS: list[Form] = ["uneven", "uniform", "padded"]
 # Zeros are put where units were in the same way for every family.
 CASES = [
@@ -85,7 +87,7 @@ def choose(family: str, form: Form, source: Path) -> list[Tensor]:
     for number, sub_block in enumerate(sub_blocks):
         if form == "uniform":
             counts = {"ffn": 41, "attention": sub_block.units}
-            if family not in ("gpt2", "opt"):
+            if family not in ("gpt2", "opt", "gpt_neox"):
                 counts["attention"] -= 1
             count = counts[sub_block.kind]
         else:
@@ -115,6 +117,7 @@ def saved(
             sub_blocks = find_sub_blocks(source.blocks)
             layout = plan_layout(source, sub_blocks, [len(units) for units in kept], form)
             export(source, sub_blocks, kept, layout, folder)
+            check_saved(source, layout, folder)
             everything[f"{family} {form}"] = Saved(folder, dense, kept)
     return everything
 
@@ -196,6 +199,71 @@ def test_kept_indices_lie_beside_the_checkpoint(saved: dict[str, Saved]) -> None
         assert torch.equal(beside[sub_block.label], units)
 
 
+def test_cache_holds_as_many_heads_as_were_kept(saved: dict[str, Saved]) -> None:
+    each = saved["llama uneven"]
+    model = AutoModelForCausalLM.from_pretrained(each.folder, trust_remote_code=True).eval()
+    with torch.no_grad():
+        cache = model(IDS, use_cache=True).past_key_values
+    for layer, units in zip(cache.layers, each.kept[::2], strict=True):
+        assert layer.get_seq_length() == 24
+        assert layer.keys.shape == ((1, len(units), 24, 8) if len(units) else (1, 1, 24, 1))
+
+
+def test_kept_weights_are_those_of_the_dense_files_bit_by_bit(
+    checkpoints: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = open_source(checkpoints("llama", torch.bfloat16))
+    sub_blocks = find_sub_blocks(source.blocks)
+    kept = [torch.arange(1, each.units, 2) for each in sub_blocks]
+    layout = plan_layout(source, sub_blocks, [len(units) for units in kept], "uniform")
+    export(source, sub_blocks, kept, layout, tmp_path)
+    small, dense = CheckpointReader(tmp_path), source.reader
+    assert small.dtypes == dense.dtypes
+    read, whole = small.read(small.files), dense.read(dense.files)
+    down = "model.layers.1.mlp.down_proj.weight"
+    assert torch.equal(read[down], whole[down][:, 1::2])
+    keys = "model.layers.1.self_attn.k_proj.weight"
+    assert torch.equal(read[keys], whole[keys][8:])
+    assert torch.equal(read["model.norm.weight"], whole["model.norm.weight"])
+
+
+def test_loading_uneven_widths_leaves_the_family_alone(saved: dict[str, Saved]) -> None:
+    AutoModelForCausalLM.from_pretrained(saved["llama uneven"].folder, trust_remote_code=True)
+    dense = AutoModelForCausalLM.from_pretrained(saved["llama uneven"].source)
+    assert type(dense).__name__ == "LlamaForCausalLM"
+
+
+def test_a_tensor_under_a_wrong_name_is_noticed(
+    checkpoints: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = open_source(checkpoints("llama"))
+    sub_blocks = find_sub_blocks(source.blocks)
+    layout = plan_layout(source, sub_blocks, [each.units for each in sub_blocks], "uneven")
+    wrong = replace(layout, renamed={"lm_head.weight": "head.weight"})
+    export(source, sub_blocks, all_units(sub_blocks), wrong, tmp_path)
+    with pytest.raises(SecateurError, match="would not load whole"):
+        check_saved(source, wrong, tmp_path)
+
+
+def test_refitted_parameters_take_the_place_of_cut_ones(
+    checkpoints: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = open_source(checkpoints("llama", torch.bfloat16))
+    sub_blocks = find_sub_blocks(source.blocks)
+    kept = [torch.arange(each.units // 2) for each in sub_blocks]
+    layout = plan_layout(source, sub_blocks, [len(units) for units in kept], "uniform")
+    down_OK = torch.randn(32, 32)
+    export(
+        source, sub_blocks, kept, layout, tmp_path,
+        lambda index: {"mlp.down_proj.weight": down_OK} if index == 1 else {},
+    )  # fmt: skip
+    small = CheckpointReader(tmp_path)
+    new, old = (f"model.layers.{index}.mlp.down_proj.weight" for index in (1, 2))
+    read, dense = small.read([new, old]), source.reader.read([old])
+    assert torch.equal(read[new], down_OK.bfloat16())
+    assert torch.equal(read[old], dense[old][:, :32])
+
+
 def test_uneven_widths_do_not_load_as_something_else(saved: dict[str, Saved]) -> None:
     with pytest.raises(RuntimeError):
         AutoModelForCausalLM.from_pretrained(saved["llama uneven"].folder)
@@ -211,6 +279,20 @@ def test_attention_that_no_stock_class_has_is_kept_whole_or_padded(
         plan_layout(source, sub_blocks, fewer, "uniform")
     layout = plan_layout(source, sub_blocks, fewer, "padded")
     assert [Widths(4, 127).of(each) for each in sub_blocks] == layout.units
+
+
+def test_blocks_whose_heads_differ_are_refused(checkpoints: Callable[..., Path]) -> None:
+    source = open_source(checkpoints("llama"))
+    sub_blocks = find_sub_blocks(source.blocks)
+    wider = tuple(
+        replace(axis, positions_UP=torch.arange(axis.positions_UP.numel()).view(1, -1))
+        for axis in sub_blocks[2].axes
+    )
+    sub_blocks[2] = replace(sub_blocks[2], units=1, axes=wider)
+    with pytest.raises(SecateurError, match="different shapes"):
+        plan_layout(source, sub_blocks, [each.units for each in sub_blocks], "uneven")
+    with pytest.raises(SecateurError, match="differ in width from the beginning"):
+        plan_layout(source, sub_blocks, [each.units for each in sub_blocks], "uniform")
 
 
 def test_a_shrunk_checkpoint_with_uneven_widths_is_not_shrunk_again(

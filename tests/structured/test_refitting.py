@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from secateur.structured.export import Form, export, plan_layout
-from secateur.structured.refitting import CutSubBlock, cut_blocks, pass_cut_blocks
+from secateur.structured.refitting import CutSubBlock, cut_blocks, pass_cut_blocks, read_refitted
 from secateur.structured.source import Source, open_source
 from secateur.structured.units import find_sub_blocks
 from secateur.walk.capture import logits_after
@@ -62,7 +63,8 @@ def test_what_was_measured_is_what_is_saved(
     kept = [each.kept for each in cut_all(source, tmp_path / "refitted", stream)]
     assert [len(units) for units in kept] == some_widths(source)
     layout = plan_layout(source, sub_blocks, some_widths(source), form)
-    export(source, sub_blocks, kept, layout, tmp_path / "out", tmp_path / "refitted")
+    refitted = partial(read_refitted, tmp_path / "refitted")
+    export(source, sub_blocks, kept, layout, tmp_path / "out", refitted)
     model = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", dtype=torch.float32, trust_remote_code=form == "uneven"
     ).eval()

@@ -78,5 +78,5 @@ def test_one_unit_alone_is_no_special_case() -> None:
     assert draw_masks([weight_C], [Trial(1, 1)], 2, generator()).tolist() == [[False], [True]]
 
 
-def test_lowest_breaks_ties_by_position() -> None:
-    assert lowest(torch.tensor([2.0, 1.0, 1.0, 1.0]), 2).tolist() == [1, 2]
+def test_lowest_come_first_and_ties_go_by_position() -> None:
+    assert lowest(torch.tensor([2.0, 1.0, 0.5, 1.0]), 3).tolist() == [2, 1, 3]

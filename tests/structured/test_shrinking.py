@@ -190,6 +190,8 @@ def test_the_result_can_be_evaluated_and_pruned_like_any_checkpoint(
     recipe = secateur.Recipe.from_mapping(
         {"calibration": {"source": str(text_file), "samples": 4, "length": 16}}
     )
+    with pytest.raises(SecateurError, match="--trust-remote-code"):
+        secateur.prune(shrunk, recipe, tmp_path / "out")
     result = secateur.prune(shrunk, recipe, tmp_path / "out", trust_remote_code=True)
     assert result.report.streamed
     assert result.report.sparsity.counted == pytest.approx(0.5, abs=1e-3)

@@ -76,9 +76,13 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
             f"The configuration in {folder} cannot be read ({_first_line(error)}); "
             "check config.json, or allow its own code with --trust-remote-code if you trust it."
         ) from error
-    remote = trust_remote_code and "AutoModelForCausalLM" in (
-        getattr(config, "auto_map", None) or {}
-    )
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    remote = trust_remote_code and own_code
+    if own_code and not remote and config.is_heterogeneous:
+        raise SecateurError(
+            f"The blocks of {folder} differ in width, which its own code builds; allow it with "
+            "--trust-remote-code if you trust it."
+        )
     if not remote and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise SecateurError(
             f"{folder} holds a model of type {config.model_type}, which is not a causal language "

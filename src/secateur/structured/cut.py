@@ -10,36 +10,32 @@ from torch import Tensor
 from secateur.structured.units import SubBlock
 
 
-def cut(
-    sub_block: SubBlock,
-    tensors: Mapping[str, Tensor],
-    kept: Tensor,
-    output_OK: Tensor | None = None,
-) -> dict[str, Tensor]:
+def cut(sub_block: SubBlock, tensors: Mapping[str, Tensor], kept: Tensor) -> dict[str, Tensor]:
     """Return the parameters that units lie in, with the kept units alone, in their old order.
 
     Args:
         sub_block: where its units lie.
         tensors: parameters of the dense block by name inside the block; others are ignored.
         kept: int64 indices of the units that stay.
-        output_OK: what the kept columns of the output matrix become, as ``kept_columns`` orders
-            them; None leaves them as they are.
     """
     small: dict[str, Tensor] = {}
     for axis in sub_block.axes:
         tensor = tensors[axis.parameter]
         positions = axis.positions_UP[kept].flatten().sort().values.to(tensor.device)
         small[axis.parameter] = tensor.index_select(axis.axis, positions)
-    if output_OK is not None:
-        weight = f"{sub_block.output}.weight"
-        columns_last = next(axis.axis for axis in sub_block.axes if axis.parameter == weight) == 1
-        small[weight] = (output_OK if columns_last else output_OK.T.contiguous()).to(small[weight])
     return small
 
 
 def kept_columns(sub_block: SubBlock, kept: Tensor) -> Tensor:
     """Input columns of the output matrix that kept units have, in rising order."""
     return sub_block.columns_UP[kept].flatten().sort().values
+
+
+def stored_output(sub_block: SubBlock, v_OK: Tensor) -> dict[str, Tensor]:
+    """A cut output matrix as its module holds it, by name inside the block."""
+    name = f"{sub_block.output}.weight"
+    columns_last = next(axis.axis for axis in sub_block.axes if axis.parameter == name) == 1
+    return {name: v_OK if columns_last else v_OK.T.contiguous()}
 
 
 def pad(
@@ -49,7 +45,7 @@ def pad(
 
     Args:
         sub_block: the dense sub-block.
-        small: what ``cut`` returned.
+        small: parameters as ``cut`` returns them; others are ignored.
         kept: number of units in it.
         units: number of units wanted, at least ``kept``.
     """

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import load_file
 from torch import Tensor
 
+from secateur.architecture import find_blocks
 from secateur.checkpoint.files import write_json, write_safetensors, write_text
+from secateur.checkpoint.reader import CheckpointReader
+from secateur.checkpoint.skeleton import build_skeleton, map_tensors
 from secateur.checkpoint.store import check_finite
 from secateur.checkpoint.streamed import copy_side_files, shard_name, write_index
 from secateur.errors import SecateurError
@@ -22,6 +24,14 @@ from secateur.structured.units import SubBlock
 
 Form = Literal["uneven", "uniform", "padded"]
 
+Refitted = Callable[[int], Mapping[str, Tensor]]
+"""Gives a block's new parameters by name inside it, of the kept units alone where units lie."""
+
+
+def as_they_were(_index: int) -> Mapping[str, Tensor]:
+    """No parameter of any block has new values."""
+    return {}
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -31,11 +41,13 @@ class Layout:
         config: its config.json.
         units: units that each sub-block has in the files; those beyond the kept ones are zeros.
         code: files of Python that it needs, by name.
+        renamed: tensors outside the blocks that need another name than in the source.
     """
 
     config: dict[str, Any]
     units: list[int]
     code: dict[str, str] = field(default_factory=dict)
+    renamed: dict[str, str] = field(default_factory=dict)
 
 
 def plan_layout(
@@ -48,7 +60,9 @@ def plan_layout(
     """
     if form == "uneven":
         code = {MODELLING_FILE: modelling_source(source, sub_blocks)}
-        return Layout(uneven_config(source, sub_blocks, kept), list(kept), code)
+        # Stock classes know older names of their tensors, a class of our own does not.
+        renamed = {file_name: name for name, file_name in source.tensors.head.items()}
+        return Layout(uneven_config(source, sub_blocks, kept), list(kept), code, renamed)
     config, widths = _stock_layout(source, sub_blocks, kept)
     units = [widths.of(sub_block) for sub_block in sub_blocks]
     if form == "uniform" and units != list(kept):
@@ -82,13 +96,31 @@ def _stock_layout(
     )
 
 
+def check_saved(source: Source, layout: Layout, output: Path) -> None:
+    """Hold names and shapes in the files against what their own classes build.
+
+    Raises:
+        SecateurError: loading would leave weights out.
+    """
+    # The code of a layout is our own.
+    trusted = bool(layout.code) or source.trust_remote_code
+    blocks = find_blocks(build_skeleton(output, trust_remote_code=trusted))
+    tensors = map_tensors(blocks, CheckpointReader(output))
+    if isinstance(tensors, str) or tensors.head.keys() != source.tensors.head.keys():
+        reason = tensors if isinstance(tensors, str) else "the output head has another name"
+        raise SecateurError(
+            f"The checkpoint in {output} would not load whole, {reason}; please report the model "
+            "and the options."
+        )
+
+
 def export(
     source: Source,
     sub_blocks: Sequence[SubBlock],
     kept: Sequence[Tensor],
     layout: Layout,
     output: Path,
-    refitted: Path | None = None,
+    refitted: Refitted = as_they_were,
 ) -> None:
     """Write a checkpoint with the kept units alone; the folder loads once all of it is there.
 
@@ -98,7 +130,7 @@ def export(
         kept: int64 indices of the units that stay, for each sub-block.
         layout: from ``plan_layout``, for as many units.
         output: the folder to write to.
-        refitted: the folder of ``write_refitted``, whose outputs replace those of the files.
+        refitted: parameters that are to have other values than in the dense files.
 
     Raises:
         SecateurError: weights are NaN or infinite, or the disk is full.
@@ -106,23 +138,16 @@ def export(
     count, size = len(source.blocks), 0
     files: dict[str, str] = {}
     for index, names in enumerate(source.tensors.blocks):
-        read = source.reader.read(names.values())
-        block = {name: read[file_name] for name, file_name in names.items()}
-        check_finite(block, source.blocks.name(index))
-        new = read_refitted(refitted, index) if refitted else {}
-        for sub_block, units, width in zip(sub_blocks, kept, layout.units, strict=True):
-            if sub_block.block == index:
-                small = cut(sub_block, block, units, new.get(sub_block.kind))
-                block |= pad(sub_block, small, len(units), width) if width > len(units) else small
+        block = _small_block(source, index, sub_blocks, kept, layout, refitted)
+        shard = shard_name(index, count)
+        write_safetensors(output / shard, {names[name]: block[name] for name in names})
+        files |= dict.fromkeys(names.values(), shard)
         size += sum(tensor.nbytes for tensor in block.values())
-        write_safetensors(
-            output / shard_name(index, count),
-            {names[name]: tensor for name, tensor in block.items()},
-        )
-        files |= dict.fromkeys(names.values(), shard_name(index, count))
-    rest = source.tensors.rest
-    write_safetensors(output / shard_name(count, count), source.reader.read(rest))
+    outside = source.reader.read(source.tensors.rest)
+    rest = {layout.renamed.get(name, name): tensor for name, tensor in outside.items()}
+    write_safetensors(output / shard_name(count, count), rest)
     files |= dict.fromkeys(rest, shard_name(count, count))
+    size += sum(tensor.nbytes for tensor in rest.values())
     copy_side_files(source.folder, output)
     for name, text in layout.code.items():
         write_text(output / name, text)
@@ -132,18 +157,28 @@ def export(
         {each.label: units for each, units in zip(sub_blocks, kept, strict=True)},
     )
     # The index comes last: a folder that has one is complete.
-    write_index(output, files, size + source.reader.bytes_of(rest))
+    write_index(output, files, size)
 
 
-def write_refitted(folder: Path, index: int, outputs_OK: Mapping[str, Tensor]) -> None:
-    """Keep the refitted output matrices of a block, by kind of sub-block."""
-    write_safetensors(_refitted_file(folder, index), outputs_OK)
-
-
-def read_refitted(folder: Path, index: int) -> dict[str, Tensor]:
-    """Return what ``write_refitted`` kept."""
-    return load_file(_refitted_file(folder, index))
-
-
-def _refitted_file(folder: Path, index: int) -> Path:
-    return folder / f"block-{index:03d}.safetensors"
+def _small_block(
+    source: Source,
+    index: int,
+    sub_blocks: Sequence[SubBlock],
+    kept: Sequence[Tensor],
+    layout: Layout,
+    refitted: Refitted,
+) -> dict[str, Tensor]:
+    """Tensors of one block as the layout has them, by name inside it, in the files' dtypes."""
+    names = source.tensors.blocks[index]
+    read = source.reader.read(names.values())
+    block = {name: read[file_name] for name, file_name in names.items()}
+    check_finite(block, source.blocks.name(index))
+    parts = [
+        part for part in zip(sub_blocks, kept, layout.units, strict=True) if part[0].block == index
+    ]
+    for sub_block, units, _ in parts:
+        block |= cut(sub_block, block, units)
+    block |= {name: tensor.to(block[name].dtype) for name, tensor in refitted(index).items()}
+    for sub_block, units, width in parts:
+        block |= pad(sub_block, block, len(units), width)
+    return block

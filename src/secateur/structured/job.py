@@ -113,7 +113,7 @@ class Chosen:
         tokens: that went through forward passes.
         calibration: what the report says of the text.
         resumed: rounds or blocks that an earlier session had finished.
-        refitted: folder of the output matrices that were fitted anew, if any were.
+        refitted: folder of parameters with new values (``read_refitted``), if there are any.
         rounds: of the paper's preset.
         survey: of the default preset, if it chose the widths.
         notes: for the user.

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from secateur.checkpoint.files import write_safetensors
 from secateur.checkpoint.store import BlockStore
 from secateur.solvers.elimination import eliminate
 from secateur.solvers.ridge import cut_loss, ridge_refit
-from secateur.structured.cut import cut, kept_columns
-from secateur.structured.export import read_refitted, write_refitted
+from secateur.structured.cut import cut, kept_columns, stored_output
 from secateur.structured.masking import installed
 from secateur.structured.units import SubBlock, output_linear
 from secateur.walk.inputs import InputAccumulator, LinearGroup, visit_inputs
@@ -29,14 +30,14 @@ class CutSubBlock:
 
     Attributes:
         kept: int64 indices of the units that stay.
-        output_OK: the output matrix for them, None if it is as it was.
+        refitted: parameters with new values by name inside the block, of the kept units alone.
         error: squared change of its output over its squared output, on held-out tokens.
         plain_error: the same had the kept columns not been refitted.
         notes: fallbacks that were needed.
     """
 
     kept: Tensor
-    output_OK: Tensor | None
+    refitted: dict[str, Tensor]
     error: float
     plain_error: float
     notes: tuple[str, ...] = ()
@@ -55,14 +56,14 @@ def cut_blocks(
     The units of a sub-block are ordered anew on what the blocks cut before it hand on, the last
     ``width`` of that order stay, and the output matrix is fitted to its dense output on the same
     inputs. Where that does not lower the error on held-out tokens, it stays as it was. A block's
-    output matrices are on disk before it is yielded.
+    new parameters are on disk before it is yielded.
 
     Args:
         store: the dense model.
         sub_blocks: its sub-blocks.
         widths: units that each of them keeps.
         stream: hidden states of the model cut so far.
-        folder: where ``write_refitted`` puts output matrices.
+        folder: where new parameters are put, for ``read_refitted``.
 
     Raises:
         SecateurError: weights or hidden states are not finite.
@@ -75,16 +76,11 @@ def cut_blocks(
                 if sub_block.block == index:
                     dtype = store.weight_dtype(index)
                     done.append(_cut_sub_block(block, sub_block, width, stream, dtype))
-                    _install(stack, block, sub_block, done[-1].kept, done[-1].output_OK)
+                    _install(stack, block, sub_block, done[-1].kept, done[-1].refitted)
             advance_stream(block, stream, [], store.blocks.name(index))
         store.release(index)
-        own = (each for each in sub_blocks if each.block == index)
-        outputs: dict[str, Tensor] = {
-            sub_block.kind: each.output_OK
-            for sub_block, each in zip(own, done, strict=True)
-            if each.output_OK is not None
-        }
-        write_refitted(folder, index, outputs)
+        new = {name: tensor for each in done for name, tensor in each.refitted.items()}
+        write_safetensors(_refitted_file(folder, index), new)
         yield done
 
 
@@ -103,26 +99,35 @@ def pass_cut_blocks(
         sub_blocks: those of the finished blocks.
         kept: the units that each of them kept.
         stream: hidden states before the first block.
-        folder: where their output matrices are.
+        folder: where their new parameters are.
     """
     for index in range(sub_blocks[-1].block + 1):
         block = store.load(index)
-        outputs = read_refitted(folder, index)
+        new = read_refitted(folder, index)
         with ExitStack() as stack:
             for sub_block, units in zip(sub_blocks, kept, strict=True):
                 if sub_block.block == index:
-                    _install(stack, block, sub_block, units, outputs.get(sub_block.kind))
+                    _install(stack, block, sub_block, units, new)
             advance_stream(block, stream, [], store.blocks.name(index))
         store.release(index)
+
+
+def read_refitted(folder: Path, index: int) -> dict[str, Tensor]:
+    """Return the parameters of a block that ``cut_blocks`` gave new values."""
+    return load_file(_refitted_file(folder, index))
+
+
+def _refitted_file(folder: Path, index: int) -> Path:
+    return folder / f"block-{index:03d}.safetensors"
 
 
 def _cut_sub_block(
     block: nn.Module, sub_block: SubBlock, width: int, stream: Stream, dtype: torch.dtype
 ) -> CutSubBlock:
     if width == sub_block.units:
-        return CutSubBlock(torch.arange(width), None, 0.0, 0.0)
+        return CutSubBlock(torch.arange(width), {}, 0.0, 0.0)
     if width == 0:
-        return CutSubBlock(torch.arange(0), None, 1.0, 1.0)
+        return CutSubBlock(torch.arange(0), {}, 1.0, 1.0)
     weight_OI = output_linear(block, sub_block).weight_OI.float()
     fitted_II, held_out_II = (
         _gram(block, sub_block, stream, batches)
@@ -140,8 +145,9 @@ def _cut_sub_block(
         for each_OK in (plain_OK, refit_OK)
     )
     if refitted >= plain:
-        return CutSubBlock(kept, None, plain, plain, found.notes)
-    return CutSubBlock(kept, refit_OK, refitted, plain, found.notes)
+        return CutSubBlock(kept, {}, plain, plain, found.notes)
+    new = stored_output(sub_block, refit_OK)
+    return CutSubBlock(kept, new, refitted, plain, found.notes)
 
 
 def _gram(
@@ -161,9 +167,14 @@ def _gram(
 
 
 def _install(
-    stack: ExitStack, block: nn.Module, sub_block: SubBlock, kept: Tensor, output_OK: Tensor | None
+    stack: ExitStack,
+    block: nn.Module,
+    sub_block: SubBlock,
+    kept: Tensor,
+    new: Mapping[str, Tensor],
 ) -> None:
     if len(kept) < sub_block.units:
         own = {axis.parameter: block.get_parameter(axis.parameter) for axis in sub_block.axes}
-        small = cut(sub_block, own, kept, output_OK)
+        small = cut(sub_block, own, kept)
+        small |= {name: tensor.to(small[name]) for name, tensor in new.items() if name in small}
         stack.enter_context(installed(block, sub_block, small, len(kept)))

@@ -68,11 +68,13 @@ def _no_heads(
     hidden_states: Tensor,
     *args: Any,
     past_key_values: Any = None,
+    layer_past: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What attention without heads adds: nothing but the bias of its output."""
-    if past_key_values is not None:
+    cache = layer_past if past_key_values is None else past_key_values
+    if cache is not None:
         # Generation reads off the cache how long the text is; one number per token keeps count.
         token = hidden_states[:, None, :, :1]
-        past_key_values.update(token, token, attention.layer_idx)
+        cache.update(token, token, attention.layer_idx)
     return output(hidden_states[..., :0]), None

@@ -23,8 +23,11 @@ class Trial:
 
 
 def lowest(prior_U: Tensor, count: int) -> Tensor:
-    """Indices of the ``count`` lowest priors in rising order of index; ties go by position."""
-    return prior_U.argsort(stable=True)[:count].sort().values
+    """Indices of the ``count`` lowest priors, the lowest first; ties go by position.
+
+    What is drawn for a candidate then depends on its prior, not on where it lies.
+    """
+    return prior_U.argsort(stable=True)[:count]
 
 
 def sampling_weights(prior_U: Tensor, candidates_C: Tensor) -> Tensor:

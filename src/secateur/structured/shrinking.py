@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from secateur.checkpoint.files import write_json
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.progress import Progress, silent
 from secateur.report.document import describe_machine, peak_device_memory, peak_memory
-from secateur.structured.export import export, plan_layout
+from secateur.structured.export import as_they_were, check_saved, export, plan_layout
 from secateur.structured.job import Job, prepare
 from secateur.structured.nested import choose_nested
 from secateur.structured.options import ShrinkOptions
+from secateur.structured.refitting import read_refitted
 from secateur.structured.report import ShrinkReport, count_parameters
 from secateur.structured.rounds import choose_in_rounds
 from secateur.walk.pruned import Stopwatch
@@ -87,7 +89,9 @@ def _execute(job: Job, progress: Progress) -> ShrinkReport:
     counts = [len(units) for units in chosen.kept]
     layout = plan_layout(job.source, job.sub_blocks, counts, options.form)
     # The result is cut from the files; no model is in memory.
-    export(job.source, job.sub_blocks, chosen.kept, layout, job.run.output, chosen.refitted)
+    new = as_they_were if chosen.refitted is None else partial(read_refitted, chosen.refitted)
+    export(job.source, job.sub_blocks, chosen.kept, layout, job.run.output, new)
+    check_saved(job.source, layout, job.run.output)
     if chosen.refitted is not None:
         shutil.rmtree(chosen.refitted)
     watch.lap("checkpoint")

@@ -68,6 +68,7 @@ def stock_config(
     """
     names = source.names
     config = {**source.config, names.width: widths.channels}
+    config.pop("auto_map", None)
     attention = next((each for each in sub_blocks if each.kind == "attention"), None)
     if attention is not None and widths.groups is not None and widths.groups < attention.units:
         config[names.groups] = widths.groups

@@ -19,7 +19,7 @@ from secateur.checkpoint.store import BlockStore
 from secateur.progress import Progress, silent
 from secateur.solvers.elimination import Elimination, eliminate
 from secateur.solvers.ridge import ridge_refit
-from secateur.structured.cut import cut, kept_columns
+from secateur.structured.cut import cut, kept_columns, stored_output
 from secateur.structured.masking import installed
 from secateur.structured.sub_models import divergences
 from secateur.structured.units import SubBlock, output_linear
@@ -136,7 +136,7 @@ class _Nested:
             self._refits[width] = ridge_refit(self.weight_OI, self.gram_II, columns_K)
         axes = self.sub_block.axes
         own = {axis.parameter: self.block.get_parameter(axis.parameter) for axis in axes}
-        return cut(self.sub_block, own, kept, self._refits[width])
+        return cut(self.sub_block, own, kept) | stored_output(self.sub_block, self._refits[width])
 
 
 def _order_units(

@@ -31,8 +31,14 @@ FEED_FORWARD = [
 $feed_forward]
 
 
-class Shrunk$base($base):
+class $shrunk_config($config):
+    """$config of its own class, so that other models of the family are left alone."""
+
+
+class $shrunk($base):
     """$base whose blocks have the sizes in ``config.per_layer_config``."""
+
+    config_class = $shrunk_config
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -55,19 +61,21 @@ _RESIZE_ATTENTION = Template("""            for name, side, size in ATTENTION:
 """)
 
 
-def base_class(source: Source) -> str:
-    """Return the class that the modelling file builds upon.
-
-    Raises:
-        SecateurError: it is not part of transformers.
-    """
+def _class_names(source: Source) -> dict[str, str]:
+    """Names of the classes that the modelling file builds upon, and of those that it makes."""
     name = type(source.blocks.model).__name__
     if getattr(transformers, name, None) is not type(source.blocks.model):
         raise SecateurError(
             f"{name} is not part of transformers, so blocks of different widths cannot be built "
             "upon it; use --uniform or --padded."
         )
-    return name
+    config = type(source.blocks.model.config).__name__
+    return {
+        "base": name,
+        "shrunk": f"Shrunk{name}",
+        "config": config,
+        "shrunk_config": f"Shrunk{config}",
+    }
 
 
 def uneven_config(
@@ -83,11 +91,15 @@ def uneven_config(
         else:
             own[names.groups] = count
             own[names.heads] = count * sub_block.heads_per_unit
-    name = f"Shrunk{base_class(source)}"
+    module = MODELLING_FILE.removesuffix(".py")
+    classes = _class_names(source)
     return {
         **source.config,
-        "architectures": [name],
-        "auto_map": {"AutoModelForCausalLM": f"{MODELLING_FILE.removesuffix('.py')}.{name}"},
+        "architectures": [classes["shrunk"]],
+        "auto_map": {
+            "AutoConfig": f"{module}.{classes['shrunk_config']}",
+            "AutoModelForCausalLM": f"{module}.{classes['shrunk']}",
+        },
         # Stock code around the blocks reads the dense model's sizes, which it handles well.
         "allow_global_per_layer_attribute_access": True,
         "per_layer_config": sizes,
@@ -96,13 +108,15 @@ def uneven_config(
 
 def modelling_source(source: Source, sub_blocks: Sequence[SubBlock]) -> str:
     """Return the Python file that builds blocks of different widths."""
-    base = base_class(source)
+    classes = _class_names(source)
+    _require_one_geometry(sub_blocks)
     first = {each.kind: each for each in sub_blocks if each.block == 0}
     attention = first.get("attention")
-    values = {"base": base, "blocks": source.blocks.prefix, "width": source.names.width}
+    values = {**classes, "blocks": source.blocks.prefix, "width": source.names.width}
     body = inspect.getsource(resizing).split('"""', 2)[2]
     stock_import = "from transformers.pytorch_utils import"
-    body = body.replace(stock_import, f"from transformers import {base}\n{stock_import}", 1)
+    base_import = f"from transformers import {classes['config']}, {classes['base']}"
+    body = body.replace(stock_import, f"{base_import}\n{stock_import}", 1)
     return (
         _DOCSTRING.substitute(values)
         + body
@@ -121,6 +135,21 @@ def modelling_source(source: Source, sub_blocks: Sequence[SubBlock]) -> str:
             ),
         )
     )
+
+
+def _require_one_geometry(sub_blocks: Sequence[SubBlock]) -> None:
+    """The modelling file says once for all blocks what a unit is."""
+    for kind in ("attention", "ffn"):
+        units = {
+            tuple((axis.parameter, axis.positions_UP.shape[1]) for axis in each.axes)
+            for each in sub_blocks
+            if each.kind == kind
+        }
+        if len(units) > 1:
+            raise SecateurError(
+                f"The {kind} of this model has units of different shapes in different blocks, for "
+                "which there is no way to store the result; choose another model."
+            )
 
 
 def _table(sub_block: SubBlock | None) -> str:

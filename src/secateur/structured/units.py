@@ -8,7 +8,7 @@ then the same for every family, fused projections and biases included.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -153,35 +153,20 @@ def _attention(
 ) -> SubBlock:
     leaves = {linear.name.rpartition(".")[2]: linear for linear in linears}
     outputs = [leaf for leaf in leaves if leaf in _OUTPUTS]
-    inputs = leaves.keys() - _OUTPUTS
     if attention is None or len(outputs) != 1:
         raise attention_refused("it has no single output projection beside its inputs")
     head_dim = _head_dim(attention)
-    output = leaves[outputs[0]]
+    output = leaves.pop(outputs[0])
     heads = output.weight_OI.shape[1] // head_dim
-    rows: dict[str, Tensor]
-    if inputs == _SEPARATE:
-        groups = leaves["k_proj"].weight_OI.shape[0] // head_dim
-        queries_UP, keys_UP = _head_positions(heads, groups, head_dim)
-        rows = {"q_proj": queries_UP, "k_proj": keys_UP, "v_proj": keys_UP}
-    elif len(inputs) == 1 and inputs <= _JOINED:
-        (leaf,) = inputs
-        groups = (leaves[leaf].weight_OI.shape[0] // head_dim - heads) // 2
-        queries_UP, keys_UP = _head_positions(heads, groups, head_dim)
-        first, second = heads * head_dim, (heads + groups) * head_dim
-        rows = {leaf: torch.cat([queries_UP, first + keys_UP, second + keys_UP], dim=1)}
-    elif len(inputs) == 1 and inputs <= _INTERLEAVED:
-        (leaf,) = inputs
-        groups = heads
-        rows = {leaf: torch.arange(3 * heads * head_dim).view(heads, 3 * head_dim)}
-    else:
-        raise attention_refused(f"its projections are {', '.join(sorted(leaves))}")
-    for leaf, positions_UP in rows.items():
-        if positions_UP.numel() != leaves[leaf].weight_OI.shape[0]:
+    rows = _rows_by_group(
+        {leaf: each.weight_OI.shape[0] for leaf, each in leaves.items()}, heads, head_dim
+    )
+    for leaf, rows_UP in rows.items():
+        if rows_UP.numel() != leaves[leaf].weight_OI.shape[0]:
             raise attention_refused(f"{leaf} does not hold whole heads of one key-value group each")
     axes = [axis for leaf, rows_UP in rows.items() for axis in _row_axes(leaves[leaf], rows_UP)]
-    columns_UP = torch.arange(heads * head_dim).view(groups, -1)
-    axes.append(_column_axis(output, columns_UP))
+    groups = len(axes[0].positions_UP)
+    axes.append(_column_axis(output, torch.arange(heads * head_dim).view(groups, -1)))
     return SubBlock(
         block=index,
         kind="attention",
@@ -193,6 +178,29 @@ def _attention(
         heads_per_unit=heads // groups,
         head_dim=head_dim,
     )
+
+
+def _rows_by_group(sizes: Mapping[str, int], heads: int, head_dim: int) -> dict[str, Tensor]:
+    """Rows of each input projection by key-value group.
+
+    Args:
+        sizes: rows of the input projections in all, by the last part of their names.
+        heads: number of query heads.
+        head_dim: width of a head.
+    """
+    if sizes.keys() == _SEPARATE:
+        queries_UP, keys_UP = _head_positions(heads, sizes["k_proj"] // head_dim, head_dim)
+        return {"q_proj": queries_UP, "k_proj": keys_UP, "v_proj": keys_UP}
+    if len(sizes) == 1:
+        ((leaf, size),) = sizes.items()
+        if leaf in _JOINED:
+            groups = (size // head_dim - heads) // 2
+            queries_UP, keys_UP = _head_positions(heads, groups, head_dim)
+            first, second = heads * head_dim, (heads + groups) * head_dim
+            return {leaf: torch.cat([queries_UP, first + keys_UP, second + keys_UP], dim=1)}
+        if leaf in _INTERLEAVED:
+            return {leaf: torch.arange(3 * heads * head_dim).view(heads, 3 * head_dim)}
+    raise attention_refused(f"its input projections are {', '.join(sorted(sizes))}")
 
 
 def _head_positions(heads: int, groups: int, head_dim: int) -> tuple[Tensor, Tensor]:
