@@ -31,14 +31,14 @@ def test_widths_are_on_the_grid_and_few() -> None:
 def test_what_is_left_scatters_around_the_sparsity(sparsity: float) -> None:
     share_N = draw(sparsity=sparsity, count=320)[:, 1] / 64
     present_N = share_N[share_N > 0]
-    # A sixteenth is gone altogether, the rest is even over its range.
-    assert float(share_N.mean()) == pytest.approx((1 - sparsity) * 15 / 16, abs=0.03)
+    # A few are gone altogether, the rest is even over its range.
+    assert float(share_N.mean()) == pytest.approx((1 - sparsity) * 23 / 24, abs=0.03)
     assert float(present_N.min()) >= 1 - 2 * sparsity - 1 / 16
 
 
 def test_every_sub_block_is_sometimes_gone_and_independently() -> None:
-    gone_NS = draw(count=320, sparsity=0.1) == 0
-    assert gone_NS.sum(0).tolist() == [20, 20, 20]
+    gone_NS = draw(count=240, sparsity=0.1) == 0
+    assert gone_NS.sum(0).tolist() == [10, 10, 10]
     assert int(gone_NS.all(1).sum()) == 0
 
 

@@ -68,9 +68,8 @@ def test_wider_is_better_locally_and_batches_do_not_matter(
     widths = [[1, 32] * 3, [2, 16] * 3, [0, 48] * 3]
     found, single = run(source, widths), run(source, widths, batch_tokens=16)
     for losses in found.losses:
-        assert losses == sorted(losses, reverse=True)
-        assert losses[-1] == 0
-        assert losses[0] > 0
+        assert losses[0] == max(losses)
+        assert losses[-1] == 0 < min(losses[:-1])
     assert single.divergences == pytest.approx(found.divergences, rel=1e-3)
     for one, other in zip(single.losses, found.losses, strict=True):
         assert one == pytest.approx(other, rel=1e-3)

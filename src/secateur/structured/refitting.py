@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from secateur.checkpoint.files import write_safetensors
 from secateur.checkpoint.store import BlockStore
 from secateur.solvers.elimination import eliminate
-from secateur.solvers.ridge import cut_loss, ridge_refit
+from secateur.solvers.ridge import cut_loss
 from secateur.structured.cut import cut, kept_columns, stored_output
 from secateur.structured.masking import installed
+from secateur.structured.output_fit import fit_output
 from secateur.structured.units import SubBlock, output_linear
 from secateur.walk.inputs import InputAccumulator, LinearGroup, visit_inputs
 from secateur.walk.streams import Stream
@@ -55,7 +56,8 @@ def cut_blocks(
 
     The units of a sub-block are ordered anew on what the blocks cut before it hand on, the last
     ``width`` of that order stay, and the output matrix is fitted to its dense output on the same
-    inputs. Where that does not lower the error on held-out tokens, it stays as it was. A block's
+    inputs (``fit_output``). Where that does not lower the error on held-out tokens, it stays as it
+    was. A block's
     new parameters are on disk before it is yielded.
 
     Args:
@@ -136,18 +138,12 @@ def _cut_sub_block(
     found = eliminate(weight_OI, fitted_II, sub_block.columns_UP.shape[1])
     kept = found.order_U[sub_block.units - width :].cpu().sort().values
     columns_K = kept_columns(sub_block, kept).to(weight_OI.device)
-    plain_OK = weight_OI[:, columns_K]
-    # As the file will hold it, so that the blocks behind it see what is saved.
-    refit_OK = ridge_refit(weight_OI, fitted_II, columns_K).to(dtype).float()
+    # Rounded as the file will hold it, so that the blocks behind it see what is saved.
+    fit = fit_output(weight_OI, fitted_II, held_out_II, columns_K, dtype)
     whole = float(cut_loss(weight_OI, weight_OI[:, :0], columns_K[:0], held_out_II))
-    plain, refitted = (
-        float(cut_loss(weight_OI, each_OK, columns_K, held_out_II)) / max(whole, 1e-30)
-        for each_OK in (plain_OK, refit_OK)
-    )
-    if refitted >= plain:
-        return CutSubBlock(kept, {}, plain, plain, found.notes)
-    new = stored_output(sub_block, refit_OK)
-    return CutSubBlock(kept, new, refitted, plain, found.notes)
+    whole = max(whole, torch.finfo(torch.float32).tiny)
+    new = stored_output(sub_block, fit.v_OK) if fit.changed else {}
+    return CutSubBlock(kept, new, fit.loss / whole, fit.plain_loss / whole, found.notes)
 
 
 def _gram(
@@ -161,9 +157,7 @@ def _gram(
             partial(stream.forward, block, batch),
             lambda _, x_NI: total.add(x_NI),
         )
-    gram_II = total.result().gram_II
-    assert gram_II is not None
-    return gram_II
+    return total.gram()
 
 
 def _install(

@@ -15,7 +15,7 @@ from secateur.walk.precision import forward_precision
 # Widths between none and all that sub-models have; each takes a refit of its own.
 _RUNGS = 8
 # How often a whole sub-block is missing.
-_GONE = 1 / 16
+_GONE = 1 / 24
 # Logits that exist at one time.
 _LOGITS = 2**23
 

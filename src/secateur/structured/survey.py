@@ -7,20 +7,22 @@ its own widths, which are slices of that order, before the next block comes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.architecture import Linear
 from secateur.checkpoint.store import BlockStore
 from secateur.progress import Progress, silent
 from secateur.solvers.elimination import Elimination, eliminate
-from secateur.solvers.ridge import ridge_refit
 from secateur.structured.cut import cut, kept_columns, stored_output
 from secateur.structured.masking import installed
+from secateur.structured.output_fit import OutputFit, fit_output
 from secateur.structured.sub_models import divergences
 from secateur.structured.units import SubBlock, output_linear
 from secateur.walk.activations import allocate
@@ -48,9 +50,9 @@ class Survey:
     """What the pass found.
 
     Attributes:
-        losses: of each sub-block and each width of its grid: squared change of its output on the
-            tokens fitted to, the kept units refitted, over the typical square of the hidden
-            states that it is added to.
+        losses: of each sub-block and each width of its grid: squared change of its output, the
+            kept units refitted, on held-out tokens, over the typical square of the hidden states
+            that it is added to.
         divergences: of each sub-model, mean KL from the dense model in nats per token.
         tokens: that went through all blocks.
         notes: fallbacks that were needed.
@@ -96,8 +98,8 @@ def survey(
         places = [place for place, each in enumerate(sub_blocks) if each.block == index]
         nested, energy = _order_units(block, [sub_blocks[place] for place in places], stream)
         for place, each in zip(places, nested, strict=True):
-            loss_U = [0.0, *(each.elimination.losses_U / energy).tolist()]
-            losses.append([loss_U[each.sub_block.units - width] for width in grids[place]])
+            tried = {row[place] for row in trials.widths}
+            losses.append([loss / energy for loss in each.losses(grids[place], tried)])
             notes += [f"{each.sub_block.label}: {note}" for note in each.elimination.notes]
         widths = [tuple(row[place] for place in places) for row in trials.widths]
         _run_sub_models(block, nested, widths, stream, states_NWLD)
@@ -123,20 +125,51 @@ class _Nested:
     block: nn.Module
     sub_block: SubBlock
     weight_OI: Tensor
-    gram_II: Tensor
+    fitted_II: Tensor
+    held_out_II: Tensor
     elimination: Elimination
-    _refits: dict[int, Tensor] = field(default_factory=dict)
+    _fits: dict[int, OutputFit] = field(default_factory=dict)
+
+    def kept(self, width: int) -> Tensor:
+        """The last ``width`` units of the order, by index."""
+        order_U = self.elimination.order_U.cpu()
+        return order_U[len(order_U) - width :].sort().values
+
+    def fit(self, width: int) -> OutputFit:
+        """Its output matrix at a width."""
+        if width not in self._fits:
+            columns_K = kept_columns(self.sub_block, self.kept(width)).to(self.weight_OI.device)
+            self._fits[width] = fit_output(
+                self.weight_OI, self.fitted_II, self.held_out_II, columns_K
+            )
+        return self._fits[width]
 
     def narrowed(self, width: int) -> dict[str, Tensor]:
-        """Its parameters with the last ``width`` units of the order, their output refitted."""
-        order_U = self.elimination.order_U.cpu()
-        kept = order_U[len(order_U) - width :].sort().values
-        if width not in self._refits:
-            columns_K = kept_columns(self.sub_block, kept).to(self.gram_II.device)
-            self._refits[width] = ridge_refit(self.weight_OI, self.gram_II, columns_K)
+        """Its parameters at a width."""
         axes = self.sub_block.axes
         own = {axis.parameter: self.block.get_parameter(axis.parameter) for axis in axes}
-        return cut(self.sub_block, own, kept) | stored_output(self.sub_block, self._refits[width])
+        small = cut(self.sub_block, own, self.kept(width))
+        return small | stored_output(self.sub_block, self.fit(width).v_OK)
+
+    def losses(self, grid: Sequence[int], tried: Collection[int]) -> list[float]:
+        """Held-out loss of each width of the grid, none without a unit less.
+
+        It is measured at the widths that sub-models have. Between them the loss on fitted tokens,
+        which every width has from the elimination, is scaled as it is at their ends.
+        """
+        loss_U = self.elimination.losses_U.clamp_min(torch.finfo(torch.float64).tiny)
+        measured = sorted(width for width in {0, *tried} if width < self.sub_block.units)
+        removed = [self.sub_block.units - width for width in measured]
+        factors = [
+            self.fit(width).loss / float(loss_U[count - 1])
+            for width, count in zip(measured, removed, strict=True)
+        ]
+        found = []
+        for width in grid:
+            count = self.sub_block.units - width
+            factor = float(np.interp(width, measured, factors))
+            found.append(factor * float(loss_U[count - 1]) if count else 0.0)
+        return found
 
 
 def _order_units(
@@ -147,28 +180,35 @@ def _order_units(
     That is the geometric mean over tokens, since a few of them have huge hidden states.
     """
     outputs = [output_linear(block, each) for each in sub_blocks]
+    fitted_II, energy = _advance(block, outputs, stream, stream.batches.fitted)
+    held_out_II, _ = _advance(block, outputs, stream, stream.batches.held_out)
+    nested = []
+    for place, (sub_block, linear) in enumerate(zip(sub_blocks, outputs, strict=True)):
+        weight_OI = linear.weight_OI.float()
+        found = eliminate(weight_OI, fitted_II[place], sub_block.columns_UP.shape[1])
+        nested.append(
+            _Nested(block, sub_block, weight_OI, fitted_II[place], held_out_II[place], found)
+        )
+    return nested, energy
+
+
+def _advance(
+    block: nn.Module, outputs: Sequence[Linear], stream: Stream, batches: Sequence[slice]
+) -> tuple[list[Tensor], float]:
+    """Carry batches through a block: Gram matrices before its outputs, typical |x|² behind it."""
     sums = [
         InputAccumulator(each.weight_OI.shape[1], "gram", stream.device, stream.dtype)
         for each in outputs
     ]
+    groups = [LinearGroup((each,)) for each in outputs]
     logarithm, tokens = 0.0, 0
-    with observed_inputs(
-        [LinearGroup((each,)) for each in outputs], lambda place, x_NI: sums[place].add(x_NI)
-    ):
-        for batch in stream.batches.fitted:
+    with observed_inputs(groups, lambda place, x_NI: sums[place].add(x_NI)):
+        for batch in batches:
             square_BL = stream.advance(block, batch).square().sum(-1)
             square_BL.clamp_min_(torch.finfo(square_BL.dtype).tiny)
             logarithm += float(square_BL.log().sum(dtype=torch.float64))
             tokens += square_BL.numel()
-    for batch in stream.batches.held_out:
-        stream.advance(block, batch)
-    nested = []
-    for sub_block, linear, each in zip(sub_blocks, outputs, sums, strict=True):
-        weight_OI, gram_II = linear.weight_OI.float(), each.result().gram_II
-        assert gram_II is not None
-        found = eliminate(weight_OI, gram_II, sub_block.columns_UP.shape[1])
-        nested.append(_Nested(block, sub_block, weight_OI, gram_II, found))
-    return nested, math.exp(logarithm / tokens)
+    return [each.gram() for each in sums], math.exp(logarithm / tokens)
 
 
 def _run_sub_models(
