@@ -87,7 +87,7 @@ def lowest_everywhere(seen: Sequence[Seen], widths: Sequence[int]) -> list[Tenso
     return kept
 
 
-def lowest_anywhere(seen: Sequence[Seen], budget: int) -> list[Tensor]:
+def lowest_anywhere(seen: Sequence[Seen], costs: Sequence[int], budget: int) -> list[Tensor]:
     """Remove the lowest standardised fluctuations of the model, as many as the budget holds."""
     scores = []
     for each in seen:
@@ -95,9 +95,8 @@ def lowest_anywhere(seen: Sequence[Seen], budget: int) -> list[Tensor]:
         score_I = (score_I - score_I.mean()) / score_I.std()
         scores.append(unit_means(score_I, each.sub_block.columns_UP.shape[1]))
     sizes = [len(score_U) for score_U in scores]
-    costs = torch.tensor([each.sub_block.unit_parameters for each in seen])
     order_M = torch.cat(scores).argsort()
-    cost_M = costs.repeat_interleave(torch.tensor(sizes))[order_M]
+    cost_M = torch.tensor(costs).repeat_interleave(torch.tensor(sizes))[order_M]
     gone_M = torch.zeros(len(order_M), dtype=torch.bool)
     gone_M[order_M[cost_M.cumsum(0) <= budget]] = True
     return [(~gone_U).nonzero().flatten() for gone_U in gone_M.split(sizes)]
@@ -141,9 +140,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     started = time.perf_counter()
+    # Shares are of the model as it was: a bias is an extra, not something to remove.
+    given = open_source(arguments.model).blocks
+    total = block_parameters(given)
+    counted = find_sub_blocks(given)
     with tempfile.TemporaryDirectory() as folder:
-        # Shares are of the model as it was: a bias is an extra, not something to remove.
-        total = block_parameters(open_source(arguments.model).blocks)
         budget = round(arguments.sparsity * total)
         flap = arguments.method == "flap"
         dense = with_biases(arguments.model, Path(folder)) if flap else arguments.model
@@ -152,7 +153,7 @@ def main() -> None:
         sub_blocks = [each.sub_block for each in seen]
         refitted = as_they_were
         if flap:
-            kept = lowest_anywhere(seen, budget)
+            kept = lowest_anywhere(seen, [each.unit_parameters for each in counted], budget)
             biases = mean_biases(seen, kept)
 
             def refitted(index: int) -> Mapping[str, Tensor]:
@@ -163,7 +164,7 @@ def main() -> None:
             kept = lowest_everywhere(seen, [common.of(each) for each in sub_blocks])
         layout = plan_layout(source, sub_blocks, [len(units) for units in kept], "uneven")
         export(source, sub_blocks, kept, layout, arguments.output, refitted)
-    gone = kept_parameters(sub_blocks, all_units(sub_blocks)) - kept_parameters(sub_blocks, kept)
+    gone = kept_parameters(counted, all_units(counted)) - kept_parameters(counted, kept)
     report = {
         "parameters": {"removed": gone / total, "blocks_before": total},
         "forward_tokens": tokens,
