@@ -59,3 +59,10 @@ def test_nothing_is_free_and_penalties_never_fall_with_the_width() -> None:
     assert all(value > 0 for value in found.nats[1][:-1])
     for nats in found.nats:
         assert nats == sorted(nats, reverse=True)
+
+
+def test_widths_narrower_than_any_tried_are_left_out_but_not_the_missing_sub_block() -> None:
+    rows = [row for row in widths(256) if row[1] == 0 or row[1] >= 16]
+    found = fit_penalties(GRIDS, LOSSES, rows, [truth(row) for row in rows])
+    finite = [value < float("inf") for value in found.nats[1]]
+    assert finite == [width == 0 or width >= 16 for width in GRIDS[1]]

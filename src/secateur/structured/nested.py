@@ -76,9 +76,10 @@ def _plan(job: Job, tokens_SL: Tensor, progress: Progress) -> dict[str, Any]:
             "tokens": 0,
             "notes": [],
         }
-    sparsities = [job.options.sparsity] * job.options.sub_models
+    removable = kept_parameters(job.sub_blocks, all_units(job.sub_blocks))
+    sparsities = [job.target.budget / removable] * job.options.sub_models
     seen = survey_model(job, tokens_SL, sparsities, progress)
-    budget = kept_parameters(job.sub_blocks, all_units(job.sub_blocks)) - job.target.budget
+    budget = removable - job.target.budget
     (chosen,) = choose_widths(job.sub_blocks, seen.grids, seen.penalties.nats, [budget])
     return {
         "widths": [grid[choice] for grid, choice in zip(seen.grids, chosen.choices, strict=True)],
@@ -86,7 +87,7 @@ def _plan(job: Job, tokens_SL: Tensor, progress: Progress) -> dict[str, Any]:
             {
                 "local_loss": losses[choice],
                 "penalty": nats[choice],
-                "next_penalty": nats[choice - 1] if choice else None,
+                "next_penalty": _next(nats[:choice]),
             }
             for losses, nats, choice in zip(
                 seen.survey.losses, seen.penalties.nats, chosen.choices, strict=True
@@ -96,6 +97,11 @@ def _plan(job: Job, tokens_SL: Tensor, progress: Progress) -> dict[str, Any]:
         "tokens": seen.survey.tokens,
         "notes": seen.survey.notes,
     }
+
+
+def _next(narrower: Sequence[float]) -> float | None:
+    """The last penalty that is finite, if there is one."""
+    return next((nats for nats in reversed(narrower) if isfinite(nats)), None)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,8 @@ class Penalties:
     """Divergence from the dense model that widths are expected to cause.
 
     Attributes:
-        nats: of each sub-block and each width of its grid, nats per token; they add up.
+        nats: of each sub-block and each width of its grid, nats per token; they add up. Infinite
+            for widths narrower than any that was tried: of them nothing is known.
         explained: share of the variance of the sub-models' divergences that the fit to all others
             foretells; NaN if they do not differ.
     """
@@ -53,10 +55,13 @@ def fit_penalties(
     coefficient_K = fit.coefficients_M
     typical = coefficient_K.median().clamp_min(torch.finfo(coefficient_K.dtype).tiny)
     coefficient_SK = coefficient_K.clamp_min(_FLOOR * typical).view(-1, 2).tolist()
-    return Penalties(
-        [_never_falling(loss, *pair) for loss, pair in zip(losses, coefficient_SK, strict=True)],
-        _explained(divergence_N, fit.left_out_N),
-    )
+    nats = []
+    for place, (grid, loss, pair) in enumerate(zip(grids, losses, coefficient_SK, strict=True)):
+        least = min((row[place] for row in widths if row[place]), default=grid[-1])
+        priced = _never_falling(loss, *pair)
+        known = (width == 0 or width >= least for width in grid)
+        nats.append([n if k else math.inf for n, k in zip(priced, known, strict=True)])
+    return Penalties(nats, _explained(divergence_N, fit.left_out_N))
 
 
 def _row(

@@ -41,7 +41,7 @@ class SubBlockReport(BaseModel):
         None, description="divergence that this width is expected to cause, nats per token"
     )
     next_penalty: float | None = Field(
-        None, description="the same one step of the grid narrower; null at the narrowest"
+        None, description="the same of the next narrower width that may be chosen"
     )
     held_out_error: float | None = Field(
         None, description="squared change of its output over its squared output, held-out tokens"
