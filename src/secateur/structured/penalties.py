@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -23,11 +24,11 @@ class Penalties:
         nats: of each sub-block and each width of its grid, nats per token; they add up. Infinite
             for widths narrower than any that was tried: of them nothing is known.
         explained: share of the variance of the sub-models' divergences that the fit to all others
-            foretells; NaN if they do not differ.
+            foretells; None if they do not differ.
     """
 
     nats: list[list[float]]
-    explained: float
+    explained: float | None
 
 
 def fit_penalties(
@@ -76,12 +77,11 @@ def _row(
 
 def _never_falling(loss: Sequence[float], partial: float, gone: float) -> list[float]:
     """Penalties of rising widths."""
-    gone_nats, *rest = [loss[0] * gone, *(each * partial for each in loss[1:])]
-    narrow_first = torch.tensor([max(gone_nats, *rest), *rest], dtype=torch.float64)
-    return [float(value) for value in narrow_first.flip(0).cummax(0).values.flip(0)]
+    priced = [loss[0] * gone, *(each * partial for each in loss[1:])]
+    return list(accumulate(reversed(priced), max))[::-1]
 
 
-def _explained(divergence_N: Tensor, left_out_N: Tensor) -> float:
+def _explained(divergence_N: Tensor, left_out_N: Tensor) -> float | None:
     finite_N = divergence_N.isfinite()
-    spread = divergence_N[finite_N].var(correction=0)
-    return float(1 - left_out_N[finite_N].square().mean() / spread)
+    spread = float(divergence_N[finite_N].var(correction=0))
+    return 1 - float(left_out_N[finite_N].square().mean()) / spread if spread else None

@@ -72,7 +72,7 @@ class SurveyReport(BaseModel):
     )
     divergence_deviation: float = Field(description="their standard deviation")
     not_finite: int
-    explained: float = Field(
+    explained: float | None = Field(
         description="share of the variance of their divergences that a fit to the others foretells"
     )
     predicted_divergence: float = Field(description="sum of the penalties of the chosen widths")
