@@ -148,11 +148,19 @@ def count_zeros(folder: Path, pattern: str | None) -> Count:
     return Count(zeros, weights, violations)
 
 
-def perplexity(folder: Path, text: Path, window: int, windows: int | None) -> float:
+def perplexity(
+    folder: Path,
+    text: Path,
+    window: int,
+    windows: int | None,
+    *,
+    trust_remote_code: bool = False,
+) -> float:
     """Evaluate a checkpoint with ``secateur eval``, whichever tool has saved it."""
     command = [sys.executable, "-m", "secateur", "eval", str(folder), "--text", str(text)]
     command += ["--window", str(window), "--dtype", "bfloat16", "--json"]
     command += ["--max-windows", str(windows)] if windows else []
+    command += ["--trust-remote-code"] if trust_remote_code else []
     done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
     if done.returncode != 0:
         raise SystemExit(f"{done.stderr[-3000:]}\n{shlex.join(command)} failed.")

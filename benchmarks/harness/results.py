@@ -6,11 +6,19 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Protocol
 
-from harness.contender import PEER, Contender
+from harness.contender import PEER
 from harness.measuring import Json, digest_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+class Named(Protocol):
+    """Whatever runs."""
+
+    @property
+    def name(self) -> str: ...
 
 
 def commit() -> str:
@@ -43,7 +51,7 @@ class Results:
         matching = [e for e in self.content["dense"] if e["settings"] == self.settings]
         return matching[-1] if matching else None
 
-    def runs(self, tool: str, contender: Contender) -> list[Json]:
+    def runs(self, tool: str, contender: Named) -> list[Json]:
         """Return the runs made under these settings by the code that is here now."""
         return [
             run

@@ -22,8 +22,7 @@ def run(*arguments: str) -> str:
 
 def flags(text_file: Path) -> list[str]:
     return [
-        "--calibration", str(text_file), "--samples", "4", "--length", "16", "--masks", "4",
-        "--step", "0.3",
+        "--calibration", str(text_file), "--samples", "4", "--length", "16",
     ]  # fmt: skip
 
 
@@ -32,6 +31,7 @@ def test_shrink_prints_the_report_it_writes(
 ) -> None:
     output = tmp_path / "out"
     chosen = ["--sparsity", "0.3", "--preset", "paper", "--seed", "3", "--prior", "fluctuation"]
+    chosen += ["--masks", "4", "--step", "0.3"]
     printed = json.loads(
         run("shrink", str(checkpoints("llama")), "-o", str(output), *chosen, *flags(text_file),
             "--json")
@@ -62,5 +62,40 @@ def test_forms_exclude_each_other(checkpoints: Callable[..., Path], tmp_path: Pa
 
 def test_unknown_prior_is_named(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(SecateurError, match="prior"):
-        run("shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--prior", "wandb")
+        run("shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--preset",
+            "paper", "--prior", "wandb")  # fmt: skip
     assert not (tmp_path / "out").exists()
+
+
+def test_curve_shows_sizes_and_cuts_nothing(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    chosen = ["--curve", "--sub-models", "12", "--grid", "16"]
+    printed = run(
+        "shrink", str(checkpoints("llama")), "-o", str(output), *chosen, *flags(text_file)
+    )
+    assert "expected KL" in printed
+    assert sorted(path.name for path in output.iterdir()) == [
+        "curve.json", "curve.svg", "secateur",
+    ]  # fmt: skip
+    curve = json.loads((output / "curve.json").read_text())
+    assert {width % 16 for point in curve["points"] for width in point["widths"].values()} <= {
+        0, 1, 2,
+    }  # fmt: skip
+
+
+def test_a_curve_has_no_target(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(SecateurError, match="not both"):
+        run("shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--curve",
+            "--sparsity", "0.3")  # fmt: skip
+
+
+def test_the_curve_is_printed_as_json(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    printed = run(
+        "shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--curve", "--json",
+        "--sub-models", "12", *flags(text_file),
+    )  # fmt: skip
+    assert json.loads(printed) == json.loads((tmp_path / "out" / "curve.json").read_text())

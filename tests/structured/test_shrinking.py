@@ -27,6 +27,7 @@ IDS = torch.arange(4, 36).unsqueeze(0)
 def options(text_file: Path, **values: Any) -> ShrinkOptions:
     return ShrinkOptions.from_mapping(
         {
+            "preset": "paper",
             "step": 0.2,
             "masks": 6,
             "dtype": "float32",
@@ -94,7 +95,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     with pytest.raises(SecateurError, match="another options masks"):
         shrink(checkpoints("qwen3"), output, options(text_file, masks=8))
     result = shrink(checkpoints("qwen3"), output, options(text_file))
-    assert result.report.resumed_rounds == 2
+    assert result.report.resumed == 2
     for path in shrunk.glob("*.safetensors"):
         assert path.read_bytes() == (output / path.name).read_bytes()
     again = shrink(checkpoints("qwen3"), output, options(text_file))
@@ -180,7 +181,7 @@ def test_goals_that_cannot_be_reached_are_refused_before_work(
 )
 def test_options_out_of_range_are_named(values: dict[str, Any]) -> None:
     with pytest.raises(SecateurError, match=next(iter(values))):
-        ShrinkOptions.from_mapping(values)
+        ShrinkOptions.from_mapping({"preset": "paper", **values})
 
 
 def test_the_result_can_be_evaluated_and_pruned_like_any_checkpoint(

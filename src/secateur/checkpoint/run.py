@@ -12,6 +12,8 @@ from typing import Any
 from secateur.checkpoint.files import write_json
 from secateur.errors import SecateurError
 
+# What runs write beside the checkpoint.
+_RESULTS = ("report.json", "plan.json", "curve.json", "curve.svg")
 _SAMPLES = 256
 _SAMPLE_BYTES = 65536
 
@@ -105,7 +107,8 @@ class Run:
     def _clear(self) -> None:
         """Remove what runs write into this folder, and nothing else."""
         files = [*self.output.glob("model*.safetensors*")]
-        for path in [*files, self.output / "report.json", self.output / "plan.json"]:
+        others = [self.output / name for name in _RESULTS]
+        for path in [*files, *others]:
             path.unlink(missing_ok=True)
         shutil.rmtree(self.folder)
 

@@ -26,6 +26,7 @@ from secateur.errors import SecateurError
 class Preset(StrEnum):
     """Ways to choose what goes."""
 
+    DEFAULT = "default"
     PAPER = "paper"
 
 
@@ -38,7 +39,8 @@ def shrink(
         float | None, typer.Option(help="Share of the blocks' parameters to remove. (default: 0.5)")
     ] = None,
     preset: Annotated[
-        Preset | None, typer.Option(help="How units are chosen. (default: paper)")
+        Preset | None,
+        typer.Option(help="How units are chosen; paper is Bonsai as published. (default: default)"),
     ] = None,
     uniform: Annotated[
         bool,
@@ -47,20 +49,32 @@ def shrink(
     padded: Annotated[
         bool, typer.Option("--padded", help="Zeros for what is gone: loads everywhere, no faster.")
     ] = False,
+    curve: Annotated[
+        bool,
+        typer.Option("--curve", help="Write what every size would cost, and cut nothing."),
+    ] = False,
     ffn_only: Annotated[bool, typer.Option("--ffn-only", help="Leave attention as it is.")] = False,
+    grid: Annotated[
+        int | None,
+        typer.Option(help="Feed-forwards keep multiples of so many channels. (default: up to 64)"),
+    ] = None,
+    sub_models: Annotated[
+        int | None, typer.Option(help="Sub-models of random widths to try. (default: 96)")
+    ] = None,
     step: Annotated[
-        float | None, typer.Option(help="Largest share one round removes. (default: 0.05)")
+        float | None, typer.Option(help="paper: largest share one round removes. (default: 0.05)")
     ] = None,
     masks: Annotated[
-        int | None, typer.Option(help="Sub-models that a round tries. (default: 200)")
+        int | None, typer.Option(help="paper: sub-models that a round tries. (default: 200)")
     ] = None,
     prior: Annotated[
         str | None,
-        typer.Option(help="wanda, magnitude, fluctuation or random. (default: wanda)"),
+        typer.Option(help="paper: wanda, magnitude, fluctuation or random. (default: wanda)"),
     ] = None,
     calibration: Calibration = None,
     samples: Annotated[
-        int | None, typer.Option(help="Calibration windows of each round. (default: 32)")
+        int | None,
+        typer.Option(help="Calibration windows; of each round. (default: 128; paper: 32)"),
     ] = None,
     length: Length = None,
     seed: Seed = None,
@@ -75,7 +89,8 @@ def shrink(
 ) -> None:
     """Remove channels and heads, and save a smaller model."""
     from secateur.cli.console import print_json, progress_bars, stderr, stdout
-    from secateur.report.terminal import shrink_table
+    from secateur.report.terminal import curve_table, shrink_table
+    from secateur.structured.curve import size_curve
     from secateur.structured.options import ShrinkOptions
     from secateur.structured.shrinking import shrink as run
 
@@ -86,27 +101,34 @@ def shrink(
         given(
             {
                 "sparsity": sparsity,
-                "preset": preset,
+                "preset": None if preset is None else preset.value,
                 "form": "uniform" if uniform else "padded" if padded else None,
                 "ffn_only": ffn_only,
+                "grid": grid,
+                "sub_models": sub_models,
                 "step": step,
                 "masks": masks,
                 "prior": prior,
-                "calibration": {"samples": 32, **text},
+                "calibration": text,
                 "device": device,
                 "dtype": None if dtype is None else dtype.value,
             }
         )
     )
+    others: dict[str, Any] = {"restart": restart, "trust_remote_code": trust_remote_code}
+    if curve:
+        if sparsity is not None:
+            raise SecateurError("Give either --sparsity or --curve, not both.")
+        with progress_bars() as progress:
+            found = size_curve(model, output, options, progress=progress, **others)
+        if as_json:
+            print_json(found.model_dump(mode="json"))
+        else:
+            stdout.print(curve_table(found))
+            stdout.print(f"Widths of every size: {output / 'curve.json'}; a plot: curve.svg.")
+        return
     with progress_bars() as progress:
-        result = run(
-            model,
-            output,
-            options,
-            restart=restart,
-            trust_remote_code=trust_remote_code,
-            progress=progress,
-        )
+        result = run(model, output, options, progress=progress, **others)
     if as_json:
         print_json(result.report.model_dump(mode="json"))
         return

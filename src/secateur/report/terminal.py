@@ -17,6 +17,7 @@ from secateur.inspection import Inspection
 from secateur.planning import Plan
 from secateur.report.document import LinearReport, Report
 from secateur.report.format import bytes_text, seconds_text
+from secateur.structured.curve import SizeCurve
 from secateur.structured.report import ShrinkReport, SubBlockReport
 
 # Blocks whose sparsities differ by more than this were not pruned evenly.
@@ -138,6 +139,19 @@ def shrink_table(report: ShrinkReport) -> RenderableType:
         "time", f"{seconds_text(report.seconds['total'])} on {report.machine.cores} cores"
     )
     return Group(table, Text(), summary, Text())
+
+
+def curve_table(curve: SizeCurve) -> RenderableType:
+    """Sizes and what each is expected to cost."""
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    for name in ("removed", "parameters left in blocks", "expected KL, nats", "sub-blocks gone"):
+        table.add_column(name, justify="right")
+    for point in curve.points:
+        gone = sum(width == 0 for width in point.widths.values())
+        table.add_row(
+            f"{point.removed:.1%}", f"{point.blocks_after:,}", f"{point.divergence:.4f}", str(gone)
+        )
+    return Group(table, Text())
 
 
 def plan_table(plan: Plan) -> RenderableType:

@@ -26,6 +26,18 @@ def cut(sub_block: SubBlock, tensors: Mapping[str, Tensor], kept: Tensor) -> dic
     return small
 
 
+def kept_columns(sub_block: SubBlock, kept: Tensor) -> Tensor:
+    """Input columns of the output matrix that kept units have, in rising order."""
+    return sub_block.columns_UP[kept].flatten().sort().values
+
+
+def stored_output(sub_block: SubBlock, v_OK: Tensor) -> dict[str, Tensor]:
+    """A cut output matrix as its module holds it, by name inside the block."""
+    name = f"{sub_block.output}.weight"
+    columns_last = next(axis.axis for axis in sub_block.axes if axis.parameter == name) == 1
+    return {name: v_OK if columns_last else v_OK.T.contiguous()}
+
+
 def pad(
     sub_block: SubBlock, small: Mapping[str, Tensor], kept: int, units: int
 ) -> dict[str, Tensor]:

@@ -134,6 +134,19 @@ def _cut_while_running(block: nn.Module, cuts: Sequence[tuple[SubBlock, Tensor]]
         yield
 
 
+@contextmanager
+def installed(
+    block: nn.Module, sub_block: SubBlock, tensors: Mapping[str, Tensor], units: int
+) -> Iterator[None]:
+    """Within the context, a dense block has other parameters in a sub-block (``install``)."""
+    own = {axis.parameter: block.get_parameter(axis.parameter) for axis in sub_block.axes}
+    install(block, sub_block, tensors, units)
+    try:
+        yield
+    finally:
+        install(block, sub_block, own, sub_block.units)
+
+
 def install(
     block: nn.Module, sub_block: SubBlock, tensors: Mapping[str, Tensor], units: int
 ) -> None:

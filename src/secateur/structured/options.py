@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from secateur.calibration import CalibrationOptions
 from secateur.errors import SecateurError
@@ -21,18 +21,49 @@ class ShrinkOptions(BaseModel):
     sparsity: float = Field(
         0.5, gt=0, lt=1, description="share of the parameters of all blocks to remove"
     )
-    preset: Literal["paper"] = Field("paper", description="how units are chosen")
+    preset: Literal["default", "paper"] = Field("default", description="how units are chosen")
     form: Form = Field("uneven", description="how the smaller model is stored")
     ffn_only: bool = Field(False, description="leave attention as it is")
-    step: float = Field(0.05, gt=0, lt=1, description="largest share that one round removes")
-    masks: int = Field(200, ge=2, description="sub-models that a round tries")
-    prior: Prior = Field("wanda", description="what decides which units may go in a round")
+    grid: int | None = Field(
+        None, ge=1, description="default: feed-forwards keep multiples of so many channels"
+    )
+    sub_models: int = Field(
+        96, ge=8, description="default: sub-models of random widths that are tried"
+    )
+    step: float = Field(0.05, gt=0, lt=1, description="paper: largest share that one round removes")
+    masks: int = Field(200, ge=2, description="paper: sub-models that a round tries")
+    prior: Prior = Field("wanda", description="paper: what decides which units may go in a round")
     calibration: CalibrationOptions = Field(
-        default_factory=lambda: CalibrationOptions(samples=32),
-        description="the text that sub-models are tried on; samples are for each round",
+        default_factory=CalibrationOptions,
+        description="text; in the paper's preset samples are for each round, 32 unless given",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: DtypeName = Field("auto", description="dtype of weights and forward passes")
+
+    _own: ClassVar[dict[str, set[str]]] = {
+        "default": {"grid", "sub_models"},
+        "paper": {"step", "masks", "prior"},
+    }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rounds_are_short(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") != "paper":
+            return values
+        given = values.get("calibration", {})
+        if isinstance(given, dict):
+            values = {**values, "calibration": {"samples": 32, **given}}
+        return values
+
+    @model_validator(mode="after")
+    def _options_are_of_the_preset(self) -> ShrinkOptions:
+        for preset, names in self._own.items():
+            if preset != self.preset and (foreign := sorted(names & self.model_fields_set)):
+                raise SecateurError(
+                    f"The option {foreign[0]} of shrinking belongs to the preset {preset}; name "
+                    "that preset or leave the option out."
+                )
+        return self
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> ShrinkOptions:

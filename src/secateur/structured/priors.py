@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.architecture import BlockList, find_linears
+from secateur.architecture import BlockList
 from secateur.solvers.unit_scores import fluctuation_columns, unit_means, wanda_columns
-from secateur.structured.units import SubBlock
+from secateur.structured.units import SubBlock, output_linear
 
 Prior = Literal["wanda", "magnitude", "fluctuation", "random"]
 
@@ -63,8 +63,7 @@ def observed_moments(
 
 def output_weight(blocks: BlockList, sub_block: SubBlock, kept: Tensor) -> Tensor:
     """Columns of the output linear that belong to kept units, fp32 (out, columns)."""
-    linears = {linear.name: linear for linear in find_linears(blocks[sub_block.block])}
-    weight_OI = linears[sub_block.output].weight_OI
+    weight_OI = output_linear(blocks[sub_block.block], sub_block).weight_OI
     return weight_OI[:, sub_block.columns_UP[kept].flatten().to(weight_OI.device)].float()
 
 

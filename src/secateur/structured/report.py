@@ -26,10 +26,28 @@ class SubBlockReport(BaseModel):
     kept: int = Field(description="key-value groups with their query heads, or channels")
     of: int
     parameters: int = Field(description="that the kept units hold")
-    removed_by_round: list[int]
+    removed_by_round: list[int] = Field([], description="of the paper's preset")
     coefficients: list[float | None] = Field(
+        [],
         description="by round, the mean of the utility per parameter that regression found in the "
-        "units that went: nats per token and parameter, the lower the sooner a unit goes"
+        "units that went: nats per token and parameter, the lower the sooner a unit goes",
+    )
+    local_loss: float | None = Field(
+        None,
+        description="squared change of the dense sub-block's output at this width, over the "
+        "typical square of the hidden states it is added to",
+    )
+    penalty: float | None = Field(
+        None, description="divergence that this width is expected to cause, nats per token"
+    )
+    next_penalty: float | None = Field(
+        None, description="the same of the next narrower width that may be chosen"
+    )
+    held_out_error: float | None = Field(
+        None, description="squared change of its output over its squared output, held-out tokens"
+    )
+    error_without_refit: float | None = Field(
+        None, description="the same with the kept columns of the output matrix as they were"
     )
 
 
@@ -42,6 +60,22 @@ class RoundReport(BaseModel):
     utility_deviation: float = Field(description="their standard deviation")
     not_finite: int = Field(description="sub-models whose log-likelihood was NaN or infinite")
     seconds: float
+
+
+class SurveyReport(BaseModel):
+    """The sub-models that widths were chosen by."""
+
+    sub_models: int
+    tokens: int = Field(description="that each of them was tried on")
+    divergence_mean: float = Field(
+        description="KL from the dense model in nats per token, mean over finite ones"
+    )
+    divergence_deviation: float = Field(description="their standard deviation")
+    not_finite: int
+    explained: float | None = Field(
+        description="share of the variance of their divergences that a fit to the others foretells"
+    )
+    predicted_divergence: float = Field(description="sum of the penalties of the chosen widths")
 
 
 class ParameterReport(BaseModel):
@@ -65,32 +99,29 @@ class ShrinkReport(BaseModel):
     forward_dtype: str
     parameters: ParameterReport
     sub_blocks: list[SubBlockReport]
-    rounds: list[RoundReport]
+    rounds: list[RoundReport] = Field(description="of the paper's preset")
+    survey: SurveyReport | None = Field(description="of the default preset without --uniform")
     forward_tokens: int = Field(description="tokens that went through the model or a sub-model")
     seconds: dict[str, float] = Field(description="wall time by phase, this session")
-    resumed_rounds: int = Field(description="rounds that an earlier, interrupted session finished")
+    resumed: int = Field(
+        description="rounds, or blocks, that an earlier, interrupted session finished"
+    )
     peak_memory_bytes: int
     peak_device_memory_bytes: int | None
     machine: Machine
     notes: list[str]
 
 
-def describe_sub_blocks(
-    sub_blocks: Sequence[SubBlock], kept: Sequence[Tensor], rounds: Sequence[dict[str, Any]]
-) -> list[SubBlockReport]:
-    """Say what is left of each sub-block, and what the records of the rounds tell about it."""
-    return [
-        SubBlockReport(
-            block=sub_block.block,
-            kind=sub_block.kind,
-            kept=len(units),
-            of=sub_block.units,
-            parameters=len(units) * sub_block.unit_parameters,
-            removed_by_round=[len(each["removed"][place]) for each in rounds],
-            coefficients=[each["coefficients"][place] for each in rounds],
-        )
-        for place, (sub_block, units) in enumerate(zip(sub_blocks, kept, strict=True))
-    ]
+def describe_sub_block(sub_block: SubBlock, kept: int, **others: Any) -> SubBlockReport:
+    """Say what is left of a sub-block, and what else is known of it."""
+    return SubBlockReport(
+        block=sub_block.block,
+        kind=sub_block.kind,
+        kept=kept,
+        of=sub_block.units,
+        parameters=kept * sub_block.unit_parameters,
+        **others,
+    )
 
 
 def count_parameters(

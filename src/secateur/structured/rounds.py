@@ -11,12 +11,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from secateur.architecture import find_blocks
 from secateur.checkpoint.run import Run
 from secateur.progress import Progress
-from secateur.structured.bonsai import Parent, Round, RoundOptions, prune_round, remove
-from secateur.structured.report import RoundReport
-from secateur.structured.selection import Goal
+from secateur.structured.bonsai import (
+    Parent,
+    Round,
+    RoundOptions,
+    prune_round,
+    remove,
+    round_shares,
+)
+from secateur.structured.job import Chosen, Job
+from secateur.structured.report import RoundReport, describe_sub_block
+from secateur.structured.selection import Anywhere, Exactly, Goal
 from secateur.structured.units import all_units, block_parameters, kept_parameters
+from secateur.walk.pruned import Stopwatch
+
+
+def choose_in_rounds(job: Job, watch: Stopwatch, progress: Progress) -> Chosen:
+    """Choose units as the paper does: the preset ``paper``."""
+    options = job.options
+    model = job.load()
+    watch.lap("loading")
+    shares = round_shares(options.sparsity, options.step)
+    samples = options.calibration.samples * len(shares)
+    calibration = job.calibrate(samples, lambda: model, progress)
+    watch.lap("calibration text")
+    resumed = len(job.run.finished)
+    kept = run_rounds(
+        job.run,
+        Parent(find_blocks(model), job.sub_blocks, job.dtype),
+        _goal(job),
+        shares,
+        calibration.tokens,
+        RoundOptions(options.prior, options.masks, options.calibration.seed),
+        progress,
+    )
+    watch.lap("rounds")
+    finished = job.run.finished
+    return Chosen(
+        kept=kept,
+        sub_blocks=[
+            describe_sub_block(
+                sub_block,
+                len(units),
+                removed_by_round=[len(each["removed"][place]) for each in finished],
+                coefficients=[each["coefficients"][place] for each in finished],
+            )
+            for place, (sub_block, units) in enumerate(zip(job.sub_blocks, kept, strict=True))
+        ],
+        tokens=sum(each["tokens"] for each in finished),
+        calibration=calibration.description,
+        resumed=resumed,
+        rounds=[RoundReport.model_validate(each["report"]) for each in finished],
+    )
+
+
+def _goal(job: Job) -> Goal:
+    dense = [sub_block.units for sub_block in job.sub_blocks]
+    if job.target.widths is not None:
+        return Exactly(job.target.widths, dense)
+    costs = [sub_block.unit_parameters for sub_block in job.sub_blocks]
+    return Anywhere(job.target.budget, dense, costs)
 
 
 def run_rounds(

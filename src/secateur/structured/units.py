@@ -119,6 +119,11 @@ def all_units(sub_blocks: Sequence[SubBlock]) -> list[Tensor]:
     return [torch.arange(sub_block.units) for sub_block in sub_blocks]
 
 
+def output_linear(block: nn.Module, sub_block: SubBlock) -> Linear:
+    """The linear of a dense block whose input columns are the units."""
+    return next(linear for linear in find_linears(block) if linear.name == sub_block.output)
+
+
 def attention_refused(reason: str) -> SecateurError:
     """The error for an attention that cannot be cut, with the way out."""
     return SecateurError(

@@ -71,6 +71,12 @@ class InputAccumulator:
         gram_II = upper_II + upper_II.triu(1).T
         return InputStatistics(self.tokens, gram_II.diagonal().clone(), gram_II)
 
+    def gram(self) -> Tensor:
+        """Return the Gram matrix, which has to have been asked for."""
+        gram_II = self.result().gram_II
+        assert gram_II is not None, "only norms were asked for"
+        return gram_II
+
 
 def _add_upper_gram(gram_II: Tensor, x_NI: Tensor) -> None:
     """Add xᵀx in strips of columns, leaving out most of what symmetry gives for free."""

@@ -63,6 +63,8 @@ class Stream:
         x_SLD: hidden states (sequences, length, hidden), fp32, on the CPU or mapped from a file.
         batches: how the sequences are grouped.
         position: index of the block that the hidden states enter next.
+        device: where blocks run.
+        dtype: of forward passes.
     """
 
     def __init__(
@@ -90,14 +92,14 @@ class Stream:
         """
         self.batches = batches
         self.position = 0
-        self._device = device
-        self._dtype = dtype
+        self.device = device
+        self.dtype = dtype
         self._calls: dict[int, list[BlockCall]] = {}
         with store.embeddings(), torch.no_grad():
             self.x_SLD = self._embed(store, token_ids, folder, memory)
             for size in set(sizes) - self._calls.keys():
-                ids = token_ids[:size].to(self._device, torch.long)
-                with forward_precision(self._dtype, self._device):
+                ids = token_ids[:size].to(self.device, torch.long)
+                with forward_precision(self.dtype, self.device):
                     self._calls[len(ids)] = capture(store.blocks, ids).calls
 
     def twin(self, folder: Path | None, memory: int) -> Stream:
@@ -113,11 +115,11 @@ class Stream:
         x_SLD: Tensor | None = None
         compared = False
         for batch in self.batches.all:
-            ids = token_ids[batch].to(self._device, torch.long)
+            ids = token_ids[batch].to(self.device, torch.long)
             size = len(ids)
             known = self._calls.get(size)
             everything = known is None or not compared
-            with forward_precision(self._dtype, self._device):
+            with forward_precision(self.dtype, self.device):
                 captured = capture(store.blocks, ids, last=None if everything else 0)
             if known is None:
                 self._calls[size] = captured.calls
@@ -141,7 +143,7 @@ class Stream:
         if replay is not None:
             replay.at(batch)
         with torch.no_grad():
-            return self.call(block, self.x_SLD[batch].to(self._device))
+            return self.call(block, self.x_SLD[batch].to(self.device))
 
     def exact(self, block: nn.Module, batch: slice) -> Tensor:
         """Return the next block's output with all its products in fp32."""
@@ -156,7 +158,7 @@ class Stream:
 
     def precision(self) -> AbstractContextManager[object]:
         """Context that blocks run in: matrix products in the dtype of forward passes."""
-        return forward_precision(self._dtype, self._device)
+        return forward_precision(self.dtype, self.device)
 
     def advance(self, block: nn.Module, batch: slice, replay: Replay | None = None) -> Tensor:
         """Replace a batch's hidden states by the block's output on them, and return it."""

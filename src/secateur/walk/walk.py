@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +69,7 @@ def walk(
                 block, name, stream, targets, zeros, store.weight_dtype(index), replay
             )
             watch = Stopwatch(seconds, device)
-            error = _advance(block, stream, targets.held_out, name, replay)
+            error = advance_stream(block, stream, targets.held_out, name, replay)
             watch.lap("advance")
         store.save(index, pruned.masks)
         store.release(index)
@@ -85,24 +85,38 @@ def pass_finished(
     for index in range(stream.position, count):
         if dense_stream is not None:
             with unstacked_experts(block := store.load(index)):
-                _advance(block, dense_stream, [], store.blocks.name(index))
+                advance_stream(block, dense_stream, [], store.blocks.name(index))
             store.release(index)
         block = store.load_finished(index)
         # As in the walk itself: stacked experts would round their sums in another order.
         with unstacked_experts(block):
-            _advance(block, stream, [], store.blocks.name(index))
+            advance_stream(block, stream, [], store.blocks.name(index))
         store.release(index)
         yield index
 
 
-def _advance(
+def advance_stream(
     block: nn.Module,
     stream: Stream,
-    dense: list[Tensor],
+    dense: Sequence[Tensor],
     name: str,
     replay: Replay | None = None,
 ) -> float:
-    """Move the stream past the block; return the error against its dense outputs, if given."""
+    """Move the stream past the block.
+
+    Args:
+        block: with the weights it is saved with.
+        stream: whose position is the block.
+        dense: what the dense block returns on the held-out batches, or nothing.
+        name: of the block.
+        replay: knows outputs of its finished parts.
+
+    Returns:
+        the error against the dense outputs, 0 without any.
+
+    Raises:
+        SecateurError: a hidden state is not finite.
+    """
     error, tokens = 0.0, 0
     for batch in stream.batches.fitted:
         _require_finite(stream.advance(block, batch, replay), name)

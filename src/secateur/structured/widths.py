@@ -1,0 +1,64 @@
+"""Widths that sub-blocks may have, and the ones that a budget leaves them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from secateur.errors import SecateurError
+from secateur.solvers.knapsack import Selection, WidthOptions, width_curve
+from secateur.structured.units import SubBlock
+
+# What kernels of accelerators and quantisers like, and the fewest steps that leave a choice.
+_CHANNELS = 64
+_STEPS = 16
+
+
+def width_grids(sub_blocks: Sequence[SubBlock], grid: int | None) -> list[list[int]]:
+    """Units that each sub-block may keep, rising from none to all.
+
+    Attention may keep any number of its key-value groups. Feed-forwards keep a multiple of
+    ``grid`` channels or all of them; by default the largest power of two up to 64 that gives them
+    sixteen widths or more.
+
+    Raises:
+        SecateurError: a feed-forward has no multiple of ``grid`` below its own width.
+    """
+    grids = []
+    for sub_block in sub_blocks:
+        step = 1
+        if sub_block.kind == "ffn":
+            step = grid or _default_step(sub_block.units)
+        if step > 1 and step >= sub_block.units:
+            raise SecateurError(
+                f"Feed-forwards of {sub_block.units} channels have no width that is a multiple of "
+                f"{step}; choose a smaller --grid."
+            )
+        grids.append([*range(0, sub_block.units, step), sub_block.units])
+    return grids
+
+
+def choose_widths(
+    sub_blocks: Sequence[SubBlock],
+    grids: Sequence[Sequence[int]],
+    penalties: Sequence[Sequence[float]],
+    budgets: Sequence[int],
+) -> list[Selection]:
+    """The widths of least penalty that hold at most so many parameters, for each budget.
+
+    Args:
+        sub_blocks: what is cut.
+        grids: widths of each that are allowed, as ``width_grids`` returns them.
+        penalties: of each of these widths.
+        budgets: parameters that the kept units may hold together.
+    """
+    tables = [
+        WidthOptions([width * sub_block.unit_parameters for width in grid], losses)
+        for sub_block, grid, losses in zip(sub_blocks, grids, penalties, strict=True)
+    ]
+    return width_curve(tables, budgets)
+
+
+def _default_step(channels: int) -> int:
+    most = max(1, channels // _STEPS)
+    return int(min(_CHANNELS, 2 ** math.floor(math.log2(most))))

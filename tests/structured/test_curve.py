@@ -1,0 +1,66 @@
+"""Size against expected loss."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secateur.errors import SecateurError
+from secateur.structured.curve import SizeCurve, size_curve
+from secateur.structured.options import ShrinkOptions
+from secateur.structured.shrinking import shrink
+
+
+def options(text_file: Path, **values: Any) -> ShrinkOptions:
+    text = {"source": str(text_file), "samples": 8, "length": 32}
+    plain = {"sub_models": 24, "dtype": "float32", "calibration": text}
+    return ShrinkOptions.from_mapping({**plain, **values})
+
+
+def test_smaller_costs_more_and_is_written_as_json_and_plot(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    source = checkpoints("llama")
+    curve = size_curve(source, tmp_path, options(text_file))
+    assert SizeCurve.model_validate_json((tmp_path / "curve.json").read_text()) == curve
+    targets = [point.target for point in curve.points]
+    assert targets == pytest.approx([share / 20 for share in range(1, 17)])
+    for point in curve.points:
+        assert 0 <= point.removed - point.target < 0.05
+        assert point.blocks_after == round((1 - point.removed) * curve.blocks_before)
+    for larger, smaller in pairwise(curve.points):
+        assert smaller.divergence >= larger.divergence > 0
+    assert len(curve.sub_models) == 24
+    assert curve.forward_tokens == 8 * 32 + 24 * 64
+    drawn = ElementTree.parse(tmp_path / "curve.svg").getroot()
+    lines = drawn.findall("{http://www.w3.org/2000/svg}polyline")
+    assert [len(line.attrib["points"].split()) for line in lines] == [17]
+    assert size_curve(source, tmp_path, options(text_file)) == curve
+    with pytest.raises(SecateurError, match="another result"):
+        shrink(source, tmp_path, options(text_file))
+    shrink(source, tmp_path, options(text_file), restart=True)
+    assert not (tmp_path / "curve.json").exists()
+    assert json.loads((tmp_path / "report.json").read_text())["parameters"]["removed"] >= 0.5
+
+
+def test_sizes_that_feed_forwards_cannot_reach_are_left_out(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    curve = size_curve(checkpoints("llama"), tmp_path, options(text_file, ffn_only=True))
+    assert 0.6 < curve.points[-1].target < 0.7
+    assert curve.points[-1].widths.keys() == {"0.ffn", "1.ffn", "2.ffn"}
+
+
+@pytest.mark.parametrize("values", [{"preset": "paper"}, {"form": "uniform"}])
+def test_curves_of_other_kinds_are_refused(
+    values: dict[str, Any], checkpoints: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(SecateurError, match="leave out --preset"):
+        size_curve(checkpoints("llama"), tmp_path / "out", ShrinkOptions.from_mapping(values))
+    assert not (tmp_path / "out").exists()
