@@ -148,7 +148,7 @@ class Stream:
     def exact(self, block: nn.Module, batch: slice) -> Tensor:
         """Return the next block's output with all its products in fp32."""
         with torch.no_grad():
-            x_BLD = self.x_SLD[batch].to(self._device)
+            x_BLD = self.x_SLD[batch].to(self.device)
             return self._calls[len(x_BLD)][self.position](block, x_BLD).float()
 
     def call(self, block: nn.Module, x_BLD: Tensor) -> Tensor:
