@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from secateur.planning import Plan
     from secateur.pruning import PruneResult, plan, prune
     from secateur.recipe import Recipe
+    from secateur.training import Training, TrainResult, train
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,8 @@ __all__ = [
     "PruneResult",
     "Recipe",
     "SecateurError",
+    "TrainResult",
+    "Training",
     "Unstructured",
     "estimate",
     "evaluate",
@@ -36,6 +39,7 @@ __all__ = [
     "parse_pattern",
     "plan",
     "prune",
+    "train",
 ]
 
 _HOMES = {
@@ -47,6 +51,8 @@ _HOMES = {
     "PruneResult": "pruning",
     "Recipe": "recipe",
     "SecateurError": "errors",
+    "TrainResult": "training.train",
+    "Training": "training.options",
     "Unstructured": "pattern",
     "estimate": "estimation",
     "evaluate": "evaluation",
@@ -54,6 +60,7 @@ _HOMES = {
     "parse_pattern": "pattern",
     "plan": "pruning",
     "prune": "pruning",
+    "train": "training.train",
 }
 
 

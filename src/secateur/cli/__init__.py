@@ -14,6 +14,7 @@ from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
 from secateur.cli.plan import plan
 from secateur.cli.prune import prune
+from secateur.cli.train import train
 from secateur.errors import SecateurError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(prune)
 app.command()(plan)
+app.command()(train)
 app.command("eval")(evaluate)
 app.command()(inspect)
 app.command()(estimate)
@@ -44,7 +46,7 @@ def main() -> None:
         _complain(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
-        _complain("Interrupted; the same command goes on with the finished blocks.")
+        _complain("Interrupted; the same command goes on from what is saved.")
         sys.exit(130)
 
 

@@ -159,7 +159,7 @@ class Training(_Options):
         if preset not in PRESETS:
             raise SecateurError(f"There is no preset {preset}; presets are {', '.join(PRESETS)}.")
         try:
-            return cls.model_validate(_over(PRESETS[preset], values))
+            return cls.model_validate(put_over(PRESETS[preset], values))
         except ValidationError as error:
             problem = error.errors()[0]
             place = ".".join(map(str, problem["loc"])) or "content"
@@ -197,11 +197,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Values put over the defaults, by name."""
 
 
-def _over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def put_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``values``, nested ones too, in place of its own."""
     merged = dict(base)
     for key, value in values.items():
         inner = merged.get(key)
         if isinstance(inner, dict) and isinstance(value, dict):
-            value = _over(inner, value)
+            value = put_over(inner, value)
         merged[key] = value
     return merged

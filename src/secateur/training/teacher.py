@@ -110,11 +110,7 @@ class CachedTeacher:
         teacher_PK, token_PK, rest_P = (
             torch.cat(part).to(tokens_WL.device) for part in zip(*rows, strict=True)
         )
-
-        def target(part: slice) -> TopTarget:
-            return TopTarget(teacher_PK[part].float(), token_PK[part].long(), rest_P[part])
-
-        return target
+        return lambda part: TopTarget(teacher_PK[part], token_PK[part], rest_P[part])
 
     def _window(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         row = index % _FILE_WINDOWS
@@ -122,7 +118,8 @@ class CachedTeacher:
             logarithms, tokens, rest = (
                 file.get_slice(name)[row] for name in ("log_probabilities", "tokens", "log_rest")
             )
-        return logarithms, tokens, rest
+        # Autocast on the CPU does not take half precision.
+        return logarithms.float(), tokens.long(), rest
 
 
 def cache_bytes(windows: int, length: int, count: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class StepFigures:
     gradient_norm: float
     learning_rate: float
     decay: float
-    flip_rate: float | None
+    flip_rate: float | None = None
 
 
 @dataclass
@@ -54,7 +54,6 @@ class _Pending:
     learning_rate: float
     decay: float
     sums: Tensor
-    flips: Tensor | None
 
 
 class Trainer:
@@ -87,6 +86,7 @@ class Trainer:
         )
         self._weights = sum(each.mask.numel() for each in linears)
         self._pending: list[_Pending] = []
+        self._figures: list[StepFigures] = []
         masked = {f"{each.name}.weight": each.mask for each in linears}
         chosen = options.optimiser
         self.optimiser = MaskedAdamW(
@@ -129,15 +129,15 @@ class Trainer:
         self.optimiser.step(rate, decay)
         for parameter in self.parameters.values():
             parameter.grad = None
-        changed = None
+        self._pending.append(_Pending(self.done, rate, decay, torch.cat([sums, norm[None]])))
         if self.done % options.masks.refresh_steps == 0 and self.done < options.frozen_from:
-            changed = self.refresh()
-        sums = torch.cat([sums, norm[None]])
-        self._pending.append(_Pending(self.done, rate, decay, sums, changed))
+            # A loss that is not finite is told by its step before it spoils a score.
+            self._fetch()
+            self._figures[-1] = replace(self._figures[-1], flip_rate=self.refresh())
 
     @torch.no_grad()
-    def refresh(self) -> Tensor:
-        """Choose every mask anew; returns the number of entries that changed."""
+    def refresh(self) -> float:
+        """Choose every mask anew; returns the share of all entries that changed."""
         options = self._options.masks
         changed = torch.zeros((), dtype=torch.int64, device=self.model.device)
         for each in self.linears:
@@ -149,14 +149,19 @@ class Trainer:
             mask_OI = choose_mask(score_OI, each.rows, each.mask_OI, options.hysteresis)
             changed += flips(each.mask_OI, mask_OI)
             each.replace_mask(mask_OI)
-        return changed
+        return int(changed) / self._weights
 
-    def figures(self) -> Iterator[StepFigures]:
-        """Fetch the figures of the steps since the last call.
+    def figures(self) -> list[StepFigures]:
+        """Return the figures of the steps since the last call.
 
         Raises:
             SecateurError: a loss or gradient was not finite; the message names the step.
         """
+        self._fetch()
+        figures, self._figures = self._figures, []
+        return figures
+
+    def _fetch(self) -> None:
         pending, self._pending = self._pending, []
         positions = self._options.step_windows * (self._options.length - 1)
         for each in pending:
@@ -166,14 +171,15 @@ class Trainer:
                     f"The loss or its gradient is NaN or infinite at step {each.step}; "
                     "lower the learning rate and start over with --restart."
                 )
-            yield StepFigures(
-                each.step,
-                cross_entropy=entropy / positions,
-                divergence=divergence / positions,
-                gradient_norm=norm,
-                learning_rate=each.learning_rate,
-                decay=each.decay,
-                flip_rate=None if each.flips is None else int(each.flips) / self._weights,
+            self._figures.append(
+                StepFigures(
+                    each.step,
+                    cross_entropy=entropy / positions,
+                    divergence=divergence / positions,
+                    gradient_norm=norm,
+                    learning_rate=each.learning_rate,
+                    decay=each.decay,
+                )
             )
 
     def validation_loss(self, windows_WL: Tensor) -> float:
