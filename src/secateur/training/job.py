@@ -139,8 +139,8 @@ def prepare(
         restart=restart,
     )
     if text is not None:
-        text.write(path)
         run.record_calibration({"tokens": text.train_WL.numel(), "parts": text.parts})
+        text.write(path)
     job = Job(model, named, options, TrainingText.read(path), run, device, dtype, trust_remote_code)
     if not run.complete:
         _check_space(job)

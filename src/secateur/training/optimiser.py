@@ -109,7 +109,7 @@ class MaskedAdamW:
                 [self.second[n] for n in group],
                 [],
                 # The kernel counts the step itself.
-                [torch.tensor(self.steps - 1.0, device=device) for _ in group],
+                [torch.full((), self.steps - 1.0, device=device) for _ in group],
                 fused=True,
                 amsgrad=False,
                 beta1=self._betas[0],

@@ -114,7 +114,8 @@ class Trainer:
         """Do the next step; its figures wait on the device until they are asked for."""
         options = self._options
         step = self.done
-        if step >= options.frozen_from:
+        frozen = step >= options.frozen_from
+        if frozen:
             self._freeze()
         sums = self._accumulate(step * options.step_windows)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), options.optimiser.clip)
@@ -125,7 +126,8 @@ class Trainer:
             tail=options.optimiser.tail,
             floor=options.optimiser.floor,
         )
-        decay = options.decay.strength * ramp(step, options.steps, options.decay.ramp_share)
+        risen = ramp(step, options.steps, options.decay.ramp_share)
+        decay = 0.0 if frozen else options.decay.strength * risen
         self.optimiser.step(rate, decay)
         for parameter in self.parameters.values():
             parameter.grad = None
