@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,6 +59,7 @@ def train(
 ) -> None:
     """Train a model to a pattern, with masks that adapt and the dense model as teacher."""
     from secateur.cli.console import print_json, progress_bars, stderr, stdout
+    from secateur.progress import silent
     from secateur.report.terminal import training_table
     from secateur.training import Training
     from secateur.training import train as run
@@ -75,7 +78,9 @@ def train(
         "low_rank": _given(group=low_rank),
     }
     values = put_over(read_options(options) if options else {}, _given(**flags) or {})
-    with progress_bars() as progress:
+    # Of the processes that torchrun started, one speaks.
+    speaks = os.environ.get("RANK", "0") == "0"
+    with progress_bars() if speaks else nullcontext(silent) as progress:
         result = run(
             model,
             Training.from_mapping(values, preset),
@@ -86,6 +91,8 @@ def train(
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
+    if not speaks:
+        return
     if as_json:
         print_json(result.report.model_dump(mode="json"))
         return

@@ -22,10 +22,11 @@ from secateur.errors import SecateurError
 from secateur.progress import Progress
 from secateur.report.document import package_versions
 from secateur.training.options import Training
+from secateur.training.ranks import Ranks
 from secateur.training.start import check_model, pruned_masks
 from secateur.training.teacher import cache_bytes
 from secateur.training.text import TrainingText, find_texts, load_text
-from secateur.walk.precision import resolve_device, resolve_dtype
+from secateur.walk.precision import resolve_dtype
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Job:
         device: where to compute.
         dtype: of forward passes.
         trust_remote_code: let the checkpoint's own Python code run.
+        ranks: the processes of the run.
     """
 
     model: Model
@@ -70,6 +72,7 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     trust_remote_code: bool
+    ranks: Ranks
 
     @property
     def work(self) -> Path:
@@ -104,13 +107,15 @@ def prepare(
     restart: bool,
     trust_remote_code: bool,
     progress: Progress,
+    device: torch.device,
+    ranks: Ranks,
 ) -> Job:
     """Check everything that can be checked before work starts; arguments as for ``train``."""
-    device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
     model = _find_model(name, options, trust_remote_code)
     if output.resolve() == model.folder.resolve():
         raise SecateurError(f"The output folder {output} is the model itself; name another.")
+    ranks.share(options.step_windows)
     named = _find_teacher(model, options, teacher, trust_remote_code)
     sources = find_texts(data)
     # Too little text must show before the folder is taken.
@@ -141,7 +146,9 @@ def prepare(
     if text is not None:
         run.record_calibration({"tokens": text.train_WL.numel(), "parts": text.parts})
         text.write(path)
-    job = Job(model, named, options, TrainingText.read(path), run, device, dtype, trust_remote_code)
+    job = Job(
+        model, named, options, TrainingText.read(path), run, device, dtype, trust_remote_code, ranks
+    )
     if not run.complete:
         _check_space(job)
     return job

@@ -15,6 +15,7 @@ from secateur.checkpoint.files import write_safetensors
 from secateur.evaluation.readout import Readout, find_readout
 from secateur.progress import Progress
 from secateur.training.distillation import FullTarget, Target, TopTarget
+from secateur.training.ranks import ALONE, Ranks
 from secateur.walk.precision import forward_precision
 
 _FILE_WINDOWS = 64
@@ -76,8 +77,11 @@ class CachedTeacher:
         batch: int,
         dtype: torch.dtype,
         progress: Progress,
+        ranks: Ranks = ALONE,
     ) -> CachedTeacher:
         """Write what is not there yet: an interrupted run made whole files or none.
+
+        Several processes divide the files, and wait until all are there.
 
         Args:
             folder: where the files go.
@@ -88,9 +92,12 @@ class CachedTeacher:
             batch: windows in one forward pass.
             dtype: of forward passes.
             progress: told how many windows are done.
+            ranks: the processes of the run.
         """
         readout = find_readout(model, windows_WL[:1])
-        for first in range(0, len(windows_WL), _FILE_WINDOWS):
+        for index, first in enumerate(range(0, len(windows_WL), _FILE_WINDOWS)):
+            if index % ranks.world != ranks.rank:
+                continue
             windows = windows_WL[first : first + _FILE_WINDOWS]
             path = _part(folder, first)
             if not path.is_file():
@@ -103,6 +110,7 @@ class CachedTeacher:
                     path, {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
                 )
             progress("Asking the teacher", first + len(windows), len(windows_WL))
+        ranks.wait()
         return cls(folder)
 
     def targets(self, first: int, tokens_WL: Tensor) -> Callable[[slice], Target]:

@@ -26,11 +26,13 @@ from secateur.report.training import LowRankReport, TrainingReport, ValidationRe
 from secateur.training.job import Job, prepare
 from secateur.training.log import Log
 from secateur.training.options import Training
+from secateur.training.ranks import joined
 from secateur.training.saving import ADAPTER, file_names, round_to_stored, save
 from secateur.training.start import count_zeros, masked_linears
 from secateur.training.state import read_state, write_state
 from secateur.training.teacher import CachedTeacher, ResidentTeacher, Teacher
 from secateur.training.trainer import Trainer
+from secateur.walk.precision import resolve_device
 from secateur.walk.pruned import Stopwatch
 
 # Figures wait on the device for so many steps, so that steps do not wait for figures.
@@ -82,23 +84,31 @@ def train(
             loss that is not finite, with the last good state kept.
     """
     target = Path(output).expanduser()
-    job = prepare(
-        model,
-        options,
-        target,
-        data=data,
-        teacher=teacher,
-        restart=restart,
-        trust_remote_code=trust_remote_code,
-        progress=progress,
-    )
-    if job.run.complete:
-        saved = (target / "report.json").read_text(encoding="utf-8")
-        return TrainResult(TrainingReport.model_validate_json(saved), target)
-    return TrainResult(_execute(job, progress), target)
+    with joined(resolve_device(options.device)) as (ranks, device):
+        # The first process takes the folder; the others find it as it was left.
+        for mine in ranks.in_turn():
+            if mine:
+                job = prepare(
+                    model,
+                    options,
+                    target,
+                    data=data,
+                    teacher=teacher,
+                    restart=restart and ranks.first,
+                    trust_remote_code=trust_remote_code,
+                    progress=progress,
+                    device=device,
+                    ranks=ranks,
+                )
+        if not job.run.complete:
+            _execute(job, progress)
+        ranks.wait()
+    saved = (target / "report.json").read_text(encoding="utf-8")
+    return TrainResult(TrainingReport.model_validate_json(saved), target)
 
 
-def _execute(job: Job, progress: Progress) -> TrainingReport:
+def _execute(job: Job, progress: Progress) -> None:
+    """Train; the first process then writes checkpoint and report."""
     if job.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.device)
     seconds: dict[str, float] = {}
@@ -112,8 +122,15 @@ def _execute(job: Job, progress: Progress) -> TrainingReport:
     teacher, dense_loss = _teacher(job, progress)
     watch.lap("teacher")
 
-    trainer = Trainer(model, linears, teacher, job.text.train_WL, job.options, job.dtype)
-    resumed, log = _run_steps(job, trainer, progress)
+    trainer = Trainer(model, linears, teacher, job.text.train_WL, job.options, job.dtype, job.ranks)
+    state = job.work / "state.safetensors"
+    if state.is_file():
+        read_state(state, trainer.parameters, trainer.linears, trainer.optimiser)
+    resumed = trainer.done
+    if not job.ranks.first:
+        _follow(trainer, job.options.steps)
+        return
+    log = _lead(job, trainer, state, progress)
     watch.lap("steps")
 
     trainer.remove()
@@ -155,9 +172,8 @@ def _execute(job: Job, progress: Progress) -> TrainingReport:
     write_json(job.run.output / "report.json", report.model_dump(mode="json"))
     job.run.record_complete()
     # Only an unfinished run needs them, and they are larger than the model.
-    for left in [job.work / "state.safetensors", *job.work.glob("targets-*.safetensors")]:
+    for left in [state, *job.work.glob("targets-*.safetensors")]:
         left.unlink(missing_ok=True)
-    return report
 
 
 def _teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None]:
@@ -166,7 +182,9 @@ def _teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None
         return None, None
     options, text = job.options.distillation, job.text
     dense = job.load(job.teacher[1], "auto" if job.dtype == torch.bfloat16 else job.dtype)
-    loss = float(score_windows(dense, text.held_out_WL.long(), dtype=job.dtype).loss_W.mean())
+    loss = None
+    if job.ranks.first:
+        loss = float(score_windows(dense, text.held_out_WL.long(), dtype=job.dtype).loss_W.mean())
     if options.top_k is None:
         return ResidentTeacher(dense, text.train_WL[:1], options.temperature), loss
     teacher = CachedTeacher.make(
@@ -178,16 +196,22 @@ def _teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None
         batch=job.options.micro_batch_windows,
         dtype=job.dtype,
         progress=progress,
+        ranks=job.ranks,
     )
     return teacher, loss
 
 
-def _run_steps(job: Job, trainer: Trainer, progress: Progress) -> tuple[int, Log]:
-    """Do all steps that are not done; returns how many an earlier session did, and the log."""
-    options, state = job.options, job.work / "state.safetensors"
-    if state.is_file():
-        read_state(state, trainer.parameters, trainer.linears, trainer.optimiser)
-    resumed = trainer.done
+def _follow(trainer: Trainer, steps: int) -> None:
+    """Do all steps in a process that writes nothing."""
+    while trainer.done < steps:
+        trainer.step()
+        if trainer.done % _FETCH_STEPS == 0:
+            trainer.figures()
+
+
+def _lead(job: Job, trainer: Trainer, state: Path, progress: Progress) -> Log:
+    """Do all steps, validate, and write log and state."""
+    options, resumed = job.options, trainer.done
     log = Log(job.work / "log.jsonl", resumed)
     if resumed == 0:
         log.add({"step": 0, "validation_loss": trainer.validation_loss(job.text.held_out_WL)})
@@ -208,7 +232,7 @@ def _run_steps(job: Job, trainer: Trainer, progress: Progress) -> tuple[int, Log
             write_state(state, trainer.parameters, trainer.linears, trainer.optimiser)
             saved = time.monotonic()
         progress("Training", trainer.done, options.steps)
-    return resumed, log
+    return log
 
 
 def _write_figures(trainer: Trainer, log: Log, tokens_per_second: float) -> None:

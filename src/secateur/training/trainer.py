@@ -18,6 +18,7 @@ from secateur.training.masked_linear import MaskedLinear, masked_forward
 from secateur.training.masks import choose_mask, flips, magnitude, sensitivity
 from secateur.training.optimiser import MaskedAdamW
 from secateur.training.options import Training
+from secateur.training.ranks import ALONE, Ranks
 from secateur.training.schedule import learning_rate_share, ramp
 from secateur.training.teacher import Teacher
 from secateur.walk.precision import forward_precision
@@ -73,6 +74,7 @@ class Trainer:
         windows_WL: Tensor,
         options: Training,
         dtype: torch.dtype,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model = model
         self.linears = linears
@@ -81,6 +83,7 @@ class Trainer:
         self._windows_WL = windows_WL
         self._options = options
         self._dtype = dtype
+        self._ranks = ranks
         self._loss = Loss(
             options.distillation.weight if teacher else 0.0, options.distillation.temperature
         )
@@ -205,12 +208,17 @@ class Trainer:
             each.frozen = True
 
     def _accumulate(self, first: int) -> Tensor:
-        """Gradients of one step's windows; sums of cross-entropy and divergence (2,)."""
+        """Gradients of one step's windows; sums of cross-entropy and divergence (2,).
+
+        With several processes each goes through its share of the windows, and all have the sums.
+        """
         options = self._options
         device = self.model.device
         sums = torch.zeros(2, device=device)
-        windows = self._windows_WL[first : first + options.step_windows]
-        scale = 1 / (len(windows) * (options.length - 1))
+        share = self._ranks.share(options.step_windows)
+        first += share.start
+        windows = self._windows_WL[first : first + share.stop - share.start]
+        scale = 1 / (options.step_windows * (options.length - 1))
         # One context for the step: autocast keeps the weights it has converted.
         with masked_forward(self.linears), forward_precision(self._dtype, device):
             for at, tokens in _batches(windows, options.micro_batch_windows):
@@ -230,7 +238,17 @@ class Trainer:
                     vocabulary=self.model.config.get_text_config().vocab_size,
                     scale=scale,
                 )
+        self._ranks.sum([sums, *self._gradients()])
         return sums
+
+    def _gradients(self) -> Iterator[Tensor]:
+        """Gradients in an order common to all processes, zero where one has none."""
+        if self._ranks.world == 1:
+            return
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            yield parameter.grad
 
 
 def trained_parameters(
