@@ -45,6 +45,7 @@ def test_values_are_put_over_a_preset_one_by_one() -> None:
         ({"tokens": 10**6, "batch_tokens": 512}, "512 tokens holds no window of 1024"),
         ({"tokens": 10**6, "pattern": "5:4"}, "keeps 5 of every 4"),
         ({"tokens": 10**6, "masks": {"refresh": 3}}, r"masks\.refresh is not valid"),
+        ({"tokens": 10**6, "train": "vectors"}, "use the preset keep-mask"),
         ({"tokens": 10**6, "distillation": {"weight": 2}}, r"distillation\.weight is not valid"),
     ],
 )

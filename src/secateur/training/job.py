@@ -79,7 +79,7 @@ class Job:
         """Where the run keeps what it needs to go on."""
         return work_folder(self.run.output)
 
-    def load(self, folder: Path, dtype: torch.dtype | str) -> PreTrainedModel:
+    def load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         """Read a whole model onto the device."""
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,

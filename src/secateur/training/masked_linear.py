@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from secateur.architecture import Linear
 from secateur.training.low_rank import LowRank
-from secateur.training.masks import RowBudget
+from secateur.training.masks import RowBudget, as_factor
 
 
 class _Masked(torch.autograd.Function):
@@ -24,12 +24,12 @@ class _Masked(torch.autograd.Function):
     ) -> Tensor:
         if not through:
             context.save_for_backward(mask)
-        return weight.to(dtype) * mask
+        return weight.to(dtype) * as_factor(mask, dtype)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         for mask in context.saved_tensors:
-            gradient = gradient * mask
+            gradient = gradient * as_factor(mask, gradient.dtype)
         return gradient, None, None, None
 
 
@@ -94,7 +94,7 @@ class MaskedLinear:
     @torch.no_grad()
     def remove(self) -> None:
         """Set the removed weights to zero."""
-        self.weight.mul_(self.mask)
+        self.weight.mul_(as_factor(self.mask, self.weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """What the module returns in place of its own forward."""

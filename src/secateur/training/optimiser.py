@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from secateur.training.masks import as_factor
+
 DecayPlace = Literal["inside", "outside"]
 SecondMoment = Literal["update", "gradient"]
 
@@ -80,8 +82,8 @@ class MaskedAdamW:
     def forget_removed(self) -> None:
         """Clear the moments of removed weights, so that they will not move again."""
         for name, mask in self.masks.items():
-            self.first[name].mul_(mask)
-            self.second[name].mul_(mask)
+            for moment in (self.first[name], self.second[name]):
+                moment.mul_(as_factor(mask, moment.dtype))
 
     def state(self) -> dict[str, Tensor]:
         """The moments by name, for a checkpoint; views, not copies."""
@@ -157,7 +159,8 @@ def annealed_update(
     weight.mul_(1 - learning_rate * weight_decay)
     first.lerp_(gradient, 1 - betas[0])
     # The mask is a bool and is negated as one: complementing integers decays what is kept.
-    update = torch.addcmul(first, weight, ~mask, value=decay) if decay else first
+    removed = as_factor(~mask, weight.dtype)
+    update = torch.addcmul(first, weight, removed, value=decay) if decay else first
     square_of = update if second_moment == "update" else gradient
     second.mul_(betas[1]).addcmul_(square_of, square_of, value=1 - betas[1])
     scale = (second / (1 - betas[1] ** step)).sqrt_().add_(epsilon)
@@ -165,7 +168,7 @@ def annealed_update(
 
 
 def _shrink(weight: Tensor, mask: Tensor, *, factor: float) -> None:
-    weight.mul_(torch.where(mask, 1.0, factor))
+    weight.mul_(1 - (1 - factor) * as_factor(~mask, weight.dtype))
 
 
 def _in_chunks(function: Callable[..., None], *tensors: Tensor, **options: object) -> None:

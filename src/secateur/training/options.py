@@ -94,7 +94,8 @@ class Training(_Options):
     )
     seed: int = Field(0, ge=0, description="decides the order of the text")
     train: Literal["all", "vectors"] = Field(
-        "all", description="all parameters, or norm gains and biases alone"
+        "all",
+        description="all parameters; or norm gains and biases alone, where the mask is kept",
     )
     masks: MaskOptions = Field(default_factory=MaskOptions)
     decay: DecayOptions = Field(default_factory=DecayOptions)
@@ -117,6 +118,15 @@ class Training(_Options):
             )
         if self.steps < 1:
             raise ValueError(f"{self.tokens} tokens are less than one step of {self.step_tokens}")
+        return self
+
+    @model_validator(mode="after")
+    def _masks_have_weights_to_follow(self) -> Training:
+        if self.train == "vectors" and not self.keeps_mask:
+            raise ValueError(
+                "train: vectors leaves the weights as they are, and masks nothing to follow; use "
+                "the preset keep-mask, or train: all"
+            )
         return self
 
     @property

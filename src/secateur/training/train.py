@@ -181,7 +181,7 @@ def _teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None
     if job.teacher is None:
         return None, None
     options, text = job.options.distillation, job.text
-    dense = job.load(job.teacher[1], "auto" if job.dtype == torch.bfloat16 else job.dtype)
+    dense = job.load(job.teacher[1], job.dtype)
     loss = None
     if job.ranks.first:
         loss = float(score_windows(dense, text.held_out_WL.long(), dtype=job.dtype).loss_W.mean())
