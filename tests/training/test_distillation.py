@@ -25,19 +25,38 @@ def full(z_PV: torch.Tensor, temperature: float) -> FullTarget:
 NEXT = torch.arange(7) % VOCABULARY
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_loss_is_the_weighted_sum_of_its_definition(temperature: float) -> None:
-    student, teacher = logits(0), logits(1)
-    total, parts = Loss(0.67, temperature)(student, NEXT, full(teacher, temperature))
-    kl = functional.kl_div(
-        (student / temperature).log_softmax(-1),
-        (teacher / temperature).log_softmax(-1),
-        reduction="sum",
-        log_target=True,
-    )
+def definition(
+    student: torch.Tensor, target: Target | None, weight: float, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Parts and gradient of the loss as its formula says, differentiated automatically."""
+    student = student.clone().requires_grad_()
     entropy = functional.cross_entropy(student, NEXT, reduction="sum")
-    torch.testing.assert_close(total, 0.67 * temperature**2 * kl + 0.33 * entropy)
-    torch.testing.assert_close(parts, torch.stack([entropy, kl]))
+    kl = torch.zeros_like(entropy)
+    if target is not None:
+        kl = target.divergence((student / temperature).log_softmax(-1)).sum()
+    (weight * temperature**2 * kl + (1 - weight) * entropy).backward()
+    assert student.grad is not None
+    return torch.stack([entropy, kl]).detach(), student.grad
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("weight", [0.0, 0.67, 1.0])
+@pytest.mark.parametrize("count", [None, 1, 4, VOCABULARY - 1])
+def test_gradient_is_that_of_the_definition(
+    temperature: float, weight: float, count: int | None
+) -> None:
+    target: Target = full(logits(1), temperature)
+    if count is not None:
+        target = TopTarget.of_logits(logits(1), temperature, count)
+    expected = definition(logits(0), target, weight, temperature)
+    found = Loss(weight, temperature).gradient(logits(0), NEXT, target)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_divergence_is_that_of_kullback_and_leibler() -> None:
+    student, teacher = logits(0).log_softmax(-1), logits(1).log_softmax(-1)
+    expected = functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    torch.testing.assert_close(FullTarget(teacher).divergence(student), expected)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -45,32 +64,30 @@ def test_loss_is_the_weighted_sum_of_its_definition(temperature: float) -> None:
 def test_equal_models_have_no_divergence_and_no_gradient(
     temperature: float, count: int | None
 ) -> None:
-    student = logits(0).requires_grad_()
-    target: Target = full(student.detach(), temperature)
+    target: Target = full(logits(0), temperature)
     if count is not None:
-        target = TopTarget.of_logits(student.detach().float(), temperature, count)
-    total, _ = Loss(1.0, temperature)(student, NEXT, target)
-    total.backward()
-    assert float(total.detach()) == pytest.approx(0, abs=1e-5)
-    assert student.grad is not None
-    assert float(student.grad.abs().max()) < 1e-5
+        target = TopTarget.of_logits(logits(0).float(), temperature, count)
+    parts, gradient_PV = Loss(1.0, temperature).gradient(logits(0), NEXT, target)
+    assert float(parts[1]) == pytest.approx(0, abs=1e-5)
+    assert float(gradient_PV.abs().max()) < 1e-5
 
 
 def test_size_of_the_gradient_does_not_depend_on_temperature() -> None:
-    sizes = []
-    for temperature in (1.0, 4.0):
-        # Small logits: the limit in which T² is exact.
-        student = logits(0, 0.01).requires_grad_()
-        Loss(1.0, temperature)(student, NEXT, full(logits(1, 0.01), temperature))[0].backward()
-        assert student.grad is not None
-        sizes.append(float(student.grad.norm()))
+    # Small logits: the limit in which T² is exact.
+    sizes = [
+        float(
+            Loss(1.0, temperature)
+            .gradient(logits(0, 0.01), NEXT, full(logits(1, 0.01), temperature))[1]
+            .norm()
+        )
+        for temperature in (1.0, 4.0)
+    ]
     assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
 
 
 def test_without_a_teacher_it_is_cross_entropy() -> None:
-    total, parts = Loss(0.0, 1.0)(logits(0), NEXT, None)
-    torch.testing.assert_close(total, functional.cross_entropy(logits(0), NEXT, reduction="sum"))
-    assert float(parts[1]) == 0
+    found = Loss(0.67, 2.0).gradient(logits(0), NEXT, None)
+    torch.testing.assert_close(found, definition(logits(0), None, 0.0, 1.0))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -93,8 +110,9 @@ def test_parts_give_the_gradients_of_the_whole(monkeypatch: pytest.MonkeyPatch) 
     decoder = nn.Linear(3, 5).double()
     x_PD = torch.randn(7, 3, dtype=torch.float64)
     loss, target = Loss(0.5, 2.0), full(logits(1), 2.0)
-    total, parts = loss(head(decoder(x_PD)), NEXT, target)
-    (total / 7).backward()
+    whole_PV = head(decoder(x_PD))
+    parts, gradient_PV = definition(whole_PV.detach(), target, 0.5, 2.0)
+    whole_PV.backward(gradient_PV / 7)
     expected = [parameter.grad for parameter in (*head.parameters(), *decoder.parameters())]
     head.zero_grad()
     decoder.zero_grad()

@@ -21,6 +21,9 @@ class Target(Protocol):
     def divergence(self, student_PV: Tensor) -> Tensor:
         """KL(teacher ‖ student) in nats (positions,), given the student's log-probabilities."""
 
+    def gradient(self, student_PV: Tensor) -> Tensor:
+        """Its derivative by the logits behind the log-probabilities (positions, vocabulary)."""
+
 
 @dataclass(frozen=True)
 class FullTarget:
@@ -30,6 +33,9 @@ class FullTarget:
 
     def divergence(self, student_PV: Tensor) -> Tensor:
         return kl_divergence(self.teacher_PV, student_PV)
+
+    def gradient(self, student_PV: Tensor) -> Tensor:
+        return student_PV.exp().sub_(self.teacher_PV.exp())
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,14 @@ class TopTarget:
         rest_P = self.rest_P.exp() * (self.rest_P - _log_rest(student_PV, self.token_PK))
         return top_P + rest_P
 
+    def gradient(self, student_PV: Tensor) -> Tensor:
+        student_PK = student_PV.gather(1, self.token_PK)
+        # What the teacher gives the rest is divided as the student divides its own.
+        share_P = self.rest_P - _log_rest(student_PV, self.token_PK)
+        gradient_PV = student_PV.exp().sub_((student_PV + share_P[:, None]).exp_())
+        top_PK = student_PK.exp() - self.teacher_PK.exp()
+        return gradient_PV.scatter_(1, self.token_PK, top_PK.to(gradient_PV.dtype))
+
 
 def _log_rest(log_p_PV: Tensor, token_PK: Tensor) -> Tensor:
     """Log of the probability of all tokens but the named ones."""
@@ -81,25 +95,42 @@ class Loss:
     weight: float
     temperature: float
 
-    def __call__(
+    @torch.no_grad()
+    def gradient(
         self, logits_PV: Tensor, next_P: Tensor, target: Target | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the loss summed over positions, and its parts (2,): cross-entropy and KL.
+        """Return the parts of the loss and its derivative by the logits.
+
+        Written out, because automatic differentiation would keep and pass over many more tensors
+        of this size.
 
         Args:
             logits_PV: the student's, fp32.
             next_P: tokens of the text, int64.
             target: what the teacher foresees; None without a teacher.
+
+        Returns:
+            Cross-entropy and KL summed over positions (2,), and the derivative of the weighted
+            sum (positions, vocabulary).
         """
+        weight = 0.0 if target is None else self.weight
         log_p_PV = logits_PV.log_softmax(-1)
-        entropy = -log_p_PV.gather(1, next_P[:, None]).sum()
-        if target is None:
-            return entropy, torch.stack([entropy, torch.zeros_like(entropy)]).detach()
-        if self.temperature != 1:
-            log_p_PV = (logits_PV / self.temperature).log_softmax(-1)
-        divergence = target.divergence(log_p_PV).sum()
-        total = self.weight * self.temperature**2 * divergence + (1 - self.weight) * entropy
-        return total, torch.stack([entropy, divergence]).detach()
+        next_P1 = next_P[:, None]
+        entropy = -log_p_PV.gather(1, next_P1).sum()
+        divergence = torch.zeros_like(entropy)
+        learned_PV = None
+        if target is not None:
+            at_temperature_PV = log_p_PV
+            if self.temperature != 1:
+                at_temperature_PV = (logits_PV / self.temperature).log_softmax(-1)
+            divergence = target.divergence(at_temperature_PV).sum()
+            # T² of the loss, and 1/T from the logits being divided by it.
+            learned_PV = target.gradient(at_temperature_PV).mul_(weight * self.temperature)
+        gradient_PV = log_p_PV.exp_().mul_(1 - weight)
+        gradient_PV.scatter_add_(1, next_P1, torch.full_like(gradient_PV[:, :1], weight - 1))
+        if learned_PV is not None:
+            gradient_PV += learned_PV
+        return torch.stack([entropy, divergence]), gradient_PV
 
 
 def backward_in_parts(
@@ -135,10 +166,11 @@ def backward_in_parts(
     for at in range(0, len(next_P), step):
         part = slice(at, at + step)
         state_PD = states_PD[part].detach().requires_grad_()
-        total, parts = loss(
-            project(state_PD).float(), next_P[part], None if target is None else target(part)
+        logits_PV = project(state_PD)
+        parts, gradient_PV = loss.gradient(
+            logits_PV.float(), next_P[part], None if target is None else target(part)
         )
-        (total * scale).backward()
+        logits_PV.backward(gradient_PV.mul_(scale).to(logits_PV.dtype))
         sums += parts
         assert state_PD.grad is not None, "the loss depends on every state"
         gradients.append(state_PD.grad)
