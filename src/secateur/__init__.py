@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from secateur.recipe import Recipe
     from secateur.structured.options import ShrinkOptions
     from secateur.structured.shrinking import ShrinkResult, shrink
+    from secateur.training import Training, TrainResult, train
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,8 @@ __all__ = [
     "ShrinkOptions",
     "ShrinkResult",
     "Simulation",
+    "TrainResult",
+    "Training",
     "Unstructured",
     "estimate",
     "evaluate",
@@ -47,6 +50,7 @@ __all__ = [
     "prune",
     "shrink",
     "simulate",
+    "train",
 ]
 
 _HOMES = {
@@ -63,6 +67,8 @@ _HOMES = {
     "ShrinkOptions": "structured.options",
     "ShrinkResult": "structured.shrinking",
     "Simulation": "deploy.simulation",
+    "TrainResult": "training.train",
+    "Training": "training.options",
     "Unstructured": "pattern",
     "estimate": "estimation",
     "evaluate": "evaluation",
@@ -72,6 +78,7 @@ _HOMES = {
     "prune": "pruning",
     "shrink": "structured.shrinking",
     "simulate": "deploy.simulation",
+    "train": "training.train",
 }
 
 

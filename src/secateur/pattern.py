@@ -232,20 +232,21 @@ def keep_highest(score: Tensor, n: int, dim: int) -> Tensor:
     Returns:
         bool tensor of the same shape.
     """
-    score = score.movedim(dim, 0)
-    m = len(score)
-    if m <= _PAIRWISE_GROUP:
-        better = torch.zeros(score.shape, dtype=torch.uint8, device=score.device)
-        for later in range(1, m):
-            # Row `earlier` of `wins`: does it beat `later`? A tie goes to the later one.
-            wins = score[:later] > score[later]
-            better[later] += wins.sum(0, dtype=torch.uint8)
-            better[:later] += ~wins
-        kept = better < n
-    else:
-        order = score.argsort(dim=0, stable=True)
-        kept = torch.ones_like(score, dtype=torch.bool).scatter_(0, order[: m - n], False)
-    return kept.movedim(0, dim)
+    m = score.shape[dim]
+    if m > _PAIRWISE_GROUP:
+        order = score.argsort(dim=dim, stable=True)
+        return torch.ones_like(score, dtype=torch.bool).scatter_(
+            dim, order.narrow(dim, 0, m - n), False
+        )
+    # Members of a group may lie next to each other; comparisons run along contiguous memory.
+    members = [score.select(dim, index).contiguous() for index in range(m)]
+    better = [torch.zeros_like(member, dtype=torch.uint8) for member in members]
+    for earlier, later in itertools.combinations(range(m), 2):
+        # A tie goes to the later one.
+        wins = members[earlier] > members[later]
+        better[later] += wins.view(torch.uint8)
+        better[earlier] += (~wins).view(torch.uint8)
+    return torch.stack([count < n for count in better], dim)
 
 
 def lowest(score_RN: Tensor, counts: Sequence[int]) -> Tensor:

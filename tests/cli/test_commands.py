@@ -160,3 +160,25 @@ def test_help_needs_no_heavy_import() -> None:
     code = "import sys; import secateur.cli; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_train_prints_the_report_it_writes(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "options.yaml").write_text(
+        "validation_windows: 4\nvalidations: 1\ntokens: 1\noptimiser: {clip: 2.0}\n"
+    )
+    flags = ["--pattern", "2:4", "--tokens", "640", "--length", "32", "--batch-tokens", "128"]
+    flags += ["--learning-rate", "0.001", "--top-k", "8", "--seed", "3"]
+    flags += ["--options", str(tmp_path / "options.yaml")]
+    output = tmp_path / "out"
+    command = ["train", str(checkpoints("llama")), "-o", str(output), "--data", str(text_file)]
+    report = json.loads(run(*command, *flags, "--json"))
+    assert report == json.loads((output / "report.json").read_text())
+    assert report["steps"] == 5
+    assert report["options"]["optimiser"]["learning_rate"] == 0.001
+    assert report["options"]["optimiser"]["clip"] == 2.0
+    assert report["options"]["distillation"] == {"weight": 0.67, "temperature": 2.0, "top_k": 8}
+    shown = run(*command, *flags)
+    assert "640 in 5 steps" in shown
+    assert "0.500000 counted" in shown

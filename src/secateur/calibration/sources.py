@@ -26,7 +26,7 @@ SOURCES = {
 
 SELF = "self"
 
-_SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
+TEXT_SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ def find_file(source: str) -> Path | None:
     if path.is_dir():
         raise SecateurError(f"{source} is a folder; name a .txt or .jsonl file in it.")
     if path.is_file():
-        if not path.name.endswith(_SUFFIXES):
+        if not path.name.endswith(TEXT_SUFFIXES):
             raise SecateurError(
                 f"{source} is neither .txt nor .jsonl; rename it to what it holds, or convert it."
             )
         return path
-    if path.name.endswith(_SUFFIXES) or source.startswith(("/", ".", "~")):
+    if path.name.endswith(TEXT_SUFFIXES) or source.startswith(("/", ".", "~")):
         raise SecateurError(f"There is no file {source}; {_nearest_file(path)}.")
     return None
 
@@ -142,7 +142,7 @@ def _joined(texts: Iterator[str], characters: int) -> Iterator[str]:
 def _nearest_file(path: Path) -> str:
     if not path.parent.is_dir():
         return f"there is no folder {path.parent} either, check the path"
-    names = [entry.name for entry in path.parent.iterdir() if entry.name.endswith(_SUFFIXES)]
+    names = [entry.name for entry in path.parent.iterdir() if entry.name.endswith(TEXT_SUFFIXES)]
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"did you mean {path.with_name(near[0])}" if near else "check the path"
 

@@ -66,6 +66,6 @@ def full_disk_explained(path: Path) -> Iterator[None]:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise SecateurError(
                 f"The disk is full while writing {path}; free some space and run the same command "
-                "again, finished blocks are kept."
+                "again, what is finished is kept."
             ) from error
         raise

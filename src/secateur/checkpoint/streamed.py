@@ -105,9 +105,16 @@ class StreamedStore:
         _forget(self.blocks[index], self._tensors.blocks[index])
         _return_freed_memory()
 
-    def finish(self) -> None:
+    def finish(self, changed: Mapping[str, Tensor] | None = None) -> None:
+        """Write what is not part of a block, then the index.
+
+        Args:
+            changed: tensors by name in the file that are not to be copied from the source.
+        """
         rest = self._shard(len(self.blocks))
-        write_safetensors(self._output / rest, self._reader.read(self._tensors.rest))
+        changed = changed or {}
+        copied = self._reader.read(name for name in self._tensors.rest if name not in changed)
+        write_safetensors(self._output / rest, {**copied, **changed})
         files = dict.fromkeys(self._tensors.rest, rest)
         for index, names in enumerate(self._tensors.blocks):
             files |= dict.fromkeys(names.values(), self._shard(index))

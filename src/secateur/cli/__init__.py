@@ -16,6 +16,7 @@ from secateur.cli.plan import plan
 from secateur.cli.prune import prune
 from secateur.cli.shrink import shrink
 from secateur.cli.simulate import simulate
+from secateur.cli.train import train
 from secateur.errors import SecateurError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command()(prune)
 app.command()(plan)
 app.command()(shrink)
+app.command()(train)
 app.command("eval")(evaluate)
 app.command()(inspect)
 app.command()(simulate)
@@ -48,7 +50,7 @@ def main() -> None:
         _complain(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
-        _complain("Interrupted; the same command goes on with the finished blocks.")
+        _complain("Interrupted; the same command goes on from what is saved.")
         sys.exit(130)
 
 

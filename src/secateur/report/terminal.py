@@ -17,6 +17,7 @@ from secateur.inspection import Inspection
 from secateur.planning import Plan
 from secateur.report.document import LinearReport, Report
 from secateur.report.format import bytes_text, seconds_text
+from secateur.report.training import TrainingReport
 from secateur.structured.curve import SizeCurve
 from secateur.structured.report import ShrinkReport, SubBlockReport
 
@@ -62,10 +63,7 @@ def report_table(report: Report) -> RenderableType:
     summary.add_row(
         "time", f"{seconds_text(report.seconds['total'])} on {report.machine.cores} cores"
     )
-    memory = bytes_text(report.peak_memory_bytes)
-    if report.peak_device_memory_bytes is not None:
-        memory += f", {bytes_text(report.peak_device_memory_bytes)} on {report.machine.device}"
-    summary.add_row("peak memory", memory)
+    summary.add_row("peak memory", _memory_text(report))
     parts: list[RenderableType] = [table, Text(), summary, Text()]
     if max(sparsities) - min(sparsities) > _UNEVEN or _rows_differ(report):
         parts[2:2] = [_rates_table(report), Text()]
@@ -73,6 +71,13 @@ def report_table(report: Report) -> RenderableType:
         shown = notes[:8] + ([f"{len(notes) - 8} more in report.json"] if len(notes) > 8 else [])
         parts += [Text(f"· {note}", style="dim") for note in shown]
     return Group(*parts)
+
+
+def _memory_text(report: Report | TrainingReport) -> str:
+    text = bytes_text(report.peak_memory_bytes)
+    if report.peak_device_memory_bytes is not None:
+        text += f", {bytes_text(report.peak_device_memory_bytes)} on {report.machine.device}"
+    return text
 
 
 def _rows_differ(report: Report) -> bool:
@@ -154,6 +159,43 @@ def curve_table(curve: SizeCurve) -> RenderableType:
     return Group(table, Text())
 
 
+def training_table(report: TrainingReport) -> RenderableType:
+    """What training did: the curve, then the sums."""
+    curve = Table(box=None, header_style="dim", pad_edge=False)
+    for name in ("step", "text, nats", "KL, nats", "flips", "held out, nats"):
+        curve.add_column(name, justify="right")
+    for validation in report.validations:
+        step = int(validation["step"])
+        near = [entry for entry in report.curve if entry["step"] <= step][-1:]
+        flips = [entry["flip_rate"] for entry in near if "flip_rate" in entry]
+        curve.add_row(
+            str(step),
+            *(f"{entry['cross_entropy']:.3f}" for entry in near),
+            *(f"{entry['divergence']:.3f}" for entry in near),
+            *([] if near else ["", ""]),
+            f"{flips[0]:.2%}" if flips else "",
+            f"{validation['validation_loss']:.4f}",
+        )
+    summary = Table(box=None, show_header=False, pad_edge=False)
+    held_out, counted = report.validation, report.sparsity
+    dense = "" if held_out.dense is None else f", dense {held_out.dense:.4f}"
+    summary.add_row("held-out loss", f"{held_out.before:.4f} to {held_out.after:.4f}{dense}")
+    summary.add_row(
+        "sparsity", f"{counted.counted:.6f} counted ({counted.zeros:,} of {counted.weights:,})"
+    )
+    if report.low_rank is not None:
+        summary.add_row(
+            "low rank",
+            f"{report.low_rank.parameters:,} dense parameters more ({report.low_rank.share:.1%})",
+        )
+    summary.add_row("tokens", f"{report.tokens:,} in {report.steps:,} steps")
+    summary.add_row(
+        "time", f"{seconds_text(report.seconds['total'])} on {report.machine.cores} cores"
+    )
+    summary.add_row("peak memory", _memory_text(report))
+    return Group(curve, Text(), summary)
+
+
 def plan_table(plan: Plan) -> RenderableType:
     """Sparsity of every linear, then all together."""
     table = Table(box=None, header_style="dim", pad_edge=False)
@@ -200,7 +242,7 @@ def simulation_table(simulation: Simulation) -> RenderableType:
     """Cycles of every projection, then all together, by each formula."""
     array = simulation.accelerator
     line = (
-        f"one token, {array.width} x {array.height} multipliers, {_memory_text(array.memory)}\n"
+        f"one token, {array.width} x {array.height} multipliers, {_traffic_text(array.memory)}\n"
         "projections: mean cycles of a linear; all: the sum of all linears"
     )
     tables = (_cycles_table(simulation, formula) for formula in Formula)
@@ -233,7 +275,7 @@ def _cycles_row(summed: CycleSum, cycles: Cycles, divisor: int) -> Sequence[str]
     )
 
 
-def _memory_text(memory: Memory | None) -> str:
+def _traffic_text(memory: Memory | None) -> str:
     if memory is None:
         return "no memory traffic"
     return (

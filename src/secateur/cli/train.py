@@ -1,0 +1,107 @@
+"""``secateur train``."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from secateur.cli.options import Device, ForwardDtype, Model, Seed, TrustRemoteCode
+
+
+def train(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="New folder for the trained checkpoint.")
+    ],
+    data: Annotated[
+        list[str], typer.Option(help="Text file, folder of them, or hub data set; repeatable.")
+    ],
+    tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="n:m such as 2:4, or a sparsity. (default: 2:4)")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="ast, the paper's recipe; keep-mask, for a pruned checkpoint.")
+    ] = "ast",
+    teacher: Annotated[
+        str | None, typer.Option(help="The dense model to learn from. (default: MODEL, if dense)")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="At its highest. (default: 2e-4)")
+    ] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Tokens per step. (default: 131072)")
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens per window. (default: 1024)")] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="Ask the teacher once, before training, for so many likeliest tokens."),
+    ] = None,
+    low_rank: Annotated[
+        int | None,
+        typer.Option(help="Add dense low-rank products, one rank per so many columns."),
+    ] = None,
+    seed: Seed = None,
+    options: Annotated[
+        Path | None, typer.Option(help="YAML with more options; flags override its values.")
+    ] = None,
+    device: Device = None,
+    dtype: ForwardDtype = None,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start over in the folder of an earlier run.")
+    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Train a model to a pattern, with masks that adapt and the dense model as teacher."""
+    from secateur.cli.console import print_json, progress_bars, stderr, stdout
+    from secateur.progress import silent
+    from secateur.report.terminal import training_table
+    from secateur.training import Training
+    from secateur.training import train as run
+    from secateur.training.options import put_over, read_options
+
+    flags: dict[str, Any] = {
+        "tokens": tokens,
+        "pattern": pattern,
+        "batch_tokens": batch_tokens,
+        "length": length,
+        "seed": seed,
+        "device": device,
+        "dtype": None if dtype is None else dtype.value,
+        "optimiser": _given(learning_rate=learning_rate),
+        "distillation": _given(top_k=top_k),
+        "low_rank": _given(group=low_rank),
+    }
+    values = put_over(read_options(options) if options else {}, _given(**flags) or {})
+    # Of the processes that torchrun started, one speaks.
+    speaks = os.environ.get("RANK", "0") == "0"
+    with progress_bars() if speaks else nullcontext(silent) as progress:
+        result = run(
+            model,
+            Training.from_mapping(values, preset),
+            output,
+            data=data,
+            teacher=teacher,
+            restart=restart,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    if not speaks:
+        return
+    if as_json:
+        print_json(result.report.model_dump(mode="json"))
+        return
+    stdout.print(training_table(result.report))
+    for note in result.report.notes:
+        stderr.print(f"[yellow]note[/] {note}")
+    stdout.print(f"Saved to [bold]{output}[/]; every number is in {output / 'report.json'}.")
+
+
+def _given(**values: Any) -> dict[str, Any] | None:
+    """What the user named, or None if that is nothing."""
+    return {name: value for name, value in values.items() if value is not None} or None

@@ -1,0 +1,241 @@
+"""What a training run works on, checked before it starts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from secateur.architecture import BlockList, find_blocks
+from secateur.calibration.sources import HubDataset
+from secateur.checkpoint.locate import load_config, load_tokenizer, locate_checkpoint
+from secateur.checkpoint.reader import CheckpointReader
+from secateur.checkpoint.run import Run, fingerprint_files
+from secateur.checkpoint.skeleton import TensorMap, build_skeleton, map_tensors, positions_of
+from secateur.errors import SecateurError
+from secateur.progress import Progress
+from secateur.report.document import package_versions
+from secateur.training.options import Training
+from secateur.training.ranks import Ranks
+from secateur.training.start import check_model, pruned_masks
+from secateur.training.teacher import cache_bytes
+from secateur.training.text import TrainingText, find_texts, load_text
+from secateur.walk.precision import resolve_dtype
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint that can be trained.
+
+    Attributes:
+        name: as the user named it.
+        folder: where it is.
+        reader: its tensors.
+        tensors: which of them belongs where.
+        masks: by full linear name, if it was pruned by this package.
+    """
+
+    name: str
+    folder: Path
+    reader: CheckpointReader
+    tensors: TensorMap
+    masks: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run whose inputs have been checked.
+
+    Attributes:
+        model: to be trained.
+        teacher: name and folder of the dense model, or None.
+        options: what to do.
+        text: windows of tokens.
+        run: the output folder.
+        device: where to compute.
+        dtype: of forward passes.
+        trust_remote_code: let the checkpoint's own Python code run.
+        ranks: the processes of the run.
+    """
+
+    model: Model
+    teacher: tuple[str, Path] | None
+    options: Training
+    text: TrainingText
+    run: Run
+    device: torch.device
+    dtype: torch.dtype
+    trust_remote_code: bool
+    ranks: Ranks
+
+    @property
+    def work(self) -> Path:
+        """Where the run keeps what it needs to go on."""
+        return work_folder(self.run.output)
+
+    def load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+        """Read a whole model onto the device."""
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map=str(self.device),
+            trust_remote_code=self.trust_remote_code,
+        )
+        model.eval()
+        model.requires_grad_(False)
+        return model
+
+
+def work_folder(output: Path) -> Path:
+    """Where a training run keeps its text, state, log and cached targets."""
+    return output / "secateur" / "training"
+
+
+def prepare(
+    name: str | Path,
+    options: Training,
+    output: Path,
+    *,
+    data: Sequence[str],
+    teacher: str | Path | None,
+    restart: bool,
+    trust_remote_code: bool,
+    progress: Progress,
+    device: torch.device,
+    ranks: Ranks,
+) -> Job:
+    """Check everything that can be checked before work starts; arguments as for ``train``."""
+    dtype = resolve_dtype(options.dtype, device)
+    model = _find_model(name, options, trust_remote_code)
+    if output.resolve() == model.folder.resolve():
+        raise SecateurError(f"The output folder {output} is the model itself; name another.")
+    ranks.share(options.step_windows)
+    named = _find_teacher(model, options, teacher, trust_remote_code)
+    sources = find_texts(data)
+    # Too little text must show before the folder is taken.
+    path = work_folder(output) / "text.safetensors"
+    text = None
+    if restart or not path.is_file():
+        text = load_text(
+            sources,
+            load_tokenizer(model.folder, trust_remote_code=trust_remote_code),
+            windows=options.steps * options.step_windows,
+            held_out=options.validation_windows,
+            length=options.length,
+            seed=options.seed,
+            progress=progress,
+        )
+    run = Run.open(
+        output,
+        {
+            "model": _fingerprint(model.folder),
+            "teacher": None if named is None else _fingerprint(named[1]),
+            "options": _deciding_options(options),
+            "text": [_identity(source) for source in sources],
+            "forward": f"{dtype} on {device.type}",
+            "versions": package_versions(),
+        },
+        restart=restart,
+    )
+    if text is not None:
+        run.record_calibration({"tokens": text.train_WL.numel(), "parts": text.parts})
+        text.write(path)
+    job = Job(
+        model, named, options, TrainingText.read(path), run, device, dtype, trust_remote_code, ranks
+    )
+    if not run.complete:
+        _check_space(job)
+    return job
+
+
+def _find_model(name: str | Path, options: Training, trust_remote_code: bool) -> Model:
+    folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
+    reader = CheckpointReader(folder)
+    blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
+    check_model(blocks, options)
+    _check_length(options, blocks)
+    tensors = map_tensors(blocks, reader)
+    if isinstance(tensors, str):
+        raise SecateurError(f"{folder} cannot be trained: {tensors}; choose another model.")
+    return Model(str(name), folder, reader, tensors, pruned_masks(folder, blocks))
+
+
+def _find_teacher(
+    model: Model, options: Training, teacher: str | Path | None, trust_remote_code: bool
+) -> tuple[str, Path] | None:
+    if options.distillation.weight == 0:
+        return None
+    if teacher is None:
+        if model.masks or options.keeps_mask:
+            raise SecateurError(
+                f"{model.folder} is pruned, and a teacher should not be; name the dense model with "
+                "--teacher, or train on the text alone with a distillation weight of 0."
+            )
+        return model.name, model.folder
+    folder = locate_checkpoint(teacher, trust_remote_code=trust_remote_code)
+    _check_vocabularies(model.folder, folder, trust_remote_code)
+    return str(teacher), folder
+
+
+def _identity(source: Path | HubDataset) -> str:
+    return fingerprint_files([source]) if isinstance(source, Path) else source.label("train")
+
+
+def _fingerprint(folder: Path) -> str:
+    files = sorted(set(CheckpointReader(folder).files.values()))
+    return fingerprint_files([folder / "config.json", *(folder / file for file in files)])
+
+
+def _deciding_options(options: Training) -> dict[str, Any]:
+    """The options that change the bytes of the result; resolved ones are recorded apart."""
+    values = options.model_dump(mode="json")
+    for name in ("device", "dtype", "checkpoint_minutes"):
+        values.pop(name)
+    return values
+
+
+def _check_length(options: Training, blocks: BlockList) -> None:
+    positions = positions_of(blocks.model.config)
+    if positions is not None and options.length > positions:
+        raise SecateurError(
+            f"Training windows of {options.length} tokens are longer than the model's {positions} "
+            f"positions; give --length {positions} or less."
+        )
+
+
+def _check_vocabularies(student: Path, teacher: Path, trust_remote_code: bool) -> None:
+    found = [
+        (
+            load_config(folder, trust_remote_code=trust_remote_code).get_text_config().vocab_size,
+            load_tokenizer(folder, trust_remote_code=trust_remote_code).get_vocab(),
+        )
+        for folder in (student, teacher)
+    ]
+    if found[0] != found[1]:
+        raise SecateurError(
+            f"The teacher {teacher} has another vocabulary than {student}; name the dense model "
+            "that it was made from."
+        )
+
+
+def _check_space(job: Job) -> None:
+    """Find out now, not hours later, that states and checkpoint will not fit on the disk."""
+    options, reader = job.options, job.model.reader
+    weights = sum(torch.Size(shape).numel() for shape in reader.shapes.values())
+    # Weights and two moments in fp32, and a new state is whole before the old one goes.
+    need = 2 * 12 * weights + reader.bytes_of(reader.files)
+    if options.distillation.top_k is not None and job.teacher is not None:
+        need += cache_bytes(len(job.text.train_WL), options.length, options.distillation.top_k)
+    need -= sum(path.stat().st_size for path in job.work.glob("*.safetensors"))
+    have = shutil.disk_usage(job.run.output).free
+    if have < need:
+        raise SecateurError(
+            f"Training needs {need / 1e9:.1f} GB and the disk of {job.run.output} has "
+            f"{have / 1e9:.1f} GB free; free some space or choose another disk."
+        )

@@ -1,0 +1,120 @@
+"""Linears that run with a mask while all their weights are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from secateur.architecture import Linear
+from secateur.training.low_rank import LowRank
+from secateur.training.masks import RowBudget, as_factor
+
+
+class _Masked(torch.autograd.Function):
+    """w∘mask in the dtype of products; its gradient goes to all of w, or to what is kept."""
+
+    @staticmethod
+    def forward(
+        context: Any, weight: Tensor, mask: Tensor, dtype: torch.dtype, through: bool
+    ) -> Tensor:
+        if not through:
+            context.save_for_backward(mask)
+        return weight.to(dtype) * as_factor(mask, dtype)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        for mask in context.saved_tensors:
+            gradient = gradient * as_factor(mask, gradient.dtype)
+        return gradient, None, None, None
+
+
+def masked_weight(
+    weight: Tensor, mask: Tensor, dtype: torch.dtype, *, straight_through: bool = True
+) -> Tensor:
+    """Return weight∘mask.
+
+    Args:
+        weight: fp32, trainable.
+        mask: bool of the same shape, True = kept.
+        dtype: of the result.
+        straight_through: the gradient with respect to the result is handed to every weight, the
+            removed ones included, so that they may come back (AST, eq. 3); otherwise to the kept
+            ones alone, which is the true gradient.
+    """
+    masked: Tensor = _Masked.apply(weight, mask, dtype, straight_through)  # type: ignore[no-untyped-call]
+    return masked
+
+
+class MaskedLinear:
+    """One linear, its mask, and perhaps a low-rank product beside it.
+
+    Attributes:
+        name: full name in the model.
+        linear: where it is.
+        rows: what each row keeps.
+        mask: bool in the layout of the module's weight, which may be (in, out); True = kept.
+        frozen: the mask stays, and removed weights are zero and get no gradient.
+        low_rank: added to the output, or None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        linear: Linear,
+        rows: RowBudget,
+        mask_OI: Tensor,
+        low_rank: LowRank | None = None,
+    ) -> None:
+        self.name = name
+        self.linear = linear
+        self.rows = rows
+        self.mask = (mask_OI.T if linear.transposed else mask_OI).contiguous()
+        self.frozen = False
+        self.low_rank = low_rank
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter, removed weights included."""
+        return self.linear.module.get_parameter("weight")
+
+    @property
+    def mask_OI(self) -> Tensor:
+        """The mask as (out, in), a view."""
+        return self.mask.T if self.linear.transposed else self.mask
+
+    def replace_mask(self, mask_OI: Tensor) -> None:
+        """Take another mask."""
+        self.mask.copy_(mask_OI.T if self.linear.transposed else mask_OI)
+
+    @torch.no_grad()
+    def remove(self) -> None:
+        """Set the removed weights to zero."""
+        self.weight.mul_(as_factor(self.mask, self.weight.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the module returns in place of its own forward."""
+        kind = x.device.type
+        dtype = (
+            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight.dtype
+        )
+        weight = masked_weight(self.weight, self.mask, dtype, straight_through=not self.frozen)
+        bias = self.linear.module._parameters.get("bias")
+        y = functional.linear(x, weight.T if self.linear.transposed else weight, bias)
+        return y if self.low_rank is None else y + self.low_rank(x)
+
+
+@contextmanager
+def masked_forward(linears: Sequence[MaskedLinear]) -> Iterator[None]:
+    """Within the context the modules run with their masks."""
+    for each in linears:
+        each.linear.module.forward = each.forward
+    try:
+        yield
+    finally:
+        for each in linears:
+            del each.linear.module.forward

@@ -1,0 +1,94 @@
+"""Which weights take part in the forward pass, chosen anew while they are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from secateur.pattern import NM, Budget, Pattern, check_mask, select
+
+
+@dataclass(frozen=True)
+class RowBudget:
+    """What every row of a linear keeps, whatever its mask becomes.
+
+    Rows never trade zeros, so that a matrix may be split between processes by rows.
+
+    Attributes:
+        budget: pattern and zeros of the linear.
+        row_zeros: zeros of each row; None for n:m, whose groups say it all.
+    """
+
+    budget: Budget
+    row_zeros: tuple[int, ...] | None
+
+    @classmethod
+    def even(cls, pattern: Pattern, rows: int, zeros: int) -> RowBudget:
+        """Zeros of a linear spread over its rows; those of rows differ by one at most."""
+        budget = Budget(pattern, (rows,), (zeros,))
+        if isinstance(pattern, NM):
+            return cls(budget, None)
+        bounds = [row * zeros // rows for row in range(rows + 1)]
+        return cls(budget, tuple(after - before for before, after in pairwise(bounds)))
+
+    @classmethod
+    def of_mask(cls, pattern: Pattern, mask_OI: Tensor) -> RowBudget:
+        """As many zeros in every row as the mask has.
+
+        Raises:
+            SecateurError: the mask has not the pattern.
+        """
+        counts = tuple((~mask_OI).sum(1).tolist())
+        budget = Budget(pattern, (len(counts),), (sum(counts),))
+        check_mask(mask_OI, budget)
+        return cls(budget, None if isinstance(pattern, NM) else counts)
+
+
+def choose_mask(
+    score_OI: Tensor, rows: RowBudget, kept_OI: Tensor | None = None, hysteresis: float = 0.0
+) -> Tensor:
+    """Keep the highest scores of each group or row.
+
+    Args:
+        score_OI: not negative.
+        rows: what each row keeps.
+        kept_OI: the mask so far.
+        hysteresis: a removed weight comes back only if its score is higher than that of the
+            weight it replaces by this share of it.
+
+    Returns:
+        mask_OI: bool, True = kept.
+
+    Raises:
+        SecateurError: a score is NaN.
+    """
+    if kept_OI is not None and hysteresis > 0:
+        score_OI = score_OI * (1 + hysteresis * as_factor(kept_OI, score_OI.dtype))
+    return select(score_OI, rows.budget, row_zeros=rows.row_zeros)
+
+
+def magnitude(weight: Tensor) -> Tensor:
+    """|w|, the paper's score."""
+    return weight.abs()
+
+
+def sensitivity(weight: Tensor, second_moment: Tensor) -> Tensor:
+    """|w| · √v with Adam's second moment v of the gradient, a running diagonal Fisher matrix.
+
+    The square of it is, up to a factor, what the loss is expected to gain by removing w; ELSA
+    (arXiv 2510.01650) projects by it.
+    """
+    return weight.abs().mul_(second_moment.sqrt())
+
+
+def as_factor(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 where True, 0 elsewhere; converting from bytes is several times faster than from bools."""
+    return mask.view(torch.uint8).to(dtype)
+
+
+def flips(before: Tensor, after: Tensor) -> Tensor:
+    """How many entries of two masks differ, a number on their device."""
+    return torch.count_nonzero(before ^ after)

@@ -1,0 +1,218 @@
+"""What the user may say about training, and the presets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from secateur.errors import SecateurError
+from secateur.pattern import NM
+from secateur.recipe import PatternText
+from secateur.training.optimiser import DecayPlace, SecondMoment
+from secateur.walk.precision import DtypeName
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class MaskOptions(_Options):
+    """How masks move."""
+
+    score: Literal["magnitude", "sensitivity"] = Field(
+        "magnitude", description="|w|, or |w| times the root of the gradient's second moment"
+    )
+    refresh_steps: int = Field(10, ge=1, description="steps between two choices of the mask")
+    hysteresis: float = Field(
+        0.0, ge=0, description="a weight comes back if its score is higher by this share"
+    )
+    frozen_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="last share of the steps, in which the mask stays; 1 keeps the mask of a "
+        "pruned checkpoint, whatever its pattern",
+    )
+
+
+class DecayOptions(_Options):
+    """How removed weights are drawn to zero."""
+
+    strength: float = Field(1e-4, ge=0, description="λ at its highest")
+    ramp_share: float = Field(0.25, ge=0, le=1, description="share of the steps in which λ rises")
+    place: DecayPlace = Field("inside", description="of Adam's normalisation, or outside it")
+
+
+class DistillationOptions(_Options):
+    """How the dense model takes part."""
+
+    weight: float = Field(0.67, ge=0, le=1, description="of the divergence; the text gets the rest")
+    temperature: float = Field(2.0, gt=0, description="of both models' probabilities")
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        description="compute so many of the teacher's likeliest tokens before training and let "
+        "the teacher leave memory; all of them at every step if null",
+    )
+
+
+class LowRankOptions(_Options):
+    """SLoRB: dense low-rank products beside the sparse linears."""
+
+    group: int = Field(16, ge=1, description="input columns per rank")
+    train_projection: bool = Field(True, description="train the sums of groups as well")
+
+
+class OptimiserOptions(_Options):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(2e-4, gt=0, description="at its highest")
+    warm_up: float = Field(0.05, ge=0, lt=1, description="share of the steps that rise")
+    tail: float = Field(0.05, ge=0, lt=1, description="share of the steps that fall to zero")
+    floor: float = Field(0.1, ge=0, le=1, description="share of the rate where the cosine ends")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="of the two running means")
+    epsilon: float = Field(1e-8, gt=0, description="added to the root")
+    weight_decay: float = Field(0.1, ge=0, description="of all matrices, decoupled")
+    second_moment: SecondMoment = Field(
+        "update", description="squares of the update, decay included, or of the gradient"
+    )
+    clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
+
+
+class Training(_Options):
+    """Everything that decides the result of a run, apart from model, teacher and text."""
+
+    pattern: PatternText = Field(NM(2, 4), description="n:m, or a sparsity such as 0.5")
+    tokens: int = Field(description="to train on, at most once each")
+    length: int = Field(1024, ge=2, description="tokens per window")
+    batch_tokens: int = Field(131_072, ge=2, description="tokens per step")
+    micro_batch_tokens: int = Field(
+        4096, ge=2, description="tokens in one forward pass, at least a window"
+    )
+    seed: int = Field(0, ge=0, description="decides the order of the text")
+    train: Literal["all", "vectors"] = Field(
+        "all",
+        description="all parameters; or norm gains and biases alone, where the mask is kept",
+    )
+    masks: MaskOptions = Field(default_factory=MaskOptions)
+    decay: DecayOptions = Field(default_factory=DecayOptions)
+    distillation: DistillationOptions = Field(default_factory=DistillationOptions)
+    low_rank: LowRankOptions | None = Field(None, description="SLoRB; null for a strict pattern")
+    optimiser: OptimiserOptions = Field(default_factory=OptimiserOptions)
+    validation_windows: int = Field(32, ge=1, description="windows that are not trained on")
+    validations: int = Field(10, ge=1, description="how often they are looked at")
+    checkpoint_minutes: float = Field(
+        10.0, ge=0, description="between two states from which a killed run goes on"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: DtypeName = Field("auto", description="dtype of forward passes")
+
+    @model_validator(mode="after")
+    def _batches_hold_windows(self) -> Training:
+        if self.batch_tokens < self.length:
+            raise ValueError(
+                f"a step of {self.batch_tokens} tokens holds no window of {self.length}"
+            )
+        if self.steps < 1:
+            raise ValueError(f"{self.tokens} tokens are less than one step of {self.step_tokens}")
+        return self
+
+    @model_validator(mode="after")
+    def _masks_have_weights_to_follow(self) -> Training:
+        if self.train == "vectors" and not self.keeps_mask:
+            raise ValueError(
+                "train: vectors leaves the weights as they are, and masks nothing to follow; use "
+                "the preset keep-mask, or train: all"
+            )
+        return self
+
+    @property
+    def step_windows(self) -> int:
+        """Windows in a step."""
+        return self.batch_tokens // self.length
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens in a step."""
+        return self.step_windows * self.length
+
+    @property
+    def micro_batch_windows(self) -> int:
+        """Windows in one forward pass."""
+        return max(1, self.micro_batch_tokens // self.length)
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return self.tokens // self.step_tokens
+
+    @property
+    def keeps_mask(self) -> bool:
+        """The mask is frozen from the first step on."""
+        return self.masks.frozen_share == 1
+
+    @property
+    def frozen_from(self) -> int:
+        """The step from which on the masks stay."""
+        return round((1 - self.masks.frozen_share) * self.steps)
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any], preset: str = "ast") -> Training:
+        """A preset with values, nested ones too, put over it.
+
+        Raises:
+            SecateurError: there is no such preset, key or value.
+        """
+        if preset not in PRESETS:
+            raise SecateurError(f"There is no preset {preset}; presets are {', '.join(PRESETS)}.")
+        try:
+            return cls.model_validate(put_over(PRESETS[preset], values))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(map(str, problem["loc"])) or "content"
+            message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+            raise SecateurError(f"The training option {place} is not valid: {message}.") from error
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """Read options from a YAML file.
+
+    Raises:
+        SecateurError: the file is missing or no YAML mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SecateurError(
+            f"The options {path} cannot be read ({error}); check the file."
+        ) from error
+    if not isinstance(values, dict):
+        raise SecateurError(f"The options {path} must be a YAML mapping such as 'tokens: 1000000'.")
+    return values
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Every default is that of the GPT-2 recipe of AST.
+    "ast": {},
+    # The mask of a pruned checkpoint stays, so nothing is left to decay.
+    "keep-mask": {
+        "masks": {"frozen_share": 1.0},
+        "optimiser": {"second_moment": "gradient"},
+        "decay": {"strength": 0.0, "place": "outside"},
+    },
+}
+"""Values put over the defaults, by name."""
+
+
+def put_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with ``values``, nested ones too, in place of its own."""
+    merged = dict(base)
+    for key, value in values.items():
+        inner = merged.get(key)
+        if isinstance(inner, dict) and isinstance(value, dict):
+            value = put_over(inner, value)
+        merged[key] = value
+    return merged

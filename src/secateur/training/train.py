@@ -1,0 +1,280 @@
+"""Train a model: from names and options to a checkpoint and a report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from secateur.architecture import find_blocks
+from secateur.checkpoint.files import write_json
+from secateur.checkpoint.store import check_finite
+from secateur.errors import SecateurError
+from secateur.evaluation.scores import score_windows
+from secateur.inspection import inspect
+from secateur.progress import Progress, silent
+from secateur.report.document import (
+    SparsityReport,
+    describe_machine,
+    peak_device_memory,
+    peak_memory,
+)
+from secateur.report.training import LowRankReport, TrainingReport, ValidationReport
+from secateur.training.job import Job, prepare
+from secateur.training.log import Log
+from secateur.training.options import Training
+from secateur.training.ranks import joined
+from secateur.training.saving import ADAPTER, file_names, round_to_stored, save
+from secateur.training.start import count_zeros, masked_linears
+from secateur.training.state import read_state, write_state
+from secateur.training.teacher import CachedTeacher, ResidentTeacher, Teacher
+from secateur.training.trainer import Trainer
+from secateur.walk.precision import resolve_device
+from secateur.walk.pruned import Stopwatch
+
+# Figures wait on the device for so many steps, so that steps do not wait for figures.
+_FETCH_STEPS = 10
+_CURVE_POINTS = 100
+# With fewer steps than this the published shares of the schedule mean little.
+_FEW_STEPS = 200
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What ``train`` returns.
+
+    Attributes:
+        report: what was done and what it cost.
+        output: the checkpoint folder.
+    """
+
+    report: TrainingReport
+    output: Path
+
+
+def train(
+    model: str | Path,
+    options: Training,
+    output: str | Path,
+    *,
+    data: Sequence[str],
+    teacher: str | Path | None = None,
+    restart: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> TrainResult:
+    """Train a model whose linears are masked; the zeros of the saved checkpoint are exact.
+
+    Args:
+        model: checkpoint folder, hub id or GGUF file; dense, or pruned by this package, whose
+            masks it then starts from.
+        options: what to do.
+        output: a new or empty folder, or that of an interrupted run to go on with.
+        data: text files, folders of them, hub data sets.
+        teacher: the dense model to learn from; ``model`` itself if None and that is dense.
+        restart: start over in the folder of an earlier run.
+        trust_remote_code: let the checkpoint's own Python code run.
+        progress: called with (phase, done, total).
+
+    Raises:
+        SecateurError: anything the user can mend, before work starts where that is possible; or a
+            loss that is not finite, with the last good state kept.
+    """
+    target = Path(output).expanduser()
+    with joined(resolve_device(options.device)) as (ranks, device):
+        # The first process takes the folder; the others find it as it was left.
+        for mine in ranks.in_turn():
+            if mine:
+                job = prepare(
+                    model,
+                    options,
+                    target,
+                    data=data,
+                    teacher=teacher,
+                    restart=restart and ranks.first,
+                    trust_remote_code=trust_remote_code,
+                    progress=progress,
+                    device=device,
+                    ranks=ranks,
+                )
+        if not job.run.complete:
+            _execute(job, progress)
+        ranks.wait()
+    saved = (target / "report.json").read_text(encoding="utf-8")
+    return TrainResult(TrainingReport.model_validate_json(saved), target)
+
+
+def _execute(job: Job, progress: Progress) -> None:
+    """Train; the first process then writes checkpoint and report."""
+    if job.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(job.device)
+    seconds: dict[str, float] = {}
+    watch = Stopwatch(seconds, job.device)
+    model = job.load(job.model.folder, torch.float32)
+    blocks = find_blocks(model)
+    for index, block in enumerate(blocks):
+        check_finite(block.state_dict(), blocks.name(index))
+    linears = masked_linears(blocks, job.model.masks, job.options)
+    watch.lap("start")
+    teacher, dense_loss = _teacher(job, progress)
+    watch.lap("teacher")
+
+    trainer = Trainer(model, linears, teacher, job.text.train_WL, job.options, job.dtype, job.ranks)
+    state = job.work / "state.safetensors"
+    if state.is_file():
+        read_state(state, trainer.parameters, trainer.linears, trainer.optimiser)
+    resumed = trainer.done
+    if not job.ranks.first:
+        _follow(trainer, job.options.steps)
+        return
+    log = _lead(job, trainer, state, progress)
+    watch.lap("steps")
+
+    trainer.remove()
+    reader, tensors = job.model.reader, job.model.tensors
+    names = file_names(blocks, reader, tensors)
+    round_to_stored(blocks, reader, names)
+    after = trainer.validation_loss(job.text.held_out_WL)
+    save(blocks, reader, tensors, names, linears, job.run.output)
+    sparsity = _count_zeros(job, count_zeros(linears))
+    watch.lap("checkpoint")
+    validations = log.with_key("validation_loss")
+    report = TrainingReport(
+        model=job.model.name,
+        teacher=None if job.teacher is None else job.teacher[0],
+        options=job.options.model_dump(mode="json"),
+        text=job.run.calibration,
+        forward_dtype=str(job.dtype).removeprefix("torch."),
+        sparsity=sparsity,
+        low_rank=_low_rank(trainer),
+        steps=trainer.done,
+        tokens=trainer.done * job.options.step_tokens,
+        validation=ValidationReport(
+            windows=len(job.text.held_out_WL),
+            length=job.options.length,
+            dense=dense_loss,
+            before=validations[0]["validation_loss"],
+            after=after,
+        ),
+        curve=_curve(log),
+        validations=[dict(entry) for entry in validations],
+        seconds={phase: round(value, 3) for phase, value in seconds.items()}
+        | {"total": round(sum(seconds.values()), 3)},
+        resumed_steps=resumed,
+        peak_memory_bytes=peak_memory(),
+        peak_device_memory_bytes=peak_device_memory(job.device),
+        machine=describe_machine(job.device),
+        notes=_notes(job.options),
+    )
+    write_json(job.run.output / "report.json", report.model_dump(mode="json"))
+    job.run.record_complete()
+    # Only an unfinished run needs them, and they are larger than the model.
+    for left in [state, *job.work.glob("targets-*.safetensors")]:
+        left.unlink(missing_ok=True)
+
+
+def _teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None]:
+    """The teacher and its held-out loss; a cached one has left memory."""
+    if job.teacher is None:
+        return None, None
+    options, text = job.options.distillation, job.text
+    dense = job.load(job.teacher[1], job.dtype)
+    loss = None
+    if job.ranks.first:
+        loss = float(score_windows(dense, text.held_out_WL.long(), dtype=job.dtype).loss_W.mean())
+    if options.top_k is None:
+        return ResidentTeacher(dense, text.train_WL[:1], options.temperature), loss
+    teacher = CachedTeacher.make(
+        job.work,
+        dense,
+        text.train_WL,
+        temperature=options.temperature,
+        count=options.top_k,
+        batch=job.options.micro_batch_windows,
+        dtype=job.dtype,
+        progress=progress,
+        ranks=job.ranks,
+    )
+    return teacher, loss
+
+
+def _follow(trainer: Trainer, steps: int) -> None:
+    """Do all steps in a process that writes nothing."""
+    while trainer.done < steps:
+        trainer.step()
+        if trainer.done % _FETCH_STEPS == 0:
+            trainer.figures()
+
+
+def _lead(job: Job, trainer: Trainer, state: Path, progress: Progress) -> Log:
+    """Do all steps, validate, and write log and state."""
+    options, resumed = job.options, trainer.done
+    log = Log(job.work / "log.jsonl", resumed)
+    if resumed == 0:
+        log.add({"step": 0, "validation_loss": trainer.validation_loss(job.text.held_out_WL)})
+    every = max(1, options.steps // options.validations)
+    saved = began = time.monotonic()
+    progress("Training", resumed, options.steps)
+    while trainer.done < options.steps:
+        trainer.step()
+        validate = trainer.done % every == 0 or trainer.done == options.steps
+        save_state = time.monotonic() - saved >= 60 * options.checkpoint_minutes
+        if validate or save_state or trainer.done % _FETCH_STEPS == 0:
+            tokens = (trainer.done - resumed) * options.step_tokens
+            _write_figures(trainer, log, tokens / (time.monotonic() - began))
+        if validate:
+            loss = trainer.validation_loss(job.text.held_out_WL)
+            log.add({"step": trainer.done, "validation_loss": loss})
+        if save_state:
+            write_state(state, trainer.parameters, trainer.linears, trainer.optimiser)
+            saved = time.monotonic()
+        progress("Training", trainer.done, options.steps)
+    return log
+
+
+def _write_figures(trainer: Trainer, log: Log, tokens_per_second: float) -> None:
+    for figures in trainer.figures():
+        log.add({**asdict(figures), "tokens_per_second": round(tokens_per_second, 1)})
+
+
+def _curve(log: Log) -> list[dict[str, float]]:
+    steps = log.with_key("cross_entropy")
+    stride = max(1, -(-len(steps) // _CURVE_POINTS))
+    return [dict(entry) for entry in steps[::-1][::stride][::-1]]
+
+
+def _count_zeros(job: Job, planned: int) -> SparsityReport:
+    """Count zeros in the files and hold them against the masks."""
+    counted = inspect(job.run.output, trust_remote_code=job.trust_remote_code)
+    if counted.zeros < planned:
+        raise SecateurError(
+            f"The saved files hold {counted.zeros} zeros where the masks have {planned}; please "
+            "report the model and the options."
+        )
+    return SparsityReport(
+        target=planned / counted.weights,
+        zeros=counted.zeros,
+        weights=counted.weights,
+        counted=counted.sparsity,
+    )
+
+
+def _low_rank(trainer: Trainer) -> LowRankReport | None:
+    boosts = [each.low_rank for each in trainer.linears if each.low_rank is not None]
+    if not boosts:
+        return None
+    parameters = sum(p.numel() for boost in boosts for p in boost.parameters())
+    weights = sum(each.mask.numel() for each in trainer.linears)
+    return LowRankReport(folder=ADAPTER, parameters=parameters, share=parameters / weights)
+
+
+def _notes(options: Training) -> list[str]:
+    if options.steps >= _FEW_STEPS or options.keeps_mask:
+        return []
+    return [
+        f"{options.tokens:,} tokens are {options.steps} steps of {options.step_tokens:,}; smaller "
+        "steps (batch_tokens) let masks and schedule do more."
+    ]

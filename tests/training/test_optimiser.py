@@ -1,0 +1,133 @@
+"""The optimiser against scalar arithmetic, and what it must leave alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.training.optimiser import MaskedAdamW, SecondMoment
+
+BETAS, EPSILON = (0.9, 0.95), 1e-8
+
+
+def optimiser(
+    weight: torch.Tensor, mask: torch.Tensor, **options: object
+) -> tuple[nn.Parameter, MaskedAdamW]:
+    parameter = nn.Parameter(weight.clone())
+    made = MaskedAdamW({"w": parameter}, {"w": mask}, **{"weight_decay": 0.0, **options})  # type: ignore[arg-type]
+    return parameter, made
+
+
+def rolled_out(
+    w: float, kept: bool, gradients: list[float], second: str, *, rate: float, decay: float
+) -> float:
+    """Section 2.3 of the method, number by number."""
+    m = v = 0.0
+    for step, g in enumerate(gradients, start=1):
+        w *= 1 - rate * 0.1
+        m = BETAS[0] * m + (1 - BETAS[0]) * g
+        u = m + (0.0 if kept else decay * w)
+        v = BETAS[1] * v + (1 - BETAS[1]) * (u * u if second == "update" else g * g)
+        w -= rate / (1 - BETAS[0] ** step) * u / (math.sqrt(v / (1 - BETAS[1] ** step)) + EPSILON)
+    return w
+
+
+@pytest.mark.parametrize("second_moment", ["update", "gradient"])
+def test_five_steps_match_scalar_arithmetic(second_moment: SecondMoment) -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(3, 4).double(), torch.randn(5, 3, 4).double()
+    mask = torch.rand(3, 4) > 0.5
+    weight, made = optimiser(start, mask, weight_decay=0.1, second_moment=second_moment)
+    for gradient in gradients:
+        weight.grad = gradient
+        made.step(1e-2, decay=0.5)
+    for row in range(3):
+        for column in range(4):
+            expected = rolled_out(
+                float(start[row, column]),
+                bool(mask[row, column]),
+                gradients[:, row, column].tolist(),
+                second_moment,
+                rate=1e-2,
+                decay=0.5,
+            )
+            assert float(weight.data[row, column]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_first_step_is_ten_times_that_of_adam() -> None:
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    weight, made = optimiser(torch.zeros(2, 4), mask)
+    weight.grad = torch.full((2, 4), 0.3)
+    made.step(1e-3, decay=0.0)
+    torch.testing.assert_close(weight.data, torch.full((2, 4), -1e-2))
+
+
+@pytest.mark.parametrize("place", ["inside", "outside"])
+def test_without_decay_it_is_adamw(place: str) -> None:
+    torch.manual_seed(1)
+    start, mask = torch.randn(300, 300), torch.rand(300, 300) > 0.5
+    weight, made = optimiser(
+        start, mask, weight_decay=0.1, second_moment="gradient", decay_place=place
+    )
+    other = nn.Parameter(start.clone())
+    reference = torch.optim.AdamW([other], lr=1e-2, betas=BETAS, eps=EPSILON, weight_decay=0.1)
+    for _ in range(5):
+        weight.grad = torch.randn(300, 300)
+        other.grad = weight.grad.clone()
+        made.step(1e-2, decay=0.0)
+        reference.step()
+    torch.testing.assert_close(weight.data, other.data)
+
+
+@pytest.mark.parametrize("place", ["inside", "outside"])
+def test_decay_shrinks_what_is_removed_and_nothing_else(place: str) -> None:
+    # The released code complements an integer mask bitwise, which makes kept weights grow.
+    torch.manual_seed(2)
+    start, mask = torch.randn(8, 16), torch.rand(8, 16) > 0.5
+    weight, made = optimiser(start, mask, decay_place=place)
+    before = start
+    for _ in range(5):
+        weight.grad = torch.zeros(8, 16)
+        made.step(1e-3, decay=0.1)
+        assert torch.equal(weight.data[mask], start[mask])
+        assert bool((weight.data.abs() < before.abs())[~mask].all())
+        assert torch.equal(weight.data.sign(), start.sign())
+        before = weight.data.clone()
+
+
+def test_decay_outside_means_the_same_whatever_the_gradient() -> None:
+    start, mask = torch.randn(4, 8), torch.rand(4, 8) > 0.5
+    weight, made = optimiser(start, mask, decay_place="outside")
+    plain, other = optimiser(start, mask, decay_place="outside")
+    weight.grad = plain.grad = torch.randn(4, 8)
+    made.step(1e-2, decay=5.0)
+    other.step(1e-2, decay=0.0)
+    torch.testing.assert_close(weight.data, plain.data * torch.where(mask, 1.0, 0.95))
+
+
+@pytest.mark.parametrize("place", ["inside", "outside"])
+def test_removed_weights_that_are_forgotten_stay_zero(place: str) -> None:
+    torch.manual_seed(3)
+    mask = torch.rand(8, 16) > 0.5
+    weight, made = optimiser(torch.randn(8, 16), mask, decay_place=place, weight_decay=0.1)
+    for step in range(6):
+        weight.grad = torch.randn(8, 16)
+        if step == 3:
+            weight.data.mul_(mask)
+            made.forget_removed()
+        if step >= 3:
+            weight.grad.mul_(mask)
+        made.step(1e-2, decay=0.1)
+    assert torch.equal(weight != 0, mask)
+
+
+def test_vectors_are_not_decayed() -> None:
+    gain, matrix = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4, 4))
+    made = MaskedAdamW({"gain": gain, "matrix": matrix}, {}, weight_decay=0.5)
+    gain.grad, matrix.grad = torch.zeros(4), torch.zeros(4, 4)
+    made.step(0.1, decay=0.0)
+    assert torch.equal(gain.data, torch.ones(4))
+    torch.testing.assert_close(matrix.data, torch.full((4, 4), 0.95))

@@ -1,0 +1,135 @@
+"""Steps: gradients whatever the batches, masks at their time, zeros that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from secateur.architecture import find_blocks
+from secateur.errors import SecateurError
+from secateur.training.options import Training
+from secateur.training.start import masked_linears, named_linears
+from secateur.training.teacher import ResidentTeacher
+from secateur.training.trainer import Trainer
+
+Make = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make(checkpoints: Callable[..., Path]) -> Make:
+    def trainer(
+        family: str = "llama",
+        dtype: torch.dtype = torch.float32,
+        pruned: bool = False,
+        **values: Any,
+    ) -> Trainer:
+        options = Training.from_mapping(
+            {
+                "tokens": 6 * 64,
+                "length": 16,
+                "batch_tokens": 64,
+                "optimiser": {"learning_rate": 1e-2},
+                "masks": {"refresh_steps": 2},
+                **values,
+            }
+        )
+        folder = checkpoints(family)
+        generator = torch.Generator().manual_seed(0)
+        windows_WL = torch.randint(4, 260, (24, 16), generator=generator, dtype=torch.int32)
+        dense, model = (AutoModelForCausalLM.from_pretrained(folder).eval() for _ in range(2))
+        blocks = find_blocks(model)
+        if pruned:
+            for linear in named_linears(blocks).values():
+                linear.weight_OI.unflatten(1, (-1, 4))[:, :, 1:3] = 0
+        teacher = ResidentTeacher(dense, windows_WL, options.distillation.temperature)
+        linears = masked_linears(blocks, {}, options)
+        return Trainer(model, linears, teacher, windows_WL, options, dtype)
+
+    return trainer
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.data.clone() for name, p in trainer.parameters.items()}
+
+
+def masks(trainer: Trainer) -> list[torch.Tensor]:
+    return [each.mask.clone() for each in trainer.linears]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_a_step_does_not_depend_on_how_its_windows_are_batched(make: Make, family: str) -> None:
+    whole, split = make(family, micro_batch_tokens=64), make(family, micro_batch_tokens=16)
+    for trainer in (whole, split):
+        trainer.step()
+    for name, gradient in whole.optimiser.first.items():
+        torch.testing.assert_close(gradient, split.optimiser.first[name], rtol=1e-3, atol=1e-5)
+    (first,), (same,) = whole.figures(), split.figures()
+    assert first.cross_entropy == pytest.approx(same.cross_entropy, rel=1e-5)
+    assert first.divergence == pytest.approx(same.divergence, rel=1e-5)
+    assert first.gradient_norm == pytest.approx(same.gradient_norm, rel=1e-4)
+
+
+def test_bfloat16_products_give_the_gradients_of_float32(make: Make) -> None:
+    exact, rounded = make(micro_batch_tokens=32), make(micro_batch_tokens=32, dtype=torch.bfloat16)
+    for trainer in (exact, rounded):
+        trainer.step()
+    for name, gradient in exact.optimiser.first.items():
+        other = rounded.optimiser.first[name]
+        assert other.dtype == torch.float32
+        assert float((gradient - other).norm() / gradient.norm()) < 0.1, name
+
+
+def test_masks_change_at_their_time_and_not_after_the_freeze(make: Make) -> None:
+    trainer = make(masks={"refresh_steps": 2, "frozen_share": 0.5})
+    changed = []
+    for _ in range(6):
+        before = masks(trainer)
+        trainer.step()
+        after = masks(trainer)
+        changed.append(not all(map(torch.equal, before, after)))
+    assert changed == [False, True, False, False, False, False]
+    rates = [figures.flip_rate for figures in trainer.figures()]
+    assert [rate is not None for rate in rates] == changed
+    for each in trainer.linears:
+        assert bool((each.mask.view(-1, 4).sum(1) == 2).all())
+        assert torch.equal(each.weight.data != 0, each.mask)
+
+
+def test_removed_weights_learn_until_the_freeze(make: Make) -> None:
+    trainer = make(decay={"strength": 0.0}, optimiser={"learning_rate": 1e-2, "weight_decay": 0.0})
+    before = weights(trainer)
+    trainer.step()
+    for each in trainer.linears:
+        moved = each.weight.data != before[f"{each.name}.weight"]
+        assert bool(moved[~each.mask].any())
+
+
+def test_vectors_alone_leave_matrices_as_they_are(make: Make) -> None:
+    trainer = make(train="vectors", masks={"frozen_share": 1.0}, pruned=True)
+    assert all(parameter.ndim == 1 for parameter in trainer.parameters.values())
+    before = [each.weight.data.clone() for each in trainer.linears]
+    trainer.step()
+    for each, weight in zip(trainer.linears, before, strict=True):
+        assert torch.equal(each.weight.data, weight * each.mask)
+
+
+def test_loss_that_is_not_finite_names_its_step(make: Make) -> None:
+    trainer = make()
+    trainer.step()
+    trainer.model.get_input_embeddings().weight.data.fill_(torch.nan)
+    with pytest.raises(SecateurError, match="NaN or infinite at step 2;"):
+        trainer.step()
+
+
+def test_loss_that_is_not_finite_shows_between_refreshes(make: Make) -> None:
+    trainer = make(masks={"refresh_steps": 5})
+    trainer.model.get_input_embeddings().weight.data.fill_(torch.nan)
+    trainer.step()
+    trainer.step()
+    with pytest.raises(SecateurError, match="NaN or infinite at step 1;"):
+        trainer.figures()
