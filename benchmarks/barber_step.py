@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from harness.timing import timed
 from random_llama import Shapes, write_checkpoint
 from secateur.architecture import find_blocks, find_linears
 from secateur.checkpoint.resident import ResidentStore
@@ -170,20 +170,10 @@ def sparsegpt(problem: Problem) -> None:
     task = problem.task
     write_masks(task, {})
     stages = (SparseGPT(refit_iterations=0),)
-    pruner = BlockPruner(stages, task.pattern, task.device, problem.task.stream._dtype, seed=0)
+    pruner = BlockPruner(stages, task.pattern, task.device, task.stream.dtype, seed=0)
     targets = pruner.look(task.block, task.stream, None)
     with Replay(task.block) as replay:
         pruner.prune(task.block, task.name, task.stream, targets, task.zeros, task.stored, replay)
-
-
-def timed(run: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -222,7 +212,7 @@ def main() -> None:
     weights = sum(dense_OI.numel() for dense_OI in task.dense.values())
     print(
         f"{weights / 1e6:.2f} M weights, pattern {arguments.pattern}, {arguments.sequences} "
-        f"sequences of {arguments.tokens} tokens, {task.stream._dtype}, {task.device.type}, "
+        f"sequences of {arguments.tokens} tokens, {task.stream.dtype}, {task.device.type}, "
         f"{torch.get_num_threads()} threads\n"
     )
     print("| contender | time | transcribed / this | this / sparsegpt |\n|---|---:|---:|---:|")

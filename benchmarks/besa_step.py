@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -42,6 +41,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
 from harness.memory import LiveBytes
+from harness.timing import timed
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
 from secateur.solvers.besa import apply_counts, ascending_ranks, masked_linear
@@ -377,16 +377,6 @@ def step_once(problem: Problem, contender: Contender) -> None:
     contender.step(problem.run(contender), problem.reference[: contender.sequences])
     problem.x.grad = None
     problem.x.requires_grad_(False)
-
-
-def timed(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def main() -> None:
