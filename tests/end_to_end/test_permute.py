@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import secateur
 from fresh import IDS, logits_of
-from secateur.checkpoint.run import Run
+from interruption import interrupted_after
 from secateur.errors import SecateurError
 from tiny import make_tokenizer
 
@@ -127,22 +127,14 @@ def test_a_resumed_run_ends_with_the_same_bytes(
     checkpoints: Callable[..., Path],
     text_file: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = checkpoints("qwen2")
     # Forward passes in bf16 would hide what the proof is to see: it runs in fp32 all the same.
     recipe = recipe_for(text_file, "permute", "wanda", "reconstruct", dtype="bfloat16")
     secateur.prune(source, recipe, tmp_path / "whole")
 
-    def stop(run: Run, block: dict[str, object]) -> None:
-        record(run, block)
-        raise KeyboardInterrupt
-
-    record = Run.record
-    monkeypatch.setattr(Run, "record", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(blocks=1):
         secateur.prune(source, recipe, tmp_path / "out")
-    monkeypatch.setattr(Run, "record", record)
     report = secateur.prune(source, recipe, tmp_path / "out").report
     assert report.resumed_blocks == 1
     assert report.blocks[0].notes[0].count("keeps") == 2

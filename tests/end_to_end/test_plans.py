@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import secateur
-from secateur.checkpoint.run import Run
+from interruption import interrupted_after
 from secateur.errors import SecateurError
 from secateur.planning import Plan
 from tiny import make_tokenizer
@@ -83,15 +83,8 @@ def test_a_run_follows_its_allocation_and_resumes_to_the_same_bytes(
     assert counted(tmp_path / "whole") == plan.zeros
     assert Plan.from_file(tmp_path / "whole" / "plan.json") == plan
 
-    def stop(run: Run, block: dict[str, object]) -> None:
-        record(run, block)
-        raise KeyboardInterrupt
-
-    record = Run.record
-    monkeypatch.setattr(Run, "record", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(blocks=1):
         secateur.prune(source, recipe, tmp_path / "out")
-    monkeypatch.setattr(Run, "record", record)
     # What was decided is used again, not measured again.
     monkeypatch.delattr("secateur.pruning.DenseModel")
     result = secateur.prune(source, recipe, tmp_path / "out")

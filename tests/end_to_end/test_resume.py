@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import secateur
-from secateur.checkpoint.run import Run
+from interruption import interrupted_after
 from secateur.errors import SecateurError
 from tiny import make_tokenizer
 
@@ -164,21 +164,12 @@ def test_experts_resume_to_the_same_bytes(
     checkpoints: Callable[..., Path],
     recipe: secateur.Recipe,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = checkpoints("mixtral")
     secateur.prune(source, recipe, tmp_path / "whole")
 
-    def stop(run: Run, block: dict[str, object]) -> None:
-        record(run, block)
-        if len(run.finished) == 2:
-            raise KeyboardInterrupt
-
-    record = Run.record
-    monkeypatch.setattr(Run, "record", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(blocks=2):
         secateur.prune(source, recipe, tmp_path / "out")
-    monkeypatch.setattr(Run, "record", record)
     result = secateur.prune(source, recipe, tmp_path / "out")
     assert result.report.resumed_blocks == 2
     assert weights_in(tmp_path / "out") == weights_in(tmp_path / "whole")

@@ -1,0 +1,25 @@
+"""Runs that are interrupted at a known place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from secateur.checkpoint.run import Run
+
+
+@contextmanager
+def interrupted_after(blocks: int) -> Iterator[None]:
+    """Within the context a run is interrupted once so many blocks are recorded; it must be."""
+    record = Run.record
+
+    def stop(run: Run, block: dict[str, object]) -> None:
+        record(run, block)
+        if len(run.finished) == blocks:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "record", stop)
+        yield
