@@ -7,12 +7,13 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.allocation import DenseModel
 from secateur.allocation.edited import FromFile
@@ -20,10 +21,10 @@ from secateur.architecture import find_blocks
 from secateur.calibration import Calibration, load_calibration, source_files
 from secateur.calibration.saved import calibrate_once
 from secateur.checkpoint.files import write_json, write_text
-from secateur.checkpoint.locate import load_tokenizer, locate_checkpoint
+from secateur.checkpoint.locate import load_model, load_tokenizer, locate_checkpoint
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.resident import ResidentStore
-from secateur.checkpoint.run import Run, fingerprint_files
+from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
 from secateur.checkpoint.skeleton import (
     build_skeleton,
     check_length,
@@ -211,8 +212,8 @@ def _job_from_checkpoint(
     device = resolve_device(recipe.device)
     dtype = resolve_dtype(recipe.dtype, device)
     folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
-    if output is not None and output.resolve() == folder.resolve():
-        raise SecateurError(f"The output folder {output} is the model itself; name another.")
+    if output is not None:
+        check_apart(output, folder)
     reader = CheckpointReader(folder)
     blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
     plan = recipe.allocation.prepare(blocks, recipe.pattern)
@@ -223,11 +224,10 @@ def _job_from_checkpoint(
 
     run = None
     if output is not None:
-        files = [folder / file for file in sorted(set(reader.files.values()))]
         run = Run.open(
             output,
             {
-                "model": fingerprint_files([folder / "config.json", *files]),
+                "model": fingerprint_checkpoint(reader),
                 "recipe": _deciding_options(recipe, plan),
                 "calibration text": fingerprint_files(texts),
                 "forward": f"{dtype} on {device.type}",
@@ -237,15 +237,7 @@ def _job_from_checkpoint(
         )
         _check_space(run, reader)
 
-    def load(weights_dtype: torch.dtype | str, place: str = "cpu") -> PreTrainedModel:
-        dense: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=weights_dtype,
-            device_map=place,
-            trust_remote_code=trust_remote_code,
-        )
-        dense.eval()
-        return dense
+    load = partial(load_model, folder, trust_remote_code=trust_remote_code)
 
     notes: list[str] = []
     store: BlockStore
@@ -261,7 +253,7 @@ def _job_from_checkpoint(
         store=store,
         plan=plan,
         tokenizer=tokenizer,
-        load_dense=lambda: load(dtype, str(device)) if resident is None else resident,
+        load_dense=lambda: load(dtype, device) if resident is None else resident,
         device=device,
         dtype=dtype,
         run=run,

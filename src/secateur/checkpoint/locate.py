@@ -16,6 +16,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -111,6 +112,21 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
             "tokenizer_config.json of the model into it."
         ) from error
     return tokenizer
+
+
+def load_model(
+    folder: Path,
+    dtype: torch.dtype | str,
+    device: torch.device | str = "cpu",
+    *,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Read a whole model onto a device, for inference; dtype ``auto`` is that of its files."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, device_map=str(device), trust_remote_code=trust_remote_code
+    )
+    model.eval()
+    return model
 
 
 def cache_folder() -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.checkpoint.files import write_json
+from secateur.checkpoint.reader import CheckpointReader
 from secateur.errors import SecateurError
 
 # What runs write beside the checkpoint.
@@ -111,6 +112,18 @@ class Run:
         for path in [*files, *others]:
             path.unlink(missing_ok=True)
         shutil.rmtree(self.folder)
+
+
+def check_apart(output: Path, model: Path) -> None:
+    """Raise SecateurError if a run would write into the folder that it reads."""
+    if output.resolve() == model.resolve():
+        raise SecateurError(f"The output folder {output} is the model itself; name another.")
+
+
+def fingerprint_checkpoint(reader: CheckpointReader) -> str:
+    """Hash a checkpoint's configuration and weights as ``fingerprint_files`` does."""
+    files = sorted(set(reader.files.values()))
+    return fingerprint_files([reader.folder / file for file in ["config.json", *files]])
 
 
 def fingerprint_files(paths: list[Path]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -43,6 +44,14 @@ def progress_bars() -> Iterator[Callback]:
             bars.update(tasks[phase], completed=done, total=total)
 
         yield show
+
+
+def show_result(table: RenderableType, notes: Iterable[str], output: Path) -> None:
+    """Show a finished run: its table, what the user should know, and where the files are."""
+    stdout.print(table)
+    for note in notes:
+        stderr.print(f"[yellow]note[/] {note}")
+    stdout.print(f"Saved to [bold]{output}[/]; every number is in {output / 'report.json'}.")
 
 
 def print_json(value: Any) -> None:

@@ -65,7 +65,7 @@ def prune(
 ) -> None:
     """Prune a model block by block and save a checkpoint that loads everywhere."""
     from secateur.checkpoint.files import write_text
-    from secateur.cli.console import print_json, progress_bars, stderr, stdout
+    from secateur.cli.console import print_json, progress_bars, show_result
     from secateur.pruning import prune as run
     from secateur.report.terminal import report_table
 
@@ -102,7 +102,4 @@ def prune(
     if as_json:
         print_json(result.report.model_dump(mode="json"))
         return
-    stdout.print(report_table(result.report))
-    for note in result.report.notes:
-        stderr.print(f"[yellow]note[/] {note}")
-    stdout.print(f"Saved to [bold]{output}[/]; every number is in {output / 'report.json'}.")
+    show_result(report_table(result.report), result.report.notes, output)

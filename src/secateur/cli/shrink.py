@@ -88,7 +88,7 @@ def shrink(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Remove channels and heads, and save a smaller model."""
-    from secateur.cli.console import print_json, progress_bars, stderr, stdout
+    from secateur.cli.console import print_json, progress_bars, show_result, stdout
     from secateur.report.terminal import curve_table, shrink_table
     from secateur.structured.curve import size_curve
     from secateur.structured.options import ShrinkOptions
@@ -132,7 +132,4 @@ def shrink(
     if as_json:
         print_json(result.report.model_dump(mode="json"))
         return
-    stdout.print(shrink_table(result.report))
-    for note in result.report.notes:
-        stderr.print(f"[yellow]note[/] {note}")
-    stdout.print(f"Saved to [bold]{output}[/]; every number is in {output / 'report.json'}.")
+    show_result(shrink_table(result.report), result.report.notes, output)

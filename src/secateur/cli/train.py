@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli.options import Device, ForwardDtype, Model, Seed, TrustRemoteCode
+from secateur.cli.options import Device, ForwardDtype, Model, Seed, TrustRemoteCode, given
 
 
 def train(
@@ -58,7 +58,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Train a model to a pattern, with masks that adapt and the dense model as teacher."""
-    from secateur.cli.console import print_json, progress_bars, stderr, stdout
+    from secateur.cli.console import print_json, progress_bars, show_result
     from secateur.progress import silent
     from secateur.report.terminal import training_table
     from secateur.training import Training
@@ -73,11 +73,11 @@ def train(
         "seed": seed,
         "device": device,
         "dtype": None if dtype is None else dtype.value,
-        "optimiser": _given(learning_rate=learning_rate),
-        "distillation": _given(top_k=top_k),
-        "low_rank": _given(group=low_rank),
+        "optimiser": given({"learning_rate": learning_rate}) or None,
+        "distillation": given({"top_k": top_k}) or None,
+        "low_rank": given({"group": low_rank}) or None,
     }
-    values = put_over(read_options(options) if options else {}, _given(**flags) or {})
+    values = put_over(read_options(options) if options else {}, given(flags))
     # Of the processes that torchrun started, one speaks.
     speaks = os.environ.get("RANK", "0") == "0"
     with progress_bars() if speaks else nullcontext(silent) as progress:
@@ -96,12 +96,4 @@ def train(
     if as_json:
         print_json(result.report.model_dump(mode="json"))
         return
-    stdout.print(training_table(result.report))
-    for note in result.report.notes:
-        stderr.print(f"[yellow]note[/] {note}")
-    stdout.print(f"Saved to [bold]{output}[/]; every number is in {output / 'report.json'}.")
-
-
-def _given(**values: Any) -> dict[str, Any] | None:
-    """What the user named, or None if that is nothing."""
-    return {name: value for name, value in values.items() if value is not None} or None
+    show_result(training_table(result.report), result.report.notes, output)

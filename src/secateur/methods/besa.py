@@ -150,7 +150,7 @@ def _masked(rows: list[_Rows], betas: list[Tensor], alphas: list[Tensor]) -> Ite
             count_O=truncated_counts(alpha_G, *each.dense_OI.shape),
             beta_GD=beta_GD,
             counts_D=each.counts_D,
-            bias_O=dict(each.linear.module.named_parameters()).get("bias"),
+            bias_O=each.linear.bias_O,
         )
     try:
         yield

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.calibration import Calibration, load_calibration, source_files
 from secateur.calibration.saved import calibrate_once
-from secateur.checkpoint.locate import load_tokenizer
-from secateur.checkpoint.run import Run, fingerprint_files
+from secateur.checkpoint.locate import load_model, load_tokenizer
+from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
 from secateur.checkpoint.skeleton import check_length, positions_of
 from secateur.errors import SecateurError
 from secateur.progress import Progress
@@ -77,14 +77,8 @@ class Job:
 
     def load(self) -> PreTrainedModel:
         """Load the dense model as a whole."""
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            self.source.folder,
-            dtype=self.dtype,
-            device_map=str(self.device),
-            trust_remote_code=self.source.trust_remote_code,
-        )
-        model.eval()
-        return model
+        trust = self.source.trust_remote_code
+        return load_model(self.source.folder, self.dtype, self.device, trust_remote_code=trust)
 
     def calibrate(
         self, samples: int, model_loader: Callable[[], PreTrainedModel], progress: Progress
@@ -151,8 +145,7 @@ def prepare(
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
     source = open_source(name, trust_remote_code=trust_remote_code)
-    if output.resolve() == source.folder.resolve():
-        raise SecateurError(f"The output folder {output} is the model itself; name another.")
+    check_apart(output, source.folder)
     sub_blocks = find_sub_blocks(source.blocks, ffn_only=options.ffn_only)
     if options.preset == "default":
         width_grids(sub_blocks, options.grid)
@@ -160,11 +153,10 @@ def prepare(
     check_cuttable(source.store(device), sub_blocks)
     check_length(source.blocks.model.config, options.calibration.length)
     tokenizer = tokenizer or load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
-    files = [source.folder / file for file in sorted(set(source.reader.files.values()))]
     run = Run.open(
         output,
         {
-            "model": fingerprint_files([source.folder / "config.json", *files]),
+            "model": fingerprint_checkpoint(source.reader),
             "options": options.model_dump(mode="json", exclude={"device", "dtype"}),
             "calibration text": fingerprint_files(source_files(options.calibration)),
             "forward": f"{dtype} on {device.type}",

@@ -57,8 +57,7 @@ def cut_blocks(
     The units of a sub-block are ordered anew on what the blocks cut before it hand on, the last
     ``width`` of that order stay, and the output matrix is fitted to its dense output on the same
     inputs (``fit_output``). Where that does not lower the error on held-out tokens, it stays as it
-    was. A block's
-    new parameters are on disk before it is yielded.
+    was. A block's new parameters are on disk before it is yielded.
 
     Args:
         store: the dense model.

@@ -241,7 +241,7 @@ def _feed_forward(index: int, linears: Sequence[Linear]) -> SubBlock:
 
 def _row_axes(linear: Linear, rows_UP: Tensor) -> list[UnitAxis]:
     axes = [UnitAxis(linear.name, f"{linear.name}.weight", int(linear.transposed), rows_UP)]
-    if getattr(linear.module, "bias", None) is not None:
+    if linear.bias_O is not None:
         axes.append(UnitAxis(linear.name, f"{linear.name}.bias", 0, rows_UP))
     return axes
 

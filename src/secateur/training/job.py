@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from secateur.architecture import BlockList, find_blocks
 from secateur.calibration.sources import HubDataset
-from secateur.checkpoint.locate import load_config, load_tokenizer, locate_checkpoint
+from secateur.checkpoint.locate import load_config, load_model, load_tokenizer, locate_checkpoint
 from secateur.checkpoint.reader import CheckpointReader
-from secateur.checkpoint.run import Run, fingerprint_files
+from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
 from secateur.checkpoint.skeleton import TensorMap, build_skeleton, map_tensors, positions_of
 from secateur.errors import SecateurError
 from secateur.progress import Progress
@@ -81,13 +81,8 @@ class Job:
 
     def load(self, folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         """Read a whole model onto the device."""
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map=str(self.device),
-            trust_remote_code=self.trust_remote_code,
-        )
-        model.eval()
+        trust = self.trust_remote_code
+        model = load_model(folder, dtype, self.device, trust_remote_code=trust)
         model.requires_grad_(False)
         return model
 
@@ -113,8 +108,7 @@ def prepare(
     """Check everything that can be checked before work starts; arguments as for ``train``."""
     dtype = resolve_dtype(options.dtype, device)
     model = _find_model(name, options, trust_remote_code)
-    if output.resolve() == model.folder.resolve():
-        raise SecateurError(f"The output folder {output} is the model itself; name another.")
+    check_apart(output, model.folder)
     ranks.share(options.step_windows)
     named = _find_teacher(model, options, teacher, trust_remote_code)
     sources = find_texts(data)
@@ -131,11 +125,12 @@ def prepare(
             seed=options.seed,
             progress=progress,
         )
+    dense = None if named is None else fingerprint_checkpoint(CheckpointReader(named[1]))
     run = Run.open(
         output,
         {
-            "model": _fingerprint(model.folder),
-            "teacher": None if named is None else _fingerprint(named[1]),
+            "model": fingerprint_checkpoint(model.reader),
+            "teacher": dense,
             "options": _deciding_options(options),
             "text": [_identity(source) for source in sources],
             "forward": f"{dtype} on {device.type}",
@@ -185,11 +180,6 @@ def _find_teacher(
 
 def _identity(source: Path | HubDataset) -> str:
     return fingerprint_files([source]) if isinstance(source, Path) else source.label("train")
-
-
-def _fingerprint(folder: Path) -> str:
-    files = sorted(set(CheckpointReader(folder).files.values()))
-    return fingerprint_files([folder / "config.json", *(folder / file for file in files)])
 
 
 def _deciding_options(options: Training) -> dict[str, Any]:
