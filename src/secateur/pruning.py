@@ -49,6 +49,7 @@ from secateur.report.document import (
     peak_device_memory,
     peak_memory,
 )
+from secateur.report.page import write_report
 from secateur.walk.activations import allocate, memory_budget
 from secateur.walk.block import BlockPruner, wants_dense_stream, wants_targets
 from secateur.walk.precision import resolve_device, resolve_dtype
@@ -349,6 +350,7 @@ def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dic
         job.plan.write(job.run.output / "plan.json")
         write_json(job.run.output / "report.json", report.model_dump(mode="json"))
         job.run.record_complete()
+        write_report(job.run.output)
     return report, masks
 
 

@@ -14,6 +14,7 @@ from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
 from secateur.cli.plan import plan
 from secateur.cli.prune import prune
+from secateur.cli.report import report
 from secateur.cli.shrink import shrink
 from secateur.cli.simulate import simulate
 from secateur.cli.train import train
@@ -33,6 +34,7 @@ app.command()(train)
 app.command("eval")(evaluate)
 app.command()(inspect)
 app.command()(simulate)
+app.command()(report)
 app.command()(estimate)
 app.command()(ls)
 app.command()(demo)

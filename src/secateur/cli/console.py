@@ -52,6 +52,7 @@ def show_result(table: RenderableType, notes: Iterable[str], output: Path) -> No
     for note in notes:
         stderr.print(f"[yellow]note[/] {note}")
     stdout.print(f"Saved to [bold]{output}[/]; every number is in {output / 'report.json'}.")
+    stdout.print(f"To look at: {output / 'secateur' / 'report.html'}", soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -23,6 +23,7 @@ def demo(
     stdout.print(report_table(result.pruned.report))
     stdout.print(evaluation_table(result.evaluation))
     stdout.print(f"\nSaved to [bold]{output}[/]; every number is in {output / 'report.json'}.")
+    stdout.print(f"To look at: [bold]{result.page}[/]", soft_wrap=True)
     stdout.print(
         f"Dense model: {result.source}\nYour own: secateur prune MODEL --output DIR --sparsity 0.5",
         style="dim",

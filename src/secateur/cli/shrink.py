@@ -126,6 +126,7 @@ def shrink(
         else:
             stdout.print(curve_table(found))
             stdout.print(f"Widths of every size: {output / 'curve.json'}; a plot: curve.svg.")
+            stdout.print(f"To look at: {output / 'secateur' / 'report.html'}", soft_wrap=True)
         return
     with progress_bars() as progress:
         result = run(model, output, options, progress=progress, **others)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def bytes_text(count: float) -> str:
     """``1.73 GB``, ``240 MB``."""
@@ -12,3 +14,24 @@ def seconds_text(seconds: float) -> str:
     """``42.1 s``, ``3 min 05 s``."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def number_text(value: float | None, form: str = "{:,.6g}") -> str:
+    """A number in some form; nothing if it is not known."""
+    return "" if value is None else form.format(value)
+
+
+def count_text(count: float) -> str:
+    """``134.5 M``, ``12,345``."""
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,.0f}"
+
+
+def percent_text(share: float, digits: int | None = None) -> str:
+    """``50 %``, or ``49.97 %`` with two digits; the space is a narrow one that does not break."""
+    number = f"{100 * share:.6g}" if digits is None else f"{100 * share:.{digits}f}"
+    return f"{number}\u202f%"
+
+
+def linear_kind(name: str) -> str:
+    """A linear's name without numbers: the same linear of all experts is one kind."""
+    return re.sub(r"\d+", "*", name)

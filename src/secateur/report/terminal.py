@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
@@ -16,7 +15,7 @@ from secateur.evaluation import Evaluation
 from secateur.inspection import Inspection
 from secateur.planning import Plan
 from secateur.report.document import LinearReport, Report
-from secateur.report.format import bytes_text, seconds_text
+from secateur.report.format import bytes_text, linear_kind, seconds_text
 from secateur.report.training import TrainingReport
 from secateur.structured.curve import SizeCurve
 from secateur.structured.report import ShrinkReport, SubBlockReport
@@ -99,8 +98,7 @@ def _rates_table(report: Report) -> RenderableType:
     kinds: dict[str, list[LinearReport]] = {}
     for block in report.blocks:
         for name, linear in block.linears.items():
-            # The same linear of all experts is one kind.
-            kinds.setdefault(re.sub(r"\d+", "*", name), []).append(linear)
+            kinds.setdefault(linear_kind(name), []).append(linear)
     for kind, linears in kinds.items():
         sparsities = [linear.sparsity for linear in linears]
         mean = sum(linear.zeros for linear in linears) / sum(linear.weights for linear in linears)

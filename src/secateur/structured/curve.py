@@ -13,7 +13,8 @@ from secateur.checkpoint.files import write_json, write_text
 from secateur.errors import SecateurError
 from secateur.progress import Progress, silent
 from secateur.report.document import Machine, describe_machine, peak_memory
-from secateur.report.plot import line_plot
+from secateur.report.page import write_report
+from secateur.report.plot import Series, draw, fit_axis
 from secateur.structured.job import Job, prepare
 from secateur.structured.nested import SurveyedModel, describe_survey, survey_model
 from secateur.structured.options import ShrinkOptions
@@ -25,6 +26,8 @@ SCHEMA = 1
 # Shares that points of the curve remove, in twentieths, and shares that sub-models lack.
 _TWENTIETHS = range(1, 17)
 _TRIED = (0.05, 0.7)
+SIZE_LABEL = "parameters removed from the blocks"
+LOSS_LABEL = "KL from the dense model, nats per token"
 
 
 class CurvePoint(BaseModel):
@@ -107,6 +110,7 @@ def size_curve(
     write_json(target / "curve.json", curve.model_dump(mode="json"))
     write_text(target / "curve.svg", _plot(curve))
     job.run.record_complete()
+    write_report(target)
     return curve
 
 
@@ -173,14 +177,12 @@ def _tried(job: Job, seen: SurveyedModel) -> list[TriedSubModel]:
 
 
 def _plot(curve: SizeCurve) -> str:
-    return line_plot(
+    expected = [(0.0, 0.0), *((point.removed, point.divergence) for point in curve.points)]
+    tried = [(each.removed, each.divergence) for each in curve.sub_models]
+    return draw(
         f"{Path(curve.model).name}: size against expected loss",
-        "parameters removed from the blocks, %",
-        "KL from the dense model, nats per token",
-        [(0.0, 0.0), *((100 * point.removed, point.divergence) for point in curve.points)],
-        [
-            (100 * each.removed, each.divergence)
-            for each in curve.sub_models
-            if each.divergence is not None
-        ],
+        [Series("sub-model", tried, kind="loose"), Series("expected", expected)],
+        fit_axis(SIZE_LABEL, [x for x, _ in expected], zero=True, percent=True),
+        fit_axis(LOSS_LABEL, [y for _, y in expected], zero=True),
+        alone=True,
     )

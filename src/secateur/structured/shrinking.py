@@ -16,6 +16,7 @@ from secateur.checkpoint.files import write_json
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.progress import Progress, silent
 from secateur.report.document import describe_machine, peak_device_memory, peak_memory
+from secateur.report.page import write_report
 from secateur.structured.export import as_they_were, check_saved, export, plan_layout
 from secateur.structured.job import Job, prepare
 from secateur.structured.nested import choose_nested
@@ -74,6 +75,7 @@ def shrink(
     report = _execute(job, progress)
     write_json(target / "report.json", report.model_dump(mode="json"))
     job.run.record_complete()
+    write_report(target)
     return ShrinkResult(report, target)
 
 

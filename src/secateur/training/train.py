@@ -22,6 +22,7 @@ from secateur.report.document import (
     peak_device_memory,
     peak_memory,
 )
+from secateur.report.page import write_report
 from secateur.report.training import LowRankReport, TrainingReport, ValidationReport
 from secateur.training.job import Job, prepare
 from secateur.training.log import Log
@@ -174,6 +175,7 @@ def _execute(job: Job, progress: Progress) -> None:
     # Only an unfinished run needs them, and they are larger than the model.
     for left in [state, *job.work.glob("targets-*.safetensors")]:
         left.unlink(missing_ok=True)
+    write_report(job.run.output)
 
 
 def _teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None]:

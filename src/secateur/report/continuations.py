@@ -1,0 +1,144 @@
+"""How a dense and a pruned model go on with the same texts."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, Field
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from secateur.checkpoint.files import write_json
+from secateur.checkpoint.locate import load_model, load_tokenizer, locate_checkpoint
+from secateur.errors import SecateurError
+from secateur.progress import Progress, silent
+from secateur.report.runs import Run, read_runs
+from secateur.walk.precision import resolve_device, resolve_dtype
+
+# A fact, an explanation, a program: what suffers first is not the same in all three.
+PROMPTS = (
+    "The capital of Italy is",
+    "To prune an apple tree in winter, the gardener first",
+    "def is_prime(n):\n    ",
+)
+_TOKENS = 48
+
+
+class Continuation(BaseModel):
+    """One text and how it goes on."""
+
+    prompt: str
+    dense: str
+    pruned: str
+
+
+class Continuations(BaseModel):
+    """Several texts; what ``DIR/secateur/continuations.json`` holds."""
+
+    model: str
+    reference: str = Field(description="the dense model")
+    dtype: str = Field(description="of the weights and of forward passes")
+    device: str
+    tokens: int = Field(description="written at most")
+    continuations: list[Continuation]
+
+
+def continue_texts(
+    folder: str | Path,
+    reference: str | Path | None = None,
+    prompts: Sequence[str] = PROMPTS,
+    *,
+    tokens: int = _TOKENS,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> Continuations:
+    """Let a dense and a pruned model go on with texts, and write that beside the run's report.
+
+    The likeliest token is taken each time. One model is in memory at a time.
+
+    Args:
+        folder: output folder of a finished run that made a model.
+        reference: the dense model; that which the run names if None.
+        prompts: plain texts, no chat template is put around them.
+        tokens: to write at most.
+        device: auto, cpu, cuda or cuda:N.
+        trust_remote_code: let the checkpoints' own Python code run.
+        progress: called with (phase, done, total).
+
+    Raises:
+        SecateurError: the folder holds no model, or the dense model is not to be found.
+    """
+    (run,) = read_runs([folder])
+    name = str(reference or _dense_name(run))
+    place = resolve_device(device)
+    dtype = resolve_dtype("auto", place)
+    pruned = locate_checkpoint(run.folder, trust_remote_code=trust_remote_code)
+    dense = locate_checkpoint(name, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(pruned, trust_remote_code=trust_remote_code)
+    phase, total = "Continuing texts", 2 * len(prompts)
+    progress(phase, 0, total)
+    written: list[list[str]] = []
+    for each in (dense, pruned):
+        before = len(written) * len(prompts)
+
+        def advance(done: int, before: int = before) -> None:
+            progress(phase, before + done, total)
+
+        model = load_model(each, dtype, place, trust_remote_code=trust_remote_code)
+        written.append(_continue(model, tokenizer, prompts, tokens, advance))
+        del model
+        gc.collect()
+    result = Continuations(
+        model=run.label,
+        reference=name,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(place),
+        tokens=tokens,
+        continuations=[
+            Continuation(prompt=prompt, dense=one, pruned=other)
+            for prompt, one, other in zip(prompts, *written, strict=True)
+        ],
+    )
+    write_json(run.folder / "secateur" / "continuations.json", result.model_dump(mode="json"))
+    return result
+
+
+def _dense_name(run: Run) -> str:
+    if run.kind == "curve":
+        raise SecateurError(
+            f"{run.folder} holds a curve and no model that could write; leave out --continuations."
+        )
+    # A trained model may come from a pruned one; its teacher is dense.
+    name = run.report.text("teacher") or run.report.text("model")
+    if name is None:
+        raise SecateurError(
+            f"The report in {run.folder} does not say which model is the dense one; name it with "
+            "--reference."
+        )
+    return name
+
+
+@torch.no_grad()
+def _continue(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    tokens: int,
+    advance: Callable[[int], None],
+) -> list[str]:
+    end = tokenizer.eos_token_id
+    # Not the checkpoint's own settings, which may sample or punish repetition.
+    greedy = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=end,
+                              pad_token_id=end)  # fmt: skip
+    texts = []
+    for done, prompt in enumerate(prompts, start=1):
+        encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
+        ids = model.generate(**encoded, generation_config=greedy)[
+            0, encoded["input_ids"].shape[1] :
+        ]
+        texts.append(tokenizer.decode(ids, skip_special_tokens=True))
+        advance(done)
+    return texts

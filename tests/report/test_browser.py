@@ -1,0 +1,128 @@
+"""The page in a real browser: nothing overlaps, nothing is too small or too pale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import secateur
+from report.browser import Page, find_chromium, open_page
+
+CHROMIUM = find_chromium()
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+
+# Texts of visible plots that cover each other, by a pixel at least.
+OVERLAPS = """
+[...document.querySelectorAll("svg")].filter(svg => svg.clientWidth).flatMap(svg => {
+  const texts = [...svg.querySelectorAll("text")]
+    .map(t => [t.textContent, t.getBoundingClientRect()]);
+  return texts.flatMap(([a, one], i) => texts.slice(i + 1)
+    .filter(([_, other]) => one.left + 1 < other.right && other.left + 1 < one.right
+      && one.top + 3 < other.bottom && other.top + 3 < one.bottom)
+    .map(([b]) => `${svg.getAttribute("aria-label")}: ${a} / ${b}`));
+})
+"""
+# Texts that leave the plot they belong to.
+CUT_OFF = """
+[...document.querySelectorAll("svg")].filter(svg => svg.clientWidth).flatMap(svg => {
+  const frame = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter(t => {
+    const box = t.getBoundingClientRect();
+    return box.left < frame.left - 1 || box.right > frame.right + 1;
+  }).map(t => `${svg.getAttribute("aria-label")}: ${t.textContent}`);
+})
+"""
+SMALLEST = """
+Math.min(...[...document.querySelectorAll("svg[role=img]")].filter(svg => svg.clientWidth)
+  .map(svg => 12 * svg.getBoundingClientRect().width / svg.viewBox.baseVal.width))
+"""
+# The lowest contrast of any text to the paper.
+CONTRAST = """
+(() => {
+  const light = colour => {
+    const [r, g, b] = colour.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)
+      .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const paper = light(getComputedStyle(document.body).backgroundColor);
+  const texts = [...document.querySelectorAll("main *, header *, footer *")]
+    .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()));
+  return Math.min(...texts.map(e => getComputedStyle(e))
+    .map(style => light(style.display === "inline" && style.fill !== "rgb(0, 0, 0)"
+      && style.fill.startsWith("rgb") ? style.fill : style.color))
+    .map(ink => (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)));
+})()
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    assert CHROMIUM is not None
+    with open_page(CHROMIUM, tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def files(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A page of each run, and one of all together."""
+    folder = tmp_path_factory.mktemp("pages")
+    made = {name: secateur.write_report(run, folder / f"{name}.html") for name, run in runs.items()}
+    return made | {"all": secateur.write_report([*runs.values()], folder / "all.html")}
+
+
+NAMES = ("ramp", "small", "sizes", "trained", "all")
+
+
+@pytest.mark.parametrize("width", [320, 375, 768, 1280])
+@pytest.mark.parametrize("name", NAMES)
+def test_page_fits_and_is_legible(
+    name: str, width: int, files: dict[str, Path], browser: Page
+) -> None:
+    browser.show(files[name], width=width)
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    assert browser.ask("document.querySelector('h1').getBoundingClientRect().height") > 10
+    assert browser.ask(SMALLEST) >= 10
+    assert browser.ask(OVERLAPS) == []
+    assert browser.ask(CUT_OFF) == []
+    assert browser.complaints() == []
+    assert browser.requests() == [files[name].as_uri()]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_follow_the_system_with_contrast(
+    scheme: str, files: dict[str, Path], browser: Page
+) -> None:
+    browser.show(files["all"], width=1280, scheme=scheme)
+    paper = browser.ask("getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+    assert browser.ask(CONTRAST) >= 4.5
+
+
+def test_plots_are_described(files: dict[str, Path], browser: Page) -> None:
+    browser.show(files["all"], width=1280)
+    names = browser.ask("[...document.querySelectorAll('svg[role=img]')].map(s => s.ariaLabel)")
+    assert names
+    assert all(names)
+
+
+def test_paper_shows_folded_tables_on_white(
+    files: dict[str, Path], browser: Page, tmp_path: Path
+) -> None:
+    browser.show(files["ramp"], width=700, scheme="dark", media="print")
+    assert browser.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert (
+        browser.ask("document.querySelector('details table').getBoundingClientRect().height") > 50
+    )
+    browser.printed(tmp_path / "page.pdf")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_tables_that_are_too_wide_scroll_by_themselves(
+    files: dict[str, Path], browser: Page
+) -> None:
+    browser.show(files["all"], width=375)
+    assert browser.ask(
+        "[...document.querySelectorAll('.table')].some(t => t.scrollWidth > t.clientWidth)"
+    )

@@ -1,0 +1,59 @@
+"""Texts that a dense and a pruned model go on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import secateur
+from secateur.errors import SecateurError
+
+
+def test_the_likeliest_token_is_written_each_time(
+    runs: dict[str, Path], checkpoints: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs["ramp"], folder)
+    found = secateur.continue_texts(
+        folder, checkpoints("llama"), ["the cat", "a dog"], tokens=5, device="cpu"
+    )
+    saved = json.loads((folder / "secateur" / "continuations.json").read_text())
+    assert saved == found.model_dump(mode="json")
+    assert [each.prompt for each in found.continuations] == ["the cat", "a dog"]
+    for name, source in (("dense", checkpoints("llama")), ("pruned", folder)):
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, found.dtype))
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        for each in found.continuations:
+            ids = tokenizer(each.prompt, return_tensors="pt")["input_ids"]
+            begun = ids.shape[1]
+            for _ in range(5):
+                with torch.no_grad():
+                    ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
+                if ids[0, -1] == tokenizer.eos_token_id:
+                    break
+            written = tokenizer.decode(ids[0, begun:], skip_special_tokens=True)
+            assert getattr(each, name) == written
+
+
+def test_the_dense_model_is_that_of_the_run(
+    runs: dict[str, Path], checkpoints: Callable[..., Path]
+) -> None:
+    saved = json.loads((runs["ramp"] / "secateur" / "continuations.json").read_text())
+    assert saved["reference"] == str(checkpoints("llama"))
+
+
+def test_a_curve_has_no_model(runs: dict[str, Path]) -> None:
+    with pytest.raises(SecateurError, match="no model that could write"):
+        secateur.continue_texts(runs["sizes"])
+
+
+def test_a_report_without_a_model_needs_a_reference(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"blocks": []}')
+    with pytest.raises(SecateurError, match="name it with --reference"):
+        secateur.continue_texts(tmp_path)
