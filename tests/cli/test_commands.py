@@ -182,3 +182,36 @@ def test_train_prints_the_report_it_writes(
     shown = run(*command, *flags)
     assert "640 in 5 steps" in shown
     assert "0.500000 counted" in shown
+
+
+def test_report_writes_a_page_of_one_run_or_several(
+    pruned: tuple[Path, dict[str, object]], checkpoints: Callable[..., Path], tmp_path: Path
+) -> None:
+    output, _ = pruned
+    default = output / "secateur" / "report.html"
+    default.unlink()
+    assert str(default) in run("report", str(output))
+    assert default.is_file()
+    flags = ["--continuations", "--reference", str(checkpoints("llama")), "--device", "cpu"]
+    flags += ["--prompt", "the cat", "--prompt", "a dog"]
+    page = tmp_path / "page.html"
+    assert str(page) in run("report", str(output), "-o", str(page), *flags)
+    text = page.read_text()
+    assert text.count('class="prompt"') == 2
+    assert "the cat" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt", "the cat"], "are for --continuations"),
+        (["--reference", "MODEL"], "are for --continuations"),
+        (["--continuations", "--output", "."], "is a folder"),
+    ],
+)
+def test_report_says_what_is_wrong_before_work_starts(
+    flags: list[str], message: str, pruned: tuple[Path, dict[str, object]]
+) -> None:
+    output, _ = pruned
+    result = CliRunner().invoke(app, ["report", str(output), *flags])
+    assert message in str(result.exception)

@@ -40,7 +40,7 @@ def runs(
     size_curve(source, root / "sizes", secateur.ShrinkOptions.from_mapping(small))
     training = {
         "tokens": 1280, "length": 32, "batch_tokens": 128, "validation_windows": 4,
-        "validations": 3,
+        "validations": 3, "masks": {"refresh_steps": 2},
     }  # fmt: skip
     secateur.train(
         source, secateur.Training.from_mapping(training), root / "trained", data=[str(text_file)]

@@ -35,10 +35,10 @@ def test_the_likeliest_token_is_written_each_time(
             for _ in range(5):
                 with torch.no_grad():
                     ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
-                if ids[0, -1] == tokenizer.eos_token_id:
-                    break
-            written = tokenizer.decode(ids[0, begun:], skip_special_tokens=True)
-            assert getattr(each, name) == written
+            new = ids[0, begun:].tolist()
+            if tokenizer.eos_token_id in new:
+                new = new[: new.index(tokenizer.eos_token_id)]
+            assert getattr(each, name) == tokenizer.decode(new)
 
 
 def test_the_dense_model_is_that_of_the_run(
@@ -51,6 +51,11 @@ def test_the_dense_model_is_that_of_the_run(
 def test_a_curve_has_no_model(runs: dict[str, Path]) -> None:
     with pytest.raises(SecateurError, match="no model that could write"):
         secateur.continue_texts(runs["sizes"])
+
+
+def test_an_empty_text_is_refused(runs: dict[str, Path]) -> None:
+    with pytest.raises(SecateurError, match="empty prompt"):
+        secateur.continue_texts(runs["ramp"], prompts=["the cat", ""])
 
 
 def test_a_report_without_a_model_needs_a_reference(tmp_path: Path) -> None:

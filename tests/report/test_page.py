@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import secateur
@@ -85,8 +85,8 @@ def test_page_asks_for_nothing(runs: dict[str, Path]) -> None:
         (
             "ramp",
             [
-                "wanda + refit, 50\u202f% unstructured".replace("wanda", "pruned: wanda"),
-                "50.00\u202f%", "Sparsity of every linear", "mlp.down_proj", "Error of every block",
+                "pruned: wanda + refit, 50 % unstructured",
+                "50.00 %", "Sparsity of every linear", "mlp.down_proj", "Error of every block",
                 "Perplexity", "The same texts, dense and pruned", "def is_prime(n):",
                 "OpenVINO, CPU with AMX", "Simulated accelerator", "Blocks",
             ],
@@ -98,7 +98,7 @@ def test_page_asks_for_nothing(runs: dict[str, Path]) -> None:
     ],
 )  # fmt: skip
 def test_page_says_what_was_done(name: str, expected: Sequence[str], runs: dict[str, Path]) -> None:
-    assert set(expected) <= set(page_of(runs[name]).texts)
+    assert set(expected) - set(page_of(runs[name]).texts) == set()
 
 
 def test_numbers_are_those_of_the_report(runs: dict[str, Path]) -> None:
@@ -193,6 +193,7 @@ def test_no_document_stops_the_page(name: str, runs: dict[str, Path]) -> None:
         "continuations": run.continuations,
     }
 
+    @settings(deadline=None, max_examples=40)
     @given(st.sampled_from([key for key, facts in documents.items() if facts]), st.data())
     def check(key: str, data: st.DataObject) -> None:
         value = json.loads(json.dumps(documents[key].value))
@@ -241,12 +242,12 @@ def test_files_beside_the_report_that_are_damaged_are_named(
 
 
 def test_half_a_line_of_a_log_is_left_out(runs: dict[str, Path], tmp_path: Path) -> None:
-    shutil.copytree(runs["trained"], tmp_path / "run")
-    log = tmp_path / "run" / "secateur" / "training" / "log.jsonl"
+    shutil.copytree(runs["trained"], tmp_path / "trained")
+    log = tmp_path / "trained" / "secateur" / "training" / "log.jsonl"
     log.write_text(log.read_text() + '{"step": 11, "cross')
-    assert page_of(tmp_path / "run").texts == page_of(runs["trained"]).texts
+    assert page_of(tmp_path / "trained").texts == page_of(runs["trained"]).texts
     log.unlink()
-    assert "Loss" in page_of(tmp_path / "run").texts
+    assert "Loss" in page_of(tmp_path / "trained").texts
 
 
 def _no_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, Field
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.checkpoint.files import write_json
 from secateur.checkpoint.locate import load_model, load_tokenizer, locate_checkpoint
@@ -69,8 +69,11 @@ def continue_texts(
         progress: called with (phase, done, total).
 
     Raises:
-        SecateurError: the folder holds no model, or the dense model is not to be found.
+        SecateurError: the folder holds no model, the dense model is not to be found, or a prompt
+            is empty.
     """
+    if not all(prompts):
+        raise SecateurError("There is nothing to go on with in an empty prompt; give it a word.")
     (run,) = read_runs([folder])
     name = str(reference or _dense_name(run))
     place = resolve_device(device)
@@ -111,8 +114,8 @@ def _dense_name(run: Run) -> str:
         raise SecateurError(
             f"{run.folder} holds a curve and no model that could write; leave out --continuations."
         )
-    # A trained model may come from a pruned one; its teacher is dense.
-    name = run.report.text("teacher") or run.report.text("model")
+    # A trained model may come from a pruned one, but its teacher is dense.
+    name = run.report.text("teacher" if run.kind == "train" else "model")
     if name is None:
         raise SecateurError(
             f"The report in {run.folder} does not say which model is the dense one; name it with "
@@ -123,22 +126,24 @@ def _dense_name(run: Run) -> str:
 
 @torch.no_grad()
 def _continue(
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     tokens: int,
     advance: Callable[[int], None],
 ) -> list[str]:
-    end = tokenizer.eos_token_id
-    # Not the checkpoint's own settings, which may sample or punish repetition.
-    greedy = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=end,
-                              pad_token_id=end)  # fmt: skip
     texts = []
     for done, prompt in enumerate(prompts, start=1):
-        encoded = tokenizer(prompt, return_tensors="pt").to(model.device)
-        ids = model.generate(**encoded, generation_config=greedy)[
-            0, encoded["input_ids"].shape[1] :
-        ]
-        texts.append(tokenizer.decode(ids, skip_special_tokens=True))
+        step_1N = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+        cache = None
+        written: list[int] = []
+        for _ in range(tokens):
+            output = model(input_ids=step_1N, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            step_1N = output.logits[:, -1:].argmax(-1)
+            if int(step_1N) == tokenizer.eos_token_id:
+                break
+            written.append(int(step_1N))
+        texts.append(str(tokenizer.decode(written)))
         advance(done)
     return texts

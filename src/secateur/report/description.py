@@ -29,14 +29,14 @@ def headline(run: Run) -> str:
             stages = [stage.text("method") for stage in report.items("recipe", "stages")]
             words = [
                 " + ".join(filter(None, stages)),
-                _pattern_words(report.text("recipe", "pattern")),
+                _pattern_words(pattern_of(run)),
             ]
         case "shrink":
             removed = report.number("parameters", "removed")
-            share = "" if removed is None else f"{percent_text(removed)} of the blocks removed"
+            share = "" if removed is None else f"{percent_text(removed, 1)} of the blocks removed"
             words = [share, _form(report)]
         case "train":
-            words = [_pattern_words(report.text("options", "pattern"))]
+            words = [_pattern_words(pattern_of(run))]
             tokens = report.number("tokens")
             words.append("" if tokens is None else f"{tokens:,.0f} tokens")
         case _:

@@ -13,8 +13,8 @@ from secateur.report.format import linear_kind, percent_text
 from secateur.report.plot import Axis, Point, Series, count_axis, draw, fit_axis
 from secateur.report.runs import Run
 
-_WIDE, _NARROW = (720, 260), (340, 240)
-_HALF, _SMALL = (348, 220), (172, 118)
+_WIDE, _NARROW = (720, 260), (320, 230)
+_HALF, _SMALL = (320, 210), (160, 112)
 # Longer lines than this are thinned: no screen shows more.
 _MOST_POINTS = 240
 _SPARSITY_SPAN = 0.1
@@ -186,8 +186,8 @@ def training_plots(runs: Sequence[Run]) -> list[Plots]:
         for shade, (run, line) in enumerate(zip(runs, losses, strict=True))
     ]
     series += _named(runs, held_out)
-    dense = {run.report.number("validation", "dense") for run in runs} - {None}
-    levels = [Series("dense", [(0.0, level)], kind="level") for level in sorted(dense)]
+    dense = dict.fromkeys(run.report.number("validation", "dense") for run in runs)
+    levels = [Series("dense", [(0.0, loss)], kind="level") for loss in dense if loss is not None]
     y = fit_axis("loss, nats per token", [*every, *_all(line.points for line in levels)])
     x = count_axis("step", int(last))
     binned = max(len(line) for line in losses) > _MOST_POINTS

@@ -87,8 +87,8 @@ def _trained_figures(report: Facts) -> Iterator[KeyFigure]:
     validation = report.at("validation")
     if (after := validation.number("after")) is not None:
         others = {key: validation.number(key) for key in ("before", "dense")}
-        beside = [f"{key} {loss:.4f}" for key, loss in others.items() if loss is not None]
-        yield KeyFigure("held-out loss, nats per token", f"{after:.4f}", ", ".join(beside))
+        known = [f"{key} {loss:.4f}" for key, loss in others.items() if loss is not None]
+        yield KeyFigure("held-out loss, nats per token", f"{after:.4f}", ", ".join(known))
     if (tokens := report.number("tokens")) is not None:
         steps = report.number("steps")
         beside = "" if steps is None else f"{steps:,.0f} steps"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from secateur.checkpoint.files import write_text
 from secateur.errors import SecateurError
@@ -61,16 +62,9 @@ def prepare(folders: Sequence[str | Path], output: str | Path | None) -> tuple[l
 
 def render(runs: Sequence[Run]) -> str:
     """The page as a text; what runs say is escaped wherever it stands."""
-    environment = Environment(
-        loader=PackageLoader("secateur.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     first = runs[0]
     models = list(dict.fromkeys(_model(run) for run in runs))
-    return environment.get_template("page.html").render(
+    return _template().render(
         title=models[0] if len(models) == 1 else f"{len(runs)} runs",
         subtitle=description.headline(first) if len(runs) == 1 else f"{len(runs)} runs compared",
         sections=[section for section in _sections(runs) if section.parts],
@@ -78,6 +72,18 @@ def render(runs: Sequence[Run]) -> str:
         runs=len(runs),
         version=first.report.text("machine", "versions", "secateur") or "",
     )
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("secateur.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
 
 
 def _sections(runs: Sequence[Run]) -> list[Section]:
