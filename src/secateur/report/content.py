@@ -52,7 +52,8 @@ class Table:
         head: of the columns.
         rows: as many cells each.
         caption: how its numbers were made.
-        words: cells are sentences, not numbers.
+        style: ``numbers``, to the right and unbroken; ``compared``, which may break; ``words``,
+            sentences.
         folded: shown when asked for.
     """
 
@@ -61,7 +62,7 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
-    words: bool = False
+    style: str = "numbers"
     folded: bool = False
 
 

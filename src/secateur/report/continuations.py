@@ -21,7 +21,7 @@ from secateur.walk.precision import resolve_device, resolve_dtype
 PROMPTS = (
     "The capital of Italy is",
     "To prune an apple tree in winter, the gardener first",
-    "def is_prime(n):\n    ",
+    "def is_prime(n):",
 )
 _TOKENS = 48
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from secateur.report.content import Definitions
 from secateur.report.facts import Facts
@@ -55,9 +55,15 @@ def pattern_of(run: Run) -> str | None:
     return None
 
 
-def done(run: Run, title: str) -> Definitions:
-    """What was done, with what."""
-    return Definitions(title, [(term, text) for term, text in _done(run) if text])
+def done(runs: Sequence[Run]) -> list[Definitions]:
+    """What was done, with what: first what is common to all runs, then what is not."""
+    found = [[(term, text) for term, text in _done(run) if text] for run in runs]
+    if len(runs) == 1:
+        return [Definitions("", found[0])]
+    common = [entry for entry in found[0] if all(entry in entries for entries in found)]
+    own = [[entry for entry in entries if entry not in common] for entries in found]
+    titled = [("In all runs", common), *zip((run.label for run in runs), own, strict=True)]
+    return [Definitions(title, entries) for title, entries in titled if entries]
 
 
 def _done(run: Run) -> Iterator[tuple[str, str]]:

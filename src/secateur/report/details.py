@@ -7,7 +7,7 @@ from secateur.report.format import number_text, percent_text, seconds_text
 from secateur.report.runs import Run
 
 
-def block_table(run: Run, title: str) -> Table | None:
+def block_table(run: Run) -> Table | None:
     """Every block of a pruned model."""
     rows = []
     for position, block in enumerate(run.report.items("blocks")):
@@ -33,10 +33,10 @@ def block_table(run: Run, title: str) -> Table | None:
     if not rows:
         return None
     head = ["block", "sparsity", "held-out error", "worst linear", "its error", "time"]
-    return Table(title, head, rows, folded=True)
+    return Table("", head, rows, folded=True)
 
 
-def width_table(run: Run, title: str) -> Table | None:
+def width_table(run: Run) -> Table | None:
     """Every sub-block of a shrunk model."""
     rows = [
         (
@@ -53,10 +53,10 @@ def width_table(run: Run, title: str) -> Table | None:
     if not rows:
         return None
     head = ["sub-block", "kept", "of", "expected KL", "if narrower", "without refit", "error"]
-    return Table(title, head, rows, folded=True)
+    return Table("", head, rows, folded=True)
 
 
-def curve_table(run: Run, title: str) -> Table | None:
+def curve_table(run: Run) -> Table | None:
     """Every size of a curve."""
     rows = [
         (
@@ -71,10 +71,10 @@ def curve_table(run: Run, title: str) -> Table | None:
     if not rows:
         return None
     head = ["removed", "parameters left in blocks", "expected KL, nats", "sub-blocks gone"]
-    return Table(title, head, rows, folded=True)
+    return Table("", head, rows, folded=True)
 
 
-def notes(run: Run, title: str) -> Lines | None:
+def notes(run: Run) -> Lines | None:
     """What the run wants to be known."""
     lines = run.report.texts("notes")
     for position, block in enumerate(run.report.items("blocks")):
@@ -84,17 +84,19 @@ def notes(run: Run, title: str) -> Lines | None:
     for evaluation in run.evaluations:
         lines += evaluation.texts("notes")
     lines += [f"{name} beside the report is no readable JSON." for name in run.unread]
-    return Lines(title, lines, folded=len(lines) > 6) if lines else None
+    return Lines("", lines, folded=len(lines) > 6) if lines else None
 
 
-def continuations(run: Run, title: str) -> Continuations | None:
+def continuations(run: Run) -> Continuations | None:
     """How the dense and the pruned model go on with the same texts."""
     found = run.continuations
     entries = []
     for each in found.items("continuations"):
-        dense, pruned = each.at("dense").value, each.at("pruned").value
+        dense, pruned = (each.at(name).value for name in ("dense", "pruned"))
         prompt = each.text("prompt")
         if prompt and isinstance(dense, str) and isinstance(pruned, str):
+            # The space before the first word belongs to the prompt.
+            dense, pruned = (text.lstrip("\n").removeprefix(" ") for text in (dense, pruned))
             same = _same_beginning(dense, pruned)
             entries.append(Continuation(prompt, dense[:same], dense[same:], pruned[same:]))
     if not entries:
@@ -105,7 +107,7 @@ def continuations(run: Run, title: str) -> Continuations | None:
         f"template, {found.text('dtype') or 'unknown dtype'} on {found.text('device') or '?'}. "
         f"Dense: {found.text('reference') or '?'}. What both write alike is grey."
     )
-    return Continuations(title, entries, caption)
+    return Continuations("", entries, caption)
 
 
 def _same_beginning(one: str, other: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -11,9 +12,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from secateur.checkpoint.files import write_text
 from secateur.errors import SecateurError
 from secateur.report import description, details, figures, measures, speed
-from secateur.report.content import KeyFigure, KeyFigures, Part, Section, Table
+from secateur.report.content import (
+    Continuations,
+    KeyFigure,
+    KeyFigures,
+    Lines,
+    Part,
+    Section,
+    Table,
+)
 from secateur.report.plot import SHADES
 from secateur.report.runs import Run, read_runs
+
+_Titled = Continuations | Lines | Table
 
 
 def write_report(
@@ -87,14 +98,21 @@ def _template() -> Template:
 
 
 def _sections(runs: Sequence[Run]) -> list[Section]:
-    def each(make: Callable[[Run, str], Part | None], title: str) -> list[Part]:
-        """What each run has of a kind, under its label if there are several."""
-        found = [make(run, _titled(runs, run, title)) for run in runs]
-        return [part for part in found if part is not None]
+    def each(make: Callable[[Run], _Titled | None], title: str = "") -> list[_Titled]:
+        """What each run has of a kind, under its label; runs that are alike share it."""
+        alike: list[tuple[_Titled, list[str]]] = []
+        for run in runs:
+            part = make(run)
+            labels = next((labels for other, labels in alike if other == part), None)
+            if labels is not None:
+                labels.append(run.label)
+            elif part is not None:
+                alike.append((part, [run.label]))
+        return [replace(part, title=_titled(runs, labels, title)) for part, labels in alike]
 
     return [
         Section("At a glance", _glance(runs)),
-        Section("What was done", each(description.done, "")),
+        Section("What was done", description.done(runs)),
         Section("What it costs", measures.evaluation_tables(runs)),
         Section(
             "Where the weights went", [*figures.sparsity_plots(runs), *figures.width_plots(runs)]
@@ -104,12 +122,12 @@ def _sections(runs: Sequence[Run]) -> list[Section]:
         Section("Training", figures.training_plots(runs)),
         Section(
             "The same texts, dense and pruned",
-            each(details.continuations, ""),
+            each(details.continuations),
         ),
         Section(
             "What is expected to run faster",
             [
-                *each(speed.speed_table, ""),
+                *each(speed.speed_table),
                 *each(speed.simulation_table, "Simulated accelerator"),
             ],
         ),
@@ -134,7 +152,7 @@ def _glance(runs: Sequence[Run]) -> list[Part]:
     rows = [("what was done", *map(description.headline, runs))]
     labels = dict.fromkeys(label for each in values for label in each)
     rows += [(label, *(each.get(label, "") for each in values)) for label in labels]
-    return [Table("", ["", *(run.label for run in runs)], rows)]
+    return [Table("", ["", *(run.label for run in runs)], rows, style="compared")]
 
 
 def _comparable(figure: KeyFigure) -> str:
@@ -146,10 +164,10 @@ def _with_dense(figure: KeyFigure) -> str:
     return f"{figure.value} ({figure.beside})" if "dense" in figure.beside else figure.value
 
 
-def _titled(runs: Sequence[Run], run: Run, title: str) -> str:
+def _titled(runs: Sequence[Run], labels: Sequence[str], title: str) -> str:
     if len(runs) == 1:
         return title
-    return f"{title}: {run.label}" if title else run.label
+    return ": ".join(filter(None, [title, ", ".join(labels)]))
 
 
 def _model(run: Run) -> str:

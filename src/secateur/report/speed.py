@@ -60,16 +60,17 @@ _LOW_RANK = (
 )
 
 
-def speed_table(run: Run, title: str) -> Table | None:
+def speed_table(run: Run) -> Table | None:
     """Where the result of a run should be faster; None if there is no result to run."""
     rows = [*_shrunk(run)] if run.kind == "shrink" else [*_sparse(run)]
     if not rows:
         return None
     head = ["where", "expected", "why"]
-    return Table(title, head, rows, "Nothing here was measured; do so where it will run.", True)
+    caption = "Nothing here was measured; do so where it will run."
+    return Table("", head, rows, caption, style="words")
 
 
-def simulation_table(run: Run, title: str) -> Table | None:
+def simulation_table(run: Run) -> Table | None:
     """Cycles on the simulated accelerator, if somebody had them counted."""
     simulation = run.simulation
     entries = [*simulation.items("projections"), simulation.at("total")]
@@ -83,17 +84,14 @@ def simulation_table(run: Run, title: str) -> Table | None:
     ]
     if not formulas:
         return None
-    head = ["", *(f"{part}, {name}" for name in formulas for part in ("dense", "speed-up"))]
-    width, height = (
-        simulation.at("accelerator").number("width"),
-        simulation.at("accelerator").number("height"),
-    )
+    head = ["", *(f"{part}, {name}" for name in formulas for part in ("dense cycles", "speed-up"))]
+    width, height = (simulation.number("accelerator", side) for side in ("width", "height"))
     array = "" if not width or not height else f", {width:.0f} × {height:.0f} multipliers"
     caption = (
         f"Cycles for one token on a modelled accelerator that skips zeros{array}; not the time of "
         "a machine you own. By two formulas, which are not comparable."
     )
-    return Table(title, head, rows, caption)
+    return Table("", head, rows, caption)
 
 
 def _sparse(run: Run) -> Sequence[_Row]:
