@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import secateur
 from secateur.errors import SecateurError
 from secateur.report.facts import Facts
+from secateur.report.figures import width_plots
 from secateur.report.page import render
 from secateur.report.runs import Run, read_runs
 
@@ -121,6 +122,23 @@ def test_several_runs_share_tables_and_plots(runs: dict[str, Path], tmp_path: Pa
     assert {"line s0", "line s1"} <= set(lines)
     assert "line s2" not in lines
     assert [path.name for path in tmp_path.iterdir()] == ["both.html"]
+
+
+def test_what_runs_share_is_said_once(runs: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(runs["ramp"], tmp_path / "other")
+    texts = page_of(runs["ramp"], tmp_path / "other", runs["semi"]).texts
+    assert texts.count("OpenVINO, CPU with AMX") == 1
+    assert "ramp, other" in texts
+    assert texts.count("Forward passes") == texts.count("In all runs") == 1
+    assert texts.count("Stages") == 1
+    assert texts.count("Pattern") == 3
+
+
+def test_a_legend_names_what_is_drawn(runs: dict[str, Path]) -> None:
+    (widths,) = width_plots(read_runs([runs["sizes"], runs["ramp"], runs["small"]]))
+    assert widths.legend == [("small", 2)]
+    (alone,) = width_plots(read_runs([runs["small"]]))
+    assert alone.legend == []
 
 
 def test_runs_of_one_name_are_told_apart(runs: dict[str, Path], tmp_path: Path) -> None:

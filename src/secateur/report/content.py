@@ -84,7 +84,7 @@ class Plots:
         size: ``full``: one below the other; ``half`` and ``small``: side by side.
         panels: the plots.
         caption: how to read them.
-        legend: names of series and the numbers of their colours; needed for more than one.
+        legend: names of series and the numbers of their colours; none if there is one series.
     """
 
     shape: ClassVar[str] = "plots"

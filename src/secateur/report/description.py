@@ -17,6 +17,7 @@ _VERBS = {
 }
 # Options that are told elsewhere, or decide nothing.
 _HIDDEN = {"calibration", "device", "dtype"}
+_OF_OTHER_PRESETS = {"default": {"step", "masks", "prior"}, "paper": {"sub_models", "grid"}}
 # Digits of a checksum that tell two texts apart.
 DIGEST = 12
 
@@ -112,12 +113,13 @@ def _stages(report: Facts) -> str:
 
 def _options(options: Facts, first: str) -> str:
     """``wanda (scope row)``: the value of a key, then all others."""
+    name = options.text(first) if first else None
+    hidden = _HIDDEN | _OF_OTHER_PRESETS.get(name or "", set())
     others = [
         f"{key.replace('_', ' ')} {_value(each.value)}"
         for key, each in options.pairs()
-        if key != first and key not in _HIDDEN and each
+        if key != first and key not in hidden and each
     ]
-    name = options.text(first) if first else None
     if name is None:
         return ", ".join(others)
     return f"{name} ({', '.join(others)})" if others else name

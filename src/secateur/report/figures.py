@@ -50,16 +50,17 @@ def error_plots(runs: Sequence[Run]) -> list[Plots]:
     if any(_heights(line) for line in blocks):
         y = fit_axis("error of the block's output", _all(blocks), zero=True)
         x = count_axis("block", _last(blocks))
+        series = _named(runs, blocks)
         plots.append(
             Plots(
                 "Error of every block",
                 "full",
-                [_full("Held-out error of every block across depth", _named(runs, blocks), x, y)],
+                [_full("Held-out error of every block across depth", series, x, y)],
                 "Squared error of the block's output over the squared output of the dense block, "
                 "on the same held-out hidden states: those of the model pruned so far. So it says "
                 "what this block lost, not what all before it lost."
                 + _other_text(runs, "the errors rest on different texts"),
-                _legend(runs),
+                _legend(runs, series),
             )
         )
     found = [_linears(run, _relative_error) for run in runs]
@@ -147,7 +148,7 @@ def size_plots(runs: Sequence[Run]) -> list[Plots]:
                 [_full("Size against expected loss", [*loose, *lines], x, y)],
                 "The line is what a fit expects of the best widths at each size; single points "
                 "are sub-models with random widths, as they were measured.",
-                _legend(runs),
+                _legend(runs, [*loose, *lines]),
             )
         )
     rounds = [_points(run.report.items("rounds"), "share", "loss") for run in runs]
@@ -159,13 +160,14 @@ def size_plots(runs: Sequence[Run]) -> list[Plots]:
     if any(begun):
         x = fit_axis("parameters removed from the blocks", _xs(begun), zero=True, percent=True)
         y = fit_axis("loss, nats per token", _all(begun))
+        series = _named(runs, begun)
         plots.append(
             Plots(
                 "Loss by round",
                 "full",
-                [_full("Loss before every round against size", _named(runs, begun), x, y)],
+                [_full("Loss before every round against size", series, x, y)],
                 "Loss of the model before each round, on the calibration text of that round.",
-                _legend(runs),
+                _legend(runs, series),
             )
         )
     return plots
@@ -199,7 +201,7 @@ def training_plots(runs: Sequence[Run]) -> list[Plots]:
             "Strong: held-out windows. Thin: the text trained on"
             + (", means of neighbouring steps" if binned else "")
             + (". Dashed: the dense model on the held-out windows." if levels else "."),
-            _legend(runs),
+            _legend(runs, series),
         )
     ]
     names = {
@@ -208,17 +210,19 @@ def training_plots(runs: Sequence[Run]) -> list[Plots]:
         "learning_rate": "learning rate",
         "gradient_norm": "norm of the gradient",
     }
-    panels = []
+    panels, seen = [], list[Series]()
     for key, name in names.items():
         lines = [_thinned(_points(entries, "step", key)) for entries in steps]
         if any(_all(lines)):
             share = key == "flip_rate"
             axis = fit_axis("", _all(lines), zero=True, percent=share, ticks=3)
             below = count_axis("", int(last), ends=True)
-            panels.append(Panel(name, _drawn(name, _named(runs, lines), below, axis, _SMALL)))
+            curves = _named(runs, lines)
+            seen += curves
+            panels.append(Panel(name, _drawn(name, curves, below, axis, _SMALL)))
     if panels:
         caption = "By step. Mask changed: share of the weights whose mask a choice turned over."
-        plots.append(Plots("On the way", "small", panels, caption, _legend(runs)))
+        plots.append(Plots("On the way", "small", panels, caption, _legend(runs, seen)))
     return plots
 
 
@@ -320,19 +324,22 @@ def _named(runs: Sequence[Run], lines: Sequence[Sequence[Point]]) -> list[Series
     ]
 
 
-def _legend(runs: Sequence[Run]) -> list[tuple[str, int]]:
-    return [(run.label, shade) for shade, run in enumerate(runs)]
+def _legend(runs: Sequence[Run], drawn: Iterable[Series]) -> list[tuple[str, int]]:
+    """The runs that have something in a plot; nobody asks if there is one run anyway."""
+    seen = {each.shade for each in drawn if each.kind != "level" and _heights(each.points)}
+    return [(run.label, at) for at, run in enumerate(runs) if at in seen and len(runs) > 1]
 
 
 def _small(
     title: str, runs: Sequence[Run], found: Sequence[_ByName], y: Axis, caption: str
 ) -> Plots:
     x = count_axis("", _last(_flat(found)), ends=True)
-    panels = []
+    panels, seen = [], list[Series]()
     for name in dict.fromkeys(name for lines in found for name in lines):
         series = _named(runs, [lines.get(name, []) for lines in found])
+        seen += series
         panels.append(Panel(name, _drawn(f"{title}: {name}", series, x, y, _SMALL)))
-    return Plots(title, "small", panels, caption, _legend(runs))
+    return Plots(title, "small", panels, caption, _legend(runs, seen))
 
 
 def _halves(
@@ -346,15 +353,16 @@ def _halves(
     if not _all(_flat(found)):
         return []
     x = count_axis("block", _last(_flat(found)))
-    panels = []
+    panels, seen = [], list[Series]()
     for name in dict.fromkeys(name for lines in found for name in lines):
         series = [
             Series(f"{run.label}, without refit", lines.get(name, []), shade, "faint")
             for shade, (run, lines) in enumerate(zip(runs, behind, strict=False))
         ]
         series += _named(runs, [lines.get(name, []) for lines in found])
+        seen += series
         panels.append(Panel(name, _drawn(f"{title}: {name}", series, x, y, _HALF)))
-    return [Plots(title, "half", panels, caption, _legend(runs))]
+    return [Plots(title, "half", panels, caption, _legend(runs, seen))]
 
 
 def _full(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Panel:

@@ -17,6 +17,9 @@ from secateur.report.format import (
 )
 from secateur.report.runs import Run
 
+# Key figures that stand behind all others.
+COSTS = ("time", "peak memory")
+
 
 def key_figures(run: Run) -> list[KeyFigure]:
     """The numbers that matter most; equal labels of several runs may be compared."""
@@ -91,8 +94,8 @@ def _trained_figures(report: Facts) -> Iterator[KeyFigure]:
         yield KeyFigure("held-out loss, nats per token", f"{after:.4f}", ", ".join(known))
     if (tokens := report.number("tokens")) is not None:
         steps = report.number("steps")
-        beside = "" if steps is None else f"{steps:,.0f} steps"
-        yield KeyFigure("trained on", f"{tokens:,.0f} tokens", beside)
+        beside = "tokens" if steps is None else f"tokens in {steps:,.0f} steps"
+        yield KeyFigure("trained on", f"{tokens:,.0f}", beside)
 
 
 def _evaluated_figures(run: Run) -> Iterator[KeyFigure]:
@@ -115,12 +118,12 @@ def _cost_figures(run: Run) -> Iterator[KeyFigure]:
         cores, device = report.number("machine", "cores"), report.text("machine", "device")
         place = f"on {device}" if device and device != "cpu" else ""
         yield KeyFigure(
-            "time", seconds_text(seconds), place or (f"on {cores:.0f} cores" if cores else "")
+            COSTS[0], seconds_text(seconds), place or (f"on {cores:.0f} cores" if cores else "")
         )
     if (peak := report.number("peak_memory_bytes")) is not None:
         device_peak = report.number("peak_device_memory_bytes")
         beside = "" if device_peak is None else f"{bytes_text(device_peak)} on the device"
-        yield KeyFigure("peak memory", bytes_text(peak), beside)
+        yield KeyFigure(COSTS[1], bytes_text(peak), beside)
 
 
 def _protocol(evaluation: Facts) -> str:

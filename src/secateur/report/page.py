@@ -150,7 +150,9 @@ def _glance(runs: Sequence[Run]) -> list[Part]:
         return [KeyFigures(found[0])] if found[0] else []
     values = [{_comparable(each): _with_dense(each) for each in entries} for entries in found]
     rows = [("what was done", *map(description.headline, runs))]
-    labels = dict.fromkeys(label for each in values for label in each)
+    labels = sorted(
+        dict.fromkeys(label for each in values for label in each), key=measures.COSTS.__contains__
+    )
     rows += [(label, *(each.get(label, "") for each in values)) for label in labels]
     return [Table("", ["", *(run.label for run in runs)], rows, style="compared")]
 

@@ -126,8 +126,8 @@ def draw(
 ) -> str:
     """Draw series on two axes.
 
-    Everything that has a colour has a class instead: ``grid``, ``line``, ``dot`` and ``loose``,
-    with ``s0`` to ``s5`` for the shade.
+    Everything that has a colour has a class instead: ``grid``, ``level`` and its ``name``,
+    ``line``, ``dot`` and ``loose``, the last three with ``s0`` to ``s5`` for the shade.
 
     Args:
         title: what a reader who does not see the plot is told.
@@ -208,7 +208,7 @@ class _Frame:
             if y is not None and 0 <= self.y.share(y) <= 1:
                 _, at = self.place(self.x.low, y)
                 yield f'<path class="level" d="M{self.left:.1f} {at}H{self.right:.1f}"/>'
-                yield _text(self.right, at - 5, series.name, "end")
+                yield _text(self.right, at - 5, series.name, "end", "name")
 
     def series(self, series: Series) -> Iterator[str]:
         if series.kind == "level":
@@ -231,10 +231,11 @@ class _Frame:
         alone = all(len(piece) == 1 for piece in pieces)
         if series.kind == "line" and gap < _DOT_GAP and not alone:
             return
+        radius = 4 if alone and series.kind == "line" else 2.5
         for (x, y), (cx, cy) in zip(shown, places, strict=True):
             name = f"{series.name}: {self.x.text(x)}, {self._exact(y)}"
             yield (
-                f'<circle class="{style} {shade}" cx="{cx}" cy="{cy}" r="2.5">'
+                f'<circle class="{style} {shade}" cx="{cx}" cy="{cy}" r="{radius}">'
                 f"<title>{escape(name)}</title></circle>"
             )
 
@@ -261,5 +262,6 @@ def _round_step(least: float) -> float:
     return float(next(f * power for f in (1, 2, 5, 10) if f * power >= least * (1 - 1e-9)))
 
 
-def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:
+    kind = f' class="{style}"' if style else ""
+    return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'

@@ -28,8 +28,8 @@ _OPENVINO = (
 _SPARSE_CORES = (
     "NVIDIA GPU with sparse tensor cores, torch's semi-structured kernels",
     "faster in large batches",
-    "Long prompts and many sequences at once are bound by arithmetic, which is halved. Writing one "
-    "token at a time is bound by memory and may be slower.",
+    "Long prompts and many sequences at once are bound by arithmetic, half of which is skipped. "
+    "Writing one token at a time is bound by memory and may be slower.",
 )
 _OTHER_PATTERN = (
     "Sparse tensor cores",
