@@ -11,6 +11,7 @@ one number for each row and one for each column.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,8 @@ def margin_threshold(costs: Iterable[RowCosts], share: float) -> float:
     sample_N = torch.cat([each.sample() for each in costs])
     rank = min(max(1, round(share * len(sample_N))), len(sample_N))
     # Its square is positive too.
-    return max(float(sample_N.kthvalue(rank).values), torch.finfo(torch.float32).tiny ** 0.5)
+    found = float(sample_N.kthvalue(rank).values)
+    return max(found, math.sqrt(torch.finfo(torch.float32).tiny))
 
 
 def cheapest(costs: Sequence[RowCosts], zeros: int) -> list[Tensor]:
@@ -159,7 +161,8 @@ class _ThresholdedLinear(Function):
 def _kept(costs: RowCosts, threshold: float, dtype: torch.dtype) -> Tensor:
     kept_OI = torch.empty(costs.w_OI.shape, dtype=dtype, device=costs.w_OI.device)
     for rows in row_chunks(kept_OI):
-        kept_OI[rows] = costs.w_OI[rows].where(costs.of(rows) > threshold, 0)
+        above_RI = _above(costs.of(rows), threshold).to(dtype)
+        torch.mul(costs.w_OI[rows].to(dtype), above_RI, out=kept_OI[rows])
     return kept_OI
 
 
@@ -170,7 +173,13 @@ def _margin(costs: RowCosts, threshold: float, dtype: torch.dtype) -> tuple[Tens
     members = []
     for rows in row_chunks(margin_OI):
         cost_RI = costs.of(rows)
-        near_RI = (cost_RI > threshold / factor) & (cost_RI < threshold * factor)
-        margin_OI[rows] = costs.w_OI[rows].where(near_RI, 0)
+        near_RI = _above(cost_RI.clone(), threshold / factor)
+        near_RI -= _above(cost_RI, threshold * factor)
+        torch.mul(costs.w_OI[rows].to(dtype), near_RI.to(dtype), out=margin_OI[rows])
         members.append(near_RI.sum(1))
     return margin_OI, torch.cat(members)
+
+
+def _above(cost_RI: Tensor, threshold: float) -> Tensor:
+    """1 where a cost exceeds the threshold, else 0, in place; far faster than bool on a CPU."""
+    return cost_RI.sub_(threshold).sign_().clamp_(min=0)
