@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from secateur.errors import SecateurError
 from secateur.evaluation import TASKS, evaluate
 from secateur.evaluation.likelihood import Likelihood
-from secateur.evaluation.tasks import TaskChoice, _load
+from secateur.evaluation.tasks import TaskChoice, load_tasks
 from tiny import make_checkpoint, make_tokenizer
 
 ARC = {
@@ -117,7 +117,7 @@ def test_all_tasks_agree_with_lm_eval_itself(
     result = evaluate(long, tasks=list(TASKS), task_data=task_data, dtype="float32").zero_shot
     assert result is not None
     theirs = HFLM(pretrained=model, tokenizer=make_tokenizer(), batch_size=1)
-    loaded = _load(TaskChoice.check(list(TASKS), task_data, None), tmp_path)
+    loaded = load_tasks(TaskChoice.check(list(TASKS), task_data, None), tmp_path)
     expected = lm_eval_evaluate(theirs, loaded, bootstrap_iters=1, log_samples=False)["results"]
     assert set(result.model.tasks) == set(expected) == set(TASKS)
     for name, score in result.model.tasks.items():
@@ -185,6 +185,14 @@ def test_what_is_too_long_loses_its_beginning(
     assert value == expected
     with pytest.raises(SecateurError, match="choice of 257 tokens is longer than the 256"):
         lm._loglikelihood_tokens([(("", ""), [5], [9] * 257)])
+
+
+def test_logits_that_are_no_numbers(tmp_path: Path, task_data: Path) -> None:
+    make_checkpoint("llama", tmp_path, max_position_embeddings=256)
+    broken = AutoModelForCausalLM.from_pretrained(tmp_path)
+    broken.lm_head.weight.data[7] = float("nan")
+    with pytest.raises(SecateurError, match="Logits are NaN in a zero-shot task"):
+        evaluate(broken, tokenizer=make_tokenizer(), tasks=["piqa"], task_data=task_data)
 
 
 def test_a_limit_and_the_dense_model_beside(

@@ -1,4 +1,4 @@
-"""What a model is worth on a text, each number with the protocol it rests on."""
+"""What a model is worth on a text and on tasks."""
 
 from __future__ import annotations
 
@@ -7,109 +7,31 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.calibration.leakage import find_leakage
-from secateur.checkpoint.locate import load_config, load_tokenizer, locate_checkpoint
-from secateur.checkpoint.skeleton import positions_of
-from secateur.errors import SecateurError
 from secateur.evaluation.bootstrap import percentile_interval, resampled_means
-from secateur.evaluation.perplexity import split_windows
+from secateur.evaluation.document import (
+    Difference,
+    Divergence,
+    Evaluation,
+    Figures,
+    Protocol,
+)
+from secateur.evaluation.inputs import Inputs, Subject
+from secateur.evaluation.options import EvaluationOptions
 from secateur.evaluation.scores import Scores, score_windows
-from secateur.evaluation.tasks import TaskChoice, ZeroShot, lm_eval_version, zero_shot
-from secateur.evaluation.text import EvaluationText, read_dataset, read_text
+from secateur.evaluation.text import EvaluationText
+from secateur.evaluation.zero_shot import zero_shot
 from secateur.progress import Progress, silent
 from secateur.walk.precision import DtypeName, resolve_device, resolve_dtype
 
 # Where a pruned checkpoint keeps the tokens it was calibrated on.
 _CALIBRATION = Path("secateur", "calibration.safetensors")
-
-
-Interval = tuple[float, float]
-
-
-class Protocol(BaseModel):
-    """How the numbers of an evaluation were made."""
-
-    model_config = ConfigDict(frozen=True)
-
-    text: str = Field(description="file name, or name, configuration and split of a data set")
-    text_sha256: str = Field(description="of the text in UTF-8")
-    text_tokens: int = Field(description="tokens of the whole text")
-    text_words: int = Field(description="words of the whole text, separated by white space")
-    tokenizer: str = Field(description="what the tokenizer belongs to")
-    bos: Literal["none", "each window"] = Field(description="where beginning-of-text tokens are")
-    window: int = Field(description="tokens per window; windows do not overlap")
-    windows: int = Field(description="windows used")
-    predicted_tokens: int = Field(description="window - 1 positions of each window")
-    forward_dtype: str = Field(description="of matrix products; softmax and loss are fp32")
-    device: str
-
-
-class Figures(BaseModel):
-    """How well one model predicts the text."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model: str
-    weights_dtype: str
-    loss: float = Field(description="mean negative log-likelihood per token in nats")
-    perplexity: float = Field(description="per token, exp of the loss")
-    interval: Interval | None = Field(
-        description="95 % interval of the perplexity, windows resampled; null for a single window"
-    )
-    word_perplexity: float | None = Field(
-        description="per word, exp(loss x tokens / words); null where white space parts no words"
-    )
-
-
-class Divergence(BaseModel):
-    """How far a model is from the dense one."""
-
-    model_config = ConfigDict(frozen=True)
-
-    kl: float = Field(description="mean KL(dense || model) per predicted token in nats")
-    kl_interval: Interval | None = Field(description="95 %, windows resampled")
-    top1_agreement: float = Field(description="share of positions with the same likeliest token")
-
-
-class Difference(BaseModel):
-    """Dense minus model on the same windows: negative where the model is worse."""
-
-    model_config = ConfigDict(frozen=True)
-
-    loss: float = Field(description="in nats per token")
-    loss_interval: Interval | None = Field(description="95 %, windows resampled in pairs")
-    perplexity: float
-    perplexity_interval: Interval | None = Field(description="95 %, from the same resamples")
-
-
-class Evaluation(BaseModel):
-    """What ``evaluate`` returns; ``model_dump(mode="json")`` is what ``--json`` prints."""
-
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: int = 1
-    model: Figures | None = Field(None, description="with a text only")
-    dense: Figures | None = Field(None, description="the model evaluated against")
-    divergence: Divergence | None = Field(None, description="with a dense model only")
-    difference: Difference | None = Field(None, description="with a dense model only")
-    protocol: Protocol | None = Field(None, description="with a text only")
-    zero_shot: ZeroShot | None = Field(None, description="with tasks only")
-    seconds: float = Field(description="wall time of the forward passes over the text")
-    notes: list[str] = Field(default_factory=list, description="what to know before quoting this")
 
 
 def evaluate(
@@ -157,17 +79,20 @@ def evaluate(
             longer than the model's positions, models of different vocabularies, or logits that
             are not finite.
     """
-    given = _Inputs.check(
-        model,
+    options = EvaluationOptions(
         text=text,
         dataset=dataset,
         window=window,
         max_windows=max_windows,
-        tasks=tasks,
+        bos=bos,
+        tasks=tuple(tasks),
         task_data=task_data,
         limit=limit,
+    )
+    given = Inputs.check(
+        model,
+        options,
         against=against,
-        bos=bos,
         tokenizer=tokenizer,
         trust_remote_code=trust_remote_code,
     )
@@ -220,139 +145,6 @@ def evaluate(
         seconds=seconds,
         notes=_leakage_notes(subject, tokenizer, passage.text),
     )
-
-
-def fingerprint_evaluation(
-    model: str | Path,
-    *,
-    text: str | Path | None = None,
-    dataset: str | None = None,
-    window: int = 1024,
-    max_windows: int | None = None,
-    tasks: Sequence[str] = (),
-    task_data: str | Path | None = None,
-    limit: int | None = None,
-    bos: bool = False,
-    device: str = "auto",
-    dtype: DtypeName = "auto",
-    trust_remote_code: bool = False,
-) -> dict[str, Any]:
-    """Check what ``evaluate`` would be given, and say all that decides its numbers.
-
-    No weights are read. Arguments are those of ``evaluate``.
-
-    Raises:
-        SecateurError: whatever ``evaluate`` would raise before it reads weights.
-    """
-    place = resolve_device(device)
-    given = _Inputs.check(
-        model,
-        text=text,
-        dataset=dataset,
-        window=window,
-        max_windows=max_windows,
-        tasks=tasks,
-        task_data=task_data,
-        limit=limit,
-        against=None,
-        bos=bos,
-        tokenizer=None,
-        trust_remote_code=trust_remote_code,
-    )
-    passage, choice = given.passage, given.choice
-    return {
-        "text": passage and passage.text.sha256,
-        "windows": passage and list(passage.windows_WL.shape),
-        "bos": bos,
-        "tasks": choice and {"data": choice.data, "limit": limit, "lm_eval": lm_eval_version()},
-        "forward": f"{resolve_dtype(dtype, place)} on {place.type}",
-    }
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What an evaluation is given, found and checked; no weights have been read."""
-
-    subject: _Subject
-    rival: _Subject | None
-    tokenizer: PreTrainedTokenizerBase
-    passage: Passage | None
-    choice: TaskChoice | None
-
-    @classmethod
-    def check(
-        cls,
-        model: str | Path | PreTrainedModel,
-        *,
-        text: str | Path | None,
-        dataset: str | None,
-        window: int,
-        max_windows: int | None,
-        tasks: Sequence[str],
-        task_data: str | Path | None,
-        limit: int | None,
-        against: str | Path | PreTrainedModel | None,
-        bos: bool,
-        tokenizer: PreTrainedTokenizerBase | None,
-        trust_remote_code: bool,
-    ) -> _Inputs:
-        choice = TaskChoice.check(tasks, task_data, limit) if tasks else None
-        texts = sum(source is not None for source in (text, dataset))
-        if texts > 1 or (not texts and choice is None):
-            raise SecateurError(
-                "Evaluation needs either a text file or a data set, or else tasks; name one."
-            )
-        subject = _Subject.find(model, trust_remote_code)
-        rival = None if against is None else _Subject.find(against, trust_remote_code)
-        tokenizer = tokenizer or _common_tokenizer(subject, rival)
-        passage = None
-        if texts:
-            content = read_text(text) if text is not None else read_dataset(str(dataset))
-            passage = Passage.cut(content, tokenizer, window, max_windows, bos)
-        for each in filter(None, (subject, rival)):
-            each.check(passage, subject.vocabulary)
-        return cls(subject, rival, tokenizer, passage, choice)
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A text cut into windows.
-
-    Attributes:
-        text: what was read.
-        tokens: of the whole text.
-        windows_WL: int64 (windows, length).
-    """
-
-    text: EvaluationText
-    tokens: int
-    windows_WL: Tensor
-
-    @classmethod
-    def cut(
-        cls,
-        text: EvaluationText,
-        tokenizer: PreTrainedTokenizerBase,
-        window: int,
-        max_windows: int | None,
-        bos: bool,
-    ) -> Passage:
-        """Tokenise a text whole, without special tokens, and cut it.
-
-        Raises:
-            SecateurError: it is shorter than a window, or there is no token to begin windows with.
-        """
-        encoded = tokenizer(
-            text.content, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        tokens_N = torch.tensor(encoded["input_ids"], dtype=torch.int64)
-        first = _bos_token(tokenizer) if bos else None
-        return cls(text, len(tokens_N), split_windows(tokens_N, window, max_windows, first))
-
-    @property
-    def tokens_per_word(self) -> float:
-        """Tokens of the whole text over its words."""
-        return self.tokens / self.text.words
 
 
 @dataclass(frozen=True)
@@ -415,104 +207,8 @@ class _Summary:
         )
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """A model to evaluate, in memory or in a folder that has not been read yet."""
-
-    name: str
-    place: PreTrainedModel | Path
-    config: PreTrainedConfig
-    trust_remote_code: bool
-
-    @classmethod
-    def find(cls, model: str | Path | PreTrainedModel, trust_remote_code: bool) -> _Subject:
-        if isinstance(model, PreTrainedModel):
-            name = model.config.name_or_path or type(model).__name__
-            return cls(name, model, model.config, trust_remote_code)
-        folder = locate_checkpoint(model, trust_remote_code=trust_remote_code)
-        config = load_config(folder, trust_remote_code=trust_remote_code)
-        return cls(str(model), folder, config, trust_remote_code)
-
-    @property
-    def vocabulary(self) -> int:
-        return int(self.config.get_text_config().vocab_size)
-
-    def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        if isinstance(self.place, PreTrainedModel):
-            return None
-        return load_tokenizer(self.place, trust_remote_code=self.trust_remote_code)
-
-    def check(self, passage: Passage | None, vocabulary: int) -> None:
-        """Find out what does not fit before any weight is read."""
-        if self.vocabulary != vocabulary:
-            raise SecateurError(
-                f"{self.name} has a vocabulary of {self.vocabulary} tokens and the evaluated model "
-                f"one of {vocabulary}; compare a model with the dense one it was made from."
-            )
-        if passage is None:
-            return
-        positions, window = positions_of(self.config), passage.windows_WL.shape[1]
-        if positions is not None and window > positions:
-            raise SecateurError(
-                f"Evaluation windows of {window} tokens are longer than the {positions} positions "
-                f"of {self.name}; use a window of {positions} or less."
-            )
-        if (highest := int(passage.windows_WL.max())) >= vocabulary:
-            raise SecateurError(
-                f"The tokenizer gives token {highest} and {self.name} knows "
-                f"{vocabulary} tokens; use the model's own tokenizer."
-            )
-
-    def load(self, device: torch.device, forward_dtype: torch.dtype) -> PreTrainedModel:
-        if isinstance(self.place, PreTrainedModel):
-            return self.place
-        try:
-            answer = AutoModelForCausalLM.from_pretrained(
-                self.place,
-                dtype="auto" if forward_dtype == torch.bfloat16 else forward_dtype,
-                trust_remote_code=self.trust_remote_code,
-                output_loading_info=True,
-            )
-        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-            raise SecateurError(
-                f"{self.name} cannot be loaded ({str(error).strip().splitlines()[0]}); check its "
-                "files, or fetch or prune it again."
-            ) from error
-        model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], answer)
-        if missing := report["missing_keys"]:
-            # transformers would fill them with random numbers.
-            raise SecateurError(
-                f"The files of {self.name} lack {min(missing)}; fetch or prune it again."
-            )
-        torch.nn.Module.to(model, device)
-        return model
-
-
-def _common_tokenizer(subject: _Subject, rival: _Subject | None) -> PreTrainedTokenizerBase:
-    tokenizer = subject.tokenizer()
-    other = None if rival is None else rival.tokenizer()
-    if tokenizer is None:
-        raise SecateurError(
-            f"Evaluating {subject.name} in memory needs its tokenizer; pass tokenizer=."
-        )
-    if rival is not None and other is not None and other.get_vocab() != tokenizer.get_vocab():
-        raise SecateurError(
-            f"{subject.name} and {rival.name} have different tokenizers, so their predictions "
-            "cannot be compared; name the dense model it was made from."
-        )
-    return tokenizer
-
-
-def _bos_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    if tokenizer.bos_token_id is None:
-        raise SecateurError(
-            "The tokenizer has no beginning-of-text token to begin windows with; leave bos out."
-        )
-    return int(tokenizer.bos_token_id)
-
-
 def _leakage_notes(
-    subject: _Subject, tokenizer: PreTrainedTokenizerBase, text: EvaluationText
+    subject: Subject, tokenizer: PreTrainedTokenizerBase, text: EvaluationText
 ) -> list[str]:
     """Hold the text against the calibration tokens that a pruned checkpoint keeps."""
     if isinstance(subject.place, PreTrainedModel):

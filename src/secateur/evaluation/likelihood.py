@@ -164,5 +164,7 @@ class Likelihood(TemplateLM):  # type: ignore[misc]
             parts.append(torch.stack([value_P, (log_PV.argmax(-1) != wanted_P).float()]))
         sums = torch.zeros(2, len(targets), dtype=torch.float64, device=device)
         sums.index_add_(1, owner_P, torch.cat(parts, dim=1).double())
+        if sums.isnan().any():
+            raise SecateurError("Logits are NaN in a zero-shot task; check the model's weights.")
         values, misses = sums.tolist()
         return [(value, missed == 0) for value, missed in zip(values, misses, strict=True)]

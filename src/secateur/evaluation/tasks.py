@@ -1,28 +1,19 @@
-"""Zero-shot tasks: lm-eval's own prompts and metrics, on hub data or on local files."""
+"""Zero-shot tasks: lm-eval's own definitions, on hub data or on local files."""
 
 from __future__ import annotations
 
 import difflib
-import logging
-import math
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.checkpoint.run import fingerprint_files
 from secateur.errors import SecateurError
-from secateur.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -72,46 +63,6 @@ TASKS = {
 _SPLIT_WORDS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
-class TaskScore(BaseModel):
-    """One task."""
-
-    model_config = ConfigDict(frozen=True)
-
-    items: int = Field(description="questions evaluated")
-    acc: float = Field(description="share of questions whose likeliest choice is right")
-    acc_stderr: float | None = Field(description="standard error; null for a single question")
-    acc_norm: float | None = Field(
-        description="the same with log-likelihoods divided by characters; null if lm-eval's task "
-        "has none"
-    )
-    acc_norm_stderr: float | None
-
-
-class TaskScores(BaseModel):
-    """All tasks for one model."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model: str
-    tasks: dict[str, TaskScore]
-    mean_acc: float = Field(description="mean of acc over tasks, each counting the same")
-    mean_acc_stderr: float | None
-
-
-class ZeroShot(BaseModel):
-    """Tasks without examples in the prompt."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model: TaskScores
-    dense: TaskScores | None = Field(None, description="the model evaluated against")
-    lm_eval: str = Field(description="version, whose prompts and metrics these are")
-    data: dict[str, str] = Field(description="per task: hub, or fingerprint of the local file")
-    limit: int | None = Field(description="questions per task, the first of them; null for all")
-    forward_dtype: str
-    seconds: float
-
-
 @dataclass(frozen=True)
 class TaskChoice:
     """Tasks that can be run: known names, files that are there.
@@ -159,85 +110,6 @@ class TaskChoice:
         }
 
 
-def run_tasks(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    choice: TaskChoice,
-    *,
-    name: str,
-    dtype: torch.dtype,
-    progress: Progress = silent,
-) -> TaskScores:
-    """Evaluate a model on tasks without examples, with lm-eval.
-
-    Args:
-        model: a causal language model, where it is.
-        tokenizer: its tokenizer.
-        choice: from ``TaskChoice.check``.
-        name: what the model is called in the result.
-        dtype: of matrix products; bfloat16 means autocast.
-        progress: called with (phase, done, total).
-
-    Raises:
-        SecateurError: data that cannot be fetched or have another form than the hub's.
-    """
-    import lm_eval
-
-    from secateur.evaluation.likelihood import Likelihood
-
-    lm = Likelihood(model, tokenizer, dtype, progress)
-    with tempfile.TemporaryDirectory(prefix="secateur-tasks-") as scratch, _quiet():
-        loaded = _load(choice, Path(scratch))
-        answer: Any = lm_eval.evaluate(
-            lm, loaded, limit=choice.limit, bootstrap_iters=1, log_samples=False
-        )
-    results: dict[str, dict[str, Any]] = answer["results"]
-    scores = {
-        task: TaskScore(
-            items=answer["n-samples"][task]["effective"],
-            acc=float(results[task]["acc,none"]),
-            acc_stderr=_number(results[task], "acc_stderr,none"),
-            acc_norm=_number(results[task], "acc_norm,none"),
-            acc_norm_stderr=_number(results[task], "acc_norm_stderr,none"),
-        )
-        for task in choice.files
-    }
-    errors = [score.acc_stderr for score in scores.values()]
-    known = [error for error in errors if error is not None]
-    return TaskScores(
-        model=name,
-        tasks=scores,
-        mean_acc=math.fsum(score.acc for score in scores.values()) / len(scores),
-        mean_acc_stderr=math.hypot(*known) / len(known) if len(known) == len(errors) else None,
-    )
-
-
-def zero_shot(
-    models: Sequence[tuple[str, PreTrainedModel]],
-    tokenizer: PreTrainedTokenizerBase,
-    choice: TaskChoice,
-    *,
-    dtype: torch.dtype,
-    dtype_name: str,
-    progress: Progress = silent,
-) -> ZeroShot:
-    """Evaluate a model on tasks, and beside it the dense one if that comes second."""
-    started = time.perf_counter()
-    first, *second = (
-        run_tasks(model, tokenizer, choice, name=name, dtype=dtype, progress=progress)
-        for name, model in models
-    )
-    return ZeroShot(
-        model=first,
-        dense=second[0] if second else None,
-        lm_eval=lm_eval_version(),
-        data=choice.data,
-        limit=choice.limit,
-        forward_dtype=dtype_name,
-        seconds=time.perf_counter() - started,
-    )
-
-
 def lm_eval_version() -> str:
     """Version of the package that prompts and metrics come from."""
     return version("lm_eval")
@@ -252,8 +124,16 @@ def _local_file(folder: Path, name: str) -> Path:
     raise SecateurError(f"{folder} has no file {expected}; add it, or leave out the task {name}.")
 
 
-def _load(choice: TaskChoice, scratch: Path) -> Any:
-    """Let lm-eval build the tasks from definitions that include its own."""
+def load_tasks(choice: TaskChoice, scratch: Path) -> Any:
+    """Let lm-eval build the tasks from definitions that include its own.
+
+    Args:
+        choice: from ``TaskChoice.check``.
+        scratch: an empty folder, which is needed no longer than the tasks are.
+
+    Raises:
+        SecateurError: data that cannot be fetched or have another form than the hub's.
+    """
     from lm_eval import tasks
 
     own = Path(tasks.__file__).parent
@@ -305,20 +185,3 @@ def _definition(name: str, file: Path | None, own: Path, scratch: Path) -> dict[
             f"{task.split}_split": task.split,
         }
     return definition
-
-
-def _number(metrics: Mapping[str, Any], key: str) -> float | None:
-    value = metrics.get(key)
-    return float(value) if isinstance(value, int | float) else None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lm-eval's remarks on its own definitions from the user."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
