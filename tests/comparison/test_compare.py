@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from secateur.cli import app
@@ -95,7 +97,13 @@ def test_one_table_of_all_rows(edit: Edit, ran: list[str], tmp_path: Path) -> No
     assert "| 1 min 01 s | 2.00 GB |" in lines[2]
     assert "4 windows of 32 tokens, float32" in table
     assert "over piqa, first 2 questions of each; lm-eval" in table
-    assert comparison_table(result) is not None
+    perplexity = wanda.evaluation["model"]["perplexity"]
+    terminal = Console(width=80, file=StringIO())
+    terminal.print(comparison_table(result))
+    shown = terminal.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    for part in ("wanda 2:4", "1 min 01 s", "2.00 GB", f"{perplexity:.2f}"):
+        assert part in shown
     # Checkpoints are as large as models, and the table does not need them.
     assert not list((tmp_path / "out").rglob("*.safetensors"))
 

@@ -259,6 +259,11 @@ def test_data_of_another_form(long: Path, tmp_path: Path) -> None:
         evaluate(long, tasks=["piqa"], task_data=tmp_path)
 
 
+def test_the_hub_out_of_reach(long: Path) -> None:
+    with pytest.raises(SecateurError, match="data of rte on the hub cannot be fetched"):
+        evaluate(long, tasks=["rte"])
+
+
 def test_without_lm_eval(long: Path, task_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secateur.evaluation.tasks.find_spec", lambda name: None)
     with pytest.raises(SecateurError, match=r"pip install 'secateur\[tasks\]'"):

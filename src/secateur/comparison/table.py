@@ -18,23 +18,41 @@ _HEADS = (
     "perplexity",
     "95 % interval",
     "dense - row",
-    "KL from dense",
+    "KL",
     "zero-shot",
     "time",
     "peak memory",
-    "size on disk",
+    "size",
+)
+# What stands in one column on the terminal, which is narrower than a page.
+_STACKED = (
+    ("row",),
+    ("sparsity",),
+    ("perplexity", "95 % interval"),
+    ("KL",),
+    ("zero-shot",),
+    ("time", "peak memory"),
+    ("size",),
 )
 
 
 def comparison_table(result: ComparisonResult) -> RenderableType:
-    """For the terminal."""
+    """For the terminal: what matters most, in rows of two lines."""
     heads, rows = _columns(result)
+    columns = [[heads.index(head) for head in stack if head in heads] for stack in _STACKED]
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for head in heads:
-        table.add_column(head, justify="left" if head == "row" else "right")
+    for stack in filter(None, columns):
+        # Only names may wrap; a number in two pieces is none.
+        first = stack == [0]
+        table.add_column(
+            "\n".join(heads[index] for index in stack),
+            justify="left" if first else "right",
+            no_wrap=not first,
+        )
     for row in rows:
-        table.add_row(*row)
-    return Group(table, *(Text(line, style="dim") for line in protocol_lines(result)))
+        cells = ("\n".join(row[index] for index in stack) for stack in columns if stack)
+        table.add_row(*(cell.replace(" ± ", "\n± ") for cell in cells))
+    return Group(table, Text(), *(Text(line, style="dim") for line in protocol_lines(result)))
 
 
 def comparison_markdown(result: ComparisonResult) -> str:
@@ -57,7 +75,7 @@ def protocol_lines(result: ComparisonResult) -> list[str]:
     lines = [
         f"Model {result.options['model']}. Perplexity: {text['text']}, {text['windows']} windows "
         f"of {text['window']} tokens, {text['forward_dtype']}; intervals and differences by "
-        "bootstrap over windows, KL in nats.",
+        "bootstrap over windows. KL from dense in nats per token.",
         f"Calibration: {calibration['source']}, {calibration['samples']} windows of "
         f"{calibration['length']} tokens, seed {calibration['seed']}. Time and peak memory: the "
         f"whole process from model on disk to pruned model on disk; {result.machine['cores']} "
