@@ -64,9 +64,14 @@ class BlockTask:
         """Tokens in a calibration window."""
         return self.stream.x_SLD.shape[1]
 
-    def fitted_batches(self, size: int) -> list[Tensor]:
-        """Indices of the sequences that may be fitted on, shuffled, in batches of one size."""
-        order = torch.randperm(self.stream.batches.boundary, generator=self.generator)
+    def fitted_batches(self, size: int, most: int | None = None) -> list[Tensor]:
+        """Indices of the sequences that may be fitted on, shuffled, in batches of one size.
+
+        Args:
+            size: sequences in a batch.
+            most: sequences in all, if not every one is wanted.
+        """
+        order = torch.randperm(self.stream.batches.boundary, generator=self.generator)[:most]
         return [batch for batch in order.split(size) if len(batch) == min(size, len(order))]
 
     def output(self, batch: Tensor | slice, with_graph: bool = False) -> Tensor:
