@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from secateur.comparison import ComparisonResult, compare
     from secateur.deploy.accelerator import Accelerator, Memory
     from secateur.deploy.simulation import Simulation, simulate
     from secateur.errors import SecateurError
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "NM",
     "Accelerator",
+    "ComparisonResult",
     "Continuations",
     "Estimate",
     "Evaluation",
@@ -45,6 +47,7 @@ __all__ = [
     "TrainResult",
     "Training",
     "Unstructured",
+    "compare",
     "continue_texts",
     "estimate",
     "evaluate",
@@ -61,6 +64,7 @@ __all__ = [
 _HOMES = {
     "NM": "pattern",
     "Accelerator": "deploy.accelerator",
+    "ComparisonResult": "comparison",
     "Continuations": "report.continuations",
     "Estimate": "estimation",
     "Evaluation": "evaluation",
@@ -76,6 +80,7 @@ _HOMES = {
     "TrainResult": "training.train",
     "Training": "training.options",
     "Unstructured": "pattern",
+    "compare": "comparison",
     "continue_texts": "report.continuations",
     "estimate": "estimation",
     "evaluate": "evaluation",

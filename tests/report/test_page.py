@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 import secateur
 from secateur.errors import SecateurError
+from secateur.evaluation import Evaluation
+from secateur.evaluation.zero_shot import TaskScore, TaskScores, ZeroShot
 from secateur.report.facts import Facts
 from secateur.report.figures import width_plots
 from secateur.report.page import render
@@ -158,6 +160,37 @@ def test_perplexities_of_different_protocols_stand_apart(
     evaluation["protocol"]["window"] = 16
     path.write_text(json.dumps(evaluation))
     assert page_of(runs["ramp"], tmp_path / "other").texts.count("Perplexity") == 2
+
+
+def test_zero_shot_scores_stand_beside_the_dense_ones(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    def scores(model: str, acc: float) -> TaskScores:
+        task = TaskScore(
+            items=50, acc=acc, acc_stderr=0.07, acc_norm=acc + 0.01, acc_norm_stderr=None
+        )
+        return TaskScores(model=model, tasks={"piqa": task}, mean_acc=acc, mean_acc_stderr=0.07)
+
+    found = ZeroShot(
+        model=scores("pruned", 0.5),
+        dense=scores("dense", 0.6),
+        lm_eval="0.4",
+        data={"piqa": "hub"},
+        limit=50,
+        forward_dtype="float32",
+        seconds=1.0,
+    )
+    shutil.copytree(runs["semi"], tmp_path / "run")
+    (tmp_path / "run" / "secateur" / "evaluation-tasks.json").write_text(
+        Evaluation(zero_shot=found, seconds=0.0).model_dump_json()
+    )
+    texts = page_of(tmp_path / "run").texts
+    assert "Perplexity" not in texts
+    begin = texts.index("Zero-shot")
+    row = ["piqa", "60.0 % ± 7.0", "50.0 % ± 7.0", "piqa, norm.", "61.0 %", "51.0 %"]
+    assert texts[begin + 1 : begin + 9] == ["dense", "run", *row]
+    assert "dense 60.0 %" in texts
+    assert "piqa, first 50 of each" in texts
 
 
 def test_padded_models_are_not_promised_to_be_faster(runs: dict[str, Path], tmp_path: Path) -> None:

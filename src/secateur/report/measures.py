@@ -40,7 +40,9 @@ def evaluation_tables(runs: Sequence[Run]) -> list[Table]:
     tables = [
         Table("Perplexity", head, sorted(rows, key=lambda row: row[0] != "dense"), protocol)
         for protocol, rows in protocols.items()
+        if rows
     ]
+    tables += _zero_shot_tables(runs)
     held_out = [_held_out(run) for run in runs if run.kind == "train"]
     if any(held_out):
         tables.append(
@@ -53,6 +55,53 @@ def evaluation_tables(runs: Sequence[Run]) -> list[Table]:
             )
         )
     return tables
+
+
+def _zero_shot_tables(runs: Sequence[Run]) -> list[Table]:
+    """Accuracies on tasks: a row for each task, a column for each model; one table a protocol."""
+    protocols: dict[str, dict[str, Facts]] = {}
+    for run in runs:
+        for evaluation in run.evaluations:
+            found = evaluation.at("zero_shot")
+            protocol = (
+                f"Shares of right answers and their standard errors, {_zero_shot_protocol(found)}. "
+                "Norm.: by length of the answer."
+            )
+            for name, part in (("dense", "dense"), (run.label, "model")):
+                if scores := found.at(part):
+                    protocols.setdefault(protocol, {})[name] = scores
+    tables = []
+    for protocol, models in protocols.items():
+        # The dense model stands first, as it does everywhere.
+        ordered = dict(sorted(models.items(), key=lambda model: model[0] != "dense"))
+        rows = [
+            (f"{task}{', norm.' if kind == 'acc_norm' else ''}", *cells)
+            for task in dict.fromkeys(
+                t for each in ordered.values() for t, _ in each.pairs("tasks")
+            )
+            for kind in ("acc", "acc_norm")
+            if any(cells := [_score(each.at("tasks", task), kind) for each in ordered.values()])
+        ]
+        means = [_score(each, "mean_acc") for each in ordered.values()]
+        tables.append(Table("Zero-shot", ["", *ordered], [*rows, ("mean acc", *means)], protocol))
+    return tables
+
+
+def _zero_shot_protocol(found: Facts) -> str:
+    limit, version = found.number("limit"), found.text("lm_eval")
+    data = dict.fromkeys((each.text() or "?")[:DIGEST] for _, each in found.pairs("data"))
+    return (
+        f"lm-eval {version or '?'}, "
+        f"{'all questions' if limit is None else f'the first {limit:.0f} of each task'}, "
+        f"{found.text('forward_dtype') or 'unknown dtype'}, data: {', '.join(data) or '?'}"
+    )
+
+
+def _score(scores: Facts, kind: str) -> str:
+    value, error = scores.number(kind), scores.number(f"{kind}_stderr")
+    if value is None:
+        return ""
+    return percent_text(value, 1) + ("" if error is None else f" ± {100 * error:.1f}")
 
 
 def _own_figures(run: Run) -> Iterator[KeyFigure]:
@@ -105,6 +154,15 @@ def _evaluated_figures(run: Run) -> Iterator[KeyFigure]:
             dense = evaluation.number("dense", "perplexity")
             beside = "" if dense is None else f"dense {dense:.2f}"
             yield KeyFigure("perplexity", f"{perplexity:.2f}", beside, protocol)
+        accuracy = evaluation.number("zero_shot", "model", "mean_acc")
+        if accuracy is not None:
+            dense = evaluation.number("zero_shot", "dense", "mean_acc")
+            beside = "" if dense is None else f"dense {percent_text(dense, 1)}"
+            tasks = [task for task, _ in evaluation.pairs("zero_shot", "model", "tasks")]
+            limit = evaluation.number("zero_shot", "limit")
+            first = "" if limit is None else f", first {limit:.0f} of each"
+            questions = f"{', '.join(tasks)}{first}"
+            yield KeyFigure("mean accuracy", percent_text(accuracy, 1), beside, questions)
         if (kl := evaluation.number("divergence", "kl")) is not None:
             yield KeyFigure("KL from dense", f"{kl:.4f}", "nats per token", protocol)
 

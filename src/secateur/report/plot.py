@@ -16,6 +16,7 @@ Point = tuple[float, float | None]
 SHADES = 6
 _TEXT = 12
 _TICKS = 5
+_FINEST = 1e-9
 # A character is about so wide, a share of its height.
 _CHARACTER = 0.58
 # Points closer than this have no dots of their own.
@@ -98,11 +99,14 @@ def fit_axis(
     low, high = min(values, default=0.0), max(values, default=0.0)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
+    # Shorter axes than that would have the same number on all ticks.
+    least = max(least, _FINEST * max(abs(low), abs(high)))
     short = max(0.0, least - (high - low))
     low, high = (min(max(end, within[0]), within[1]) for end in (low - short / 2, high + short / 2))
     step = _round_step((high - low) / ticks or max(abs(high) / ticks, 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    numbers = [float(f"{step * at:.12g}") for at in range(first, max(last, first + 1) + 1)]
+    digits = max(0, 1 - math.floor(math.log10(step)))
+    numbers = [round(step * at, digits) for at in range(first, max(last, first + 1) + 1)]
     return Axis(label, numbers[0], numbers[-1], numbers, percent)
 
 
