@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 from secateur.report.content import Definitions
 from secateur.report.facts import Facts
@@ -77,8 +78,10 @@ def _done(run: Run) -> Iterator[tuple[str, str]]:
     if run.kind == "train" and pattern_of(run) is None:
         yield "Pattern", "the mask of the model that came in"
     yield "Allocation", _options(report.at("recipe", "allocation"), "method")
-    if run.kind in ("shrink", "curve"):
+    if run.kind == "shrink":
         yield "Options", _options(report.at("options"), "preset")
+    if run.kind == "curve":
+        yield "Options", _options(report.at("options"), "preset", {"sparsity", "form"})
     if run.kind == "train":
         yield "Options", _options(report.at("options"), "")
         yield "Low rank", _low_rank(report)
@@ -111,10 +114,10 @@ def _stages(report: Facts) -> str:
     return " → ".join(_options(stage, "method") for stage in report.items("recipe", "stages"))
 
 
-def _options(options: Facts, first: str) -> str:
-    """``wanda (scope row)``: the value of a key, then all others."""
+def _options(options: Facts, first: str, without: AbstractSet[str] = frozenset()) -> str:
+    """``wanda (scope row)``: the value of a key, then all others that say something."""
     name = options.text(first) if first else None
-    hidden = _HIDDEN | _OF_OTHER_PRESETS.get(name or "", set())
+    hidden = _HIDDEN | without | _OF_OTHER_PRESETS.get(name or "", set())
     others = [
         f"{key.replace('_', ' ')} {_value(each.value)}"
         for key, each in options.pairs()

@@ -143,8 +143,8 @@ def _trained_figures(report: Facts) -> Iterator[KeyFigure]:
         yield KeyFigure("held-out loss, nats per token", f"{after:.4f}", ", ".join(known))
     if (tokens := report.number("tokens")) is not None:
         steps = report.number("steps")
-        beside = "tokens" if steps is None else f"tokens in {steps:,.0f} steps"
-        yield KeyFigure("trained on", f"{tokens:,.0f}", beside)
+        beside = "" if steps is None else f"in {steps:,.0f} steps"
+        yield KeyFigure("tokens trained on", f"{tokens:,.0f}", beside)
 
 
 def _evaluated_figures(run: Run) -> Iterator[KeyFigure]:
