@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,6 +70,10 @@ class Grid:
         """The grid of some rows."""
         return replace(self, scale_OG=self.scale_OG[rows], zero_OG=self.zero_OG[rows])
 
+    def with_scales(self, scale_OG: Tensor) -> Grid:
+        """The grid with other steps."""
+        return replace(self, scale_OG=scale_OG)
+
     def scales(self, width: int) -> Tensor:
         """scale_OI: the step of each weight."""
         return self.scale_OG.repeat_interleave(width // self.scale_OG.shape[1], dim=1)
@@ -100,6 +105,14 @@ class Clipping:
 
     lower_OG: Tensor
     upper_OG: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Clipping]) -> Clipping:
+        """The strengths of stacked rows."""
+        return cls(
+            torch.cat([part.lower_OG for part in parts]),
+            torch.cat([part.upper_OG for part in parts]),
+        )
 
     @classmethod
     def none(cls, w_OI: Tensor, options: GridOptions) -> Clipping:

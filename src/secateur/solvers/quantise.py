@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -81,14 +81,14 @@ def quantise(
     level_OI = descend(w_OI, level_OI, mask_OI, ridge_II, fitted)
     for _ in range(rounds):
         scale_OG = refit_scales(w_OI, level_OI, ridge_II, fitted)
-        fitted = replace(fitted, scale_OG=representable(scale_OG, stored))
+        fitted = fitted.with_scales(representable(scale_OG, stored))
         level_OI = descend(w_OI, level_OI, mask_OI, ridge_II, fitted)
     rounded = round_to_grid(w_OI, mask_OI, grid)
     loss_O = _loss(fitted.values(level_OI) - w_OI, ridge_II)
     better_O1 = (loss_O <= _loss(rounded.w_OI - w_OI, ridge_II))[:, None]
     return QuantisedSolution(
         level_OI.where(better_O1, rounded.level_OI),
-        replace(fitted, scale_OG=fitted.scale_OG.where(better_O1, grid.scale_OG)),
+        fitted.with_scales(fitted.scale_OG.where(better_O1, grid.scale_OG)),
         notes,
     )
 
@@ -256,4 +256,4 @@ def _ridge(gram_II: Tensor, damping: float) -> Tensor:
 
 
 def _loss(delta_OI: Tensor, ridge_II: Tensor) -> Tensor:
-    return torch.linalg.vecdot(delta_OI @ ridge_II, delta_OI)
+    return (delta_OI @ ridge_II).mul_(delta_OI).sum(1)

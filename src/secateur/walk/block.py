@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.architecture import Linear, find_linears
+from secateur.checkpoint.kept import KeptMasks
 from secateur.methods import AnyStage, BlockStage, DenseStage, GroupStage
 from secateur.methods.block_task import BlockTask, Reference
 from secateur.methods.dense_task import DenseTask
@@ -57,6 +58,7 @@ class BlockPruner:
         dtype: of forward passes.
         seed: for the random choices of stages.
         buffer_SLD: room for the outputs that `wants_targets` says are needed.
+        masks: those to begin with.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class BlockPruner:
         dtype: torch.dtype,
         seed: int,
         buffer_SLD: Tensor | None = None,
+        masks: KeptMasks | None = None,
     ) -> None:
         stages = list(stages)
         self._dense_stages = [stage for stage in stages if isinstance(stage, DenseStage)]
@@ -85,6 +88,7 @@ class BlockPruner:
         self._dtype = dtype
         self._seed = seed
         self._buffer_SLD = buffer_SLD
+        self._masks = masks
 
     def look(self, block: nn.Module, stream: Stream, dense_stream: Stream | None) -> BlockTargets:
         """Run the dense block, before anything in it changes.
@@ -154,7 +158,9 @@ class BlockPruner:
                 follows sees the weights of the file.
             replay: remembers the parts of the block that are finished.
         """
-        pruned = PrunedBlock()
+        pruned = PrunedBlock(
+            masks=dict(self._masks.of(stream.position, block)) if self._masks else {}
+        )
         watch = Stopwatch(pruned.seconds, self._device)
         linears = tuple(find_linears(block))
         generator = torch.Generator().manual_seed(self._seed + stream.position)
