@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from secateur.architecture import BlockList, find_linears
 from secateur.errors import SecateurError
-from secateur.solvers.grids import Grid, GridOptions
+from secateur.solvers.grids import GridOptions
+from secateur.solvers.quantise import QuantisedSolution
 
 _FORMAT = "pack-quantized"
 _WEIGHT = "weight"
@@ -47,31 +48,23 @@ def _no_place(name: str, why: str) -> SecateurError:
     )
 
 
-def piece_names(weight_name: str, options: GridOptions) -> list[str]:
-    """Names in the files of what stands for a packed weight."""
-    pieces = (piece for piece in PIECES if piece != _ZERO or not options.symmetric)
-    return [weight_name.removesuffix(_WEIGHT) + piece for piece in pieces]
-
-
-def pack(weight_name: str, w_OI: Tensor, grid: Grid, dtype: torch.dtype) -> dict[str, Tensor]:
+def pack(weight_name: str, quantised: QuantisedSolution, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return what is saved for a weight, by name in the files.
 
     Args:
         weight_name: its name in the files, ending in ``weight``.
-        w_OI: values of the grid, rounded to ``dtype`` or not.
-        grid: scales are representable in ``dtype``.
+        quantised: levels, and a grid whose scales are representable in ``dtype``.
         dtype: of the scales, and of the weight when it is unpacked.
     """
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
+    grid, level_OI = quantised.grid, quantised.level_OI
     bits = grid.options.bits
-    # Rounding a value to 8 bits or more moves it by less than half a step: 255 · 2^-9 < 1/2.
-    level_OI = (w_OI / grid.scales(w_OI.shape[1])).round_()
-    zero_OI = grid.zero_OG.repeat_interleave(w_OI.shape[1] // grid.zero_OG.shape[1], dim=1)
+    zero_OI = grid.zero_OG.repeat_interleave(level_OI.shape[1] // grid.zero_OG.shape[1], dim=1)
     pieces = {
         PACKED: pack_to_int32((level_OI + zero_OI).to(torch.int8), bits),
         SCALE: grid.scale_OG.to(dtype),
-        SHAPE: torch.tensor(w_OI.shape),
+        SHAPE: torch.tensor(level_OI.shape),
     }
     if not grid.options.symmetric:
         pieces[_ZERO] = pack_to_int32(grid.zero_OG.to(torch.int8), bits, packed_dim=0)
@@ -127,6 +120,9 @@ def describe(options: GridOptions, ignored: Iterable[str]) -> dict[str, Any]:
         ignore=sorted(ignored),
     )
     described: dict[str, Any] = config.model_dump(mode="json")
+    if not options.symmetric:
+        # transformers makes room for unpacked zero points, unless it unpacks while it loads.
+        described["dequantize"] = True
     return described
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from secateur.checkpoint.packed import PACKED, PIECES, SHAPE, packed_bits, unpack
+from secateur.checkpoint.packed import PACKED, PIECES, SCALE, SHAPE, packed_bits, unpack
 from secateur.errors import SecateurError
 
 _INDEX = "model.safetensors.index.json"

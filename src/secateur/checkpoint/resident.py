@@ -16,7 +16,7 @@ from secateur.checkpoint.files import full_disk_explained, write_safetensors
 from secateur.checkpoint.masks import write_masks
 from secateur.checkpoint.store import check_finite, least_precise, masks_path
 from secateur.checkpoint.streamed import copy_side_files
-from secateur.solvers.grids import Grid
+from secateur.solvers.quantise import QuantisedSolution
 
 
 class ResidentStore:
@@ -77,7 +77,10 @@ class ResidentStore:
         return least_precise(self._dtypes[index].values())
 
     def save(
-        self, index: int, masks: Mapping[str, Tensor], grids: Mapping[str, Grid] | None = None
+        self,
+        index: int,
+        masks: Mapping[str, Tensor],
+        quantised: Mapping[str, QuantisedSolution] | None = None,
     ) -> None:
         if self._output is None:
             return

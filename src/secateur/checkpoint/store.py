@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.architecture import BlockList
 from secateur.errors import SecateurError
-from secateur.solvers.grids import Grid
+from secateur.solvers.quantise import QuantisedSolution
 
 
 class BlockStore(Protocol):
@@ -39,11 +39,14 @@ class BlockStore(Protocol):
         """Return the dtype a block's linears are saved in, the least precise if they differ."""
 
     def save(
-        self, index: int, masks: Mapping[str, Tensor], grids: Mapping[str, Grid] | None = None
+        self,
+        index: int,
+        masks: Mapping[str, Tensor],
+        quantised: Mapping[str, QuantisedSolution] | None = None,
     ) -> None:
         """Write a loaded block, whose weights are rounded to their dtype, and its masks.
 
-        Grids that weights lie on, by linear name, are for a store that packs them.
+        Quantised weights, by linear name, are for a store that packs them.
         """
 
     def release(self, index: int) -> None:

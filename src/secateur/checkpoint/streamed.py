@@ -19,7 +19,8 @@ from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import TensorMap
 from secateur.checkpoint.store import check_finite, least_precise, masks_path
 from secateur.errors import SecateurError
-from secateur.solvers.grids import Grid, GridOptions
+from secateur.solvers.grids import GridOptions
+from secateur.solvers.quantise import QuantisedSolution
 
 _COPIED = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
 
@@ -99,18 +100,21 @@ class StreamedStore:
         )
 
     def save(
-        self, index: int, masks: Mapping[str, Tensor], grids: Mapping[str, Grid] | None = None
+        self,
+        index: int,
+        masks: Mapping[str, Tensor],
+        quantised: Mapping[str, QuantisedSolution] | None = None,
     ) -> None:
         state = self.blocks[index].state_dict()
         names = self._tensors.blocks[index]
-        grids = grids or {}
+        quantised = quantised or {}
         write_masks(masks_path(self._output, index), masks)
         tensors: dict[str, Tensor] = {}
         for name, file in names.items():
             dtype = self._reader.dtypes[file]
             linear = name.removesuffix(".weight")
-            if self._packing is not None and linear in grids:
-                tensors |= pack(file, state[name], grids[linear], dtype)
+            if self._packing is not None and linear in quantised:
+                tensors |= pack(file, quantised[linear], dtype)
             else:
                 tensors[file] = state[name].to(dtype)
         write_safetensors(self._output / self._shard(index), tensors)

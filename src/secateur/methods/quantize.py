@@ -90,16 +90,15 @@ class Quantize(GroupStage):
 
 def _take_better(task: GroupTask, solution: QuantisedSolution, rounded: QuantisedSolution) -> None:
     """Take the solution, or the rounded one for linears whose held-out outputs it moves less."""
-    w_OI, scale_OG = solution.w_OI, solution.grid.scale_OG.clone()
-    found = task.held_out_errors(w_OI, task.w_OI)
+    found = task.held_out_errors(solution.w_OI, task.w_OI)
     plain = task.held_out_errors(rounded.w_OI, task.w_OI)
     for name, rows, new, old in zip(task.names, task.row_slices(), found, plain, strict=True):
         if new > old:
-            w_OI[rows], scale_OG[rows] = rounded.w_OI[rows], rounded.grid.scale_OG[rows]
+            solution = solution.rows_from(rounded, rows)
             task.notes.append(
                 f"{name}: rounded without feedback, which would move held-out outputs by "
                 f"{new:.4g} instead of {old:.4g}"
             )
     joined = ", ".join(task.names)
     task.notes += [f"{joined}: quantize {note}" for note in solution.notes]
-    task.w_OI, task.grid = w_OI, solution.grid.with_scales(scale_OG)
+    task.w_OI, task.quantised = solution.w_OI, solution

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from secateur.pattern import Budget
-from secateur.solvers.grids import Clipping, Grid
+from secateur.solvers.grids import Clipping
+from secateur.solvers.quantise import QuantisedSolution
 from secateur.solvers.solution import SparseSolution
 from secateur.walk.inputs import InputStatistics
 
@@ -28,7 +29,7 @@ class GroupTask:
         held_out_NI: inputs of tokens that nothing was fitted on, in the dtype of forward passes.
         stored: dtype that weights are saved in.
         clipping: how much of the range of kept weights grids are to cover, if that was learned.
-        grid: what the weights lie on; None until a stage has quantised them.
+        quantised: the weights as levels of a grid; None until a stage has quantised them.
         notes: sentences for the report: fallbacks used, updates rejected.
     """
 
@@ -41,7 +42,7 @@ class GroupTask:
     mask_OI: Tensor | None = None
     stored: torch.dtype = torch.float32
     clipping: Clipping | None = None
-    grid: Grid | None = None
+    quantised: QuantisedSolution | None = None
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,16 @@ class QuantisedSolution:
     def w_OI(self) -> Tensor:
         """The weights."""
         return self.grid.values(self.level_OI)
+
+    def rows(self, rows: slice) -> QuantisedSolution:
+        """The solution for some rows."""
+        return replace(self, level_OI=self.level_OI[rows], grid=self.grid.rows(rows))
+
+    def rows_from(self, other: QuantisedSolution, rows: slice) -> QuantisedSolution:
+        """The solution with some rows of another one."""
+        level_OI, scale_OG = self.level_OI.clone(), self.grid.scale_OG.clone()
+        level_OI[rows], scale_OG[rows] = other.level_OI[rows], other.grid.scale_OG[rows]
+        return replace(self, level_OI=level_OI, grid=self.grid.with_scales(scale_OG))
 
 
 def round_to_grid(w_OI: Tensor, mask_OI: Tensor, grid: Grid) -> QuantisedSolution:

@@ -166,8 +166,8 @@ class GroupPruner:
             linear.weight_OI.copy_(task.w_OI[rows])
             pruned.masks[linear.name] = task.mask_OI[rows].cpu()
             pruned.errors[linear.name] = error
-            if task.grid is not None:
-                pruned.grids[linear.name] = task.grid.rows(rows)
+            if task.quantised is not None:
+                pruned.quantised[linear.name] = task.quantised.rows(rows)
                 zero_OI = (linear.weight_OI == 0) & task.mask_OI[rows]
                 pruned.rounded_to_zero[linear.name] = int(zero_OI.sum())
         pruned.notes += task.notes

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from secateur.solvers.grids import Clipping, Grid
+from secateur.solvers.grids import Clipping
+from secateur.solvers.quantise import QuantisedSolution
 
 
 @dataclass
@@ -17,7 +18,7 @@ class PrunedBlock:
 
     Attributes:
         masks: by linear name inside the block; bool, True = kept.
-        grids: what quantised weights lie on, by linear name.
+        quantised: weights as levels of a grid, by linear name.
         clippings: learned ranges of the grids to come, by linear name.
         rounded_to_zero: kept weights whose value on the grid is zero, by linear name.
         errors: relative squared output error of each linear on held-out tokens.
@@ -26,7 +27,7 @@ class PrunedBlock:
     """
 
     masks: dict[str, Tensor] = field(default_factory=dict)
-    grids: dict[str, Grid] = field(default_factory=dict)
+    quantised: dict[str, QuantisedSolution] = field(default_factory=dict)
     clippings: dict[str, Clipping] = field(default_factory=dict)
     rounded_to_zero: dict[str, int] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
