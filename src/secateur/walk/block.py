@@ -15,6 +15,7 @@ from secateur.checkpoint.kept import KeptMasks
 from secateur.methods import AnyStage, BlockStage, DenseStage, GroupStage
 from secateur.methods.block_task import BlockTask, Reference
 from secateur.methods.dense_task import DenseTask
+from secateur.methods.quantize import Quantize
 from secateur.pattern import Pattern
 from secateur.walk.groups import GroupPruner
 from secateur.walk.inputs import (
@@ -89,6 +90,7 @@ class BlockPruner:
         self._seed = seed
         self._buffer_SLD = buffer_SLD
         self._masks = masks
+        self._grid = next((stage.grid for stage in stages if isinstance(stage, Quantize)), None)
 
     def look(self, block: nn.Module, stream: Stream, dense_stream: Stream | None) -> BlockTargets:
         """Run the dense block, before anything in it changes.
@@ -212,6 +214,8 @@ class BlockPruner:
                     stream=stream,
                     targets=targets.outputs,
                     generator=generator,
+                    grid=self._grid,
+                    clippings=pruned.clippings,
                     notes=pruned.notes,
                 )
             )
