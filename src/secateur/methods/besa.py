@@ -82,14 +82,14 @@ class BESA(BlockStage):
         return 3.0 * self.epochs
 
     def apply(self, task: BlockTask) -> None:
-        uniform, (learned, clippings) = uniform_masks(task), self._learn(task)
-        take_best(
-            task,
-            self.method,
-            self.reference,
-            {"uniform rates": uniform, "learned rates": learned},
-            {"learned rates": clippings} if clippings else None,
-        )
+        learned, clippings = self._learn(task)
+        candidates = {"uniform rates": uniform_masks(task), "learned rates": learned}
+        if not clippings:
+            take_best(task, self.method, self.reference, candidates)
+            return
+        clipped = {f"{name} and clipping": masks for name, masks in candidates.items()}
+        candidates = {"uniform rates": candidates["uniform rates"], **clipped}
+        take_best(task, self.method, self.reference, candidates, dict.fromkeys(clipped, clippings))
 
     def _learn(self, task: BlockTask) -> tuple[dict[str, Tensor], dict[str, Clipping]]:
         """Masks, and how the grid of the recipe is best clipped, if it has one."""
