@@ -89,9 +89,10 @@ class Recipe(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _keeping_prunes_nothing(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "pattern" not in values and values.get("stages"):
-            first = values["stages"][0]
-            if (first.get("method") if isinstance(first, dict) else first.method) == "keep":
+        if isinstance(values, dict) and "pattern" not in values:
+            stages = values.get("stages")
+            first = stages[0] if isinstance(stages, list | tuple) and stages else None
+            if isinstance(first, Keep) or (isinstance(first, dict) and first.get("method") == "keep"):
                 return {**values, "pattern": "0.0"}
         return values
 

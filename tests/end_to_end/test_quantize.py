@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 import secateur
 from fresh import IDS, logits_of
 from interruption import interrupted_after
+from secateur.checkpoint import packed
 from secateur.checkpoint.masks import read_masks
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.store import masks_path
@@ -109,15 +110,15 @@ def test_packed_weights_take_few_bits_and_read_as_the_dequantised_ones(
     for name, folder in quantised.items():
         if "packed" not in name:
             continue
-        packed = CheckpointReader(folder)
+        small = CheckpointReader(folder)
         plain = CheckpointReader(quantised[name.replace("packed", "dequantized")])
-        assert packed.shapes == plain.shapes
-        assert packed.dtypes == plain.dtypes
-        ours, theirs = packed.read(packed.files), plain.read(plain.files)
+        assert small.shapes == plain.shapes
+        assert small.dtypes == plain.dtypes
+        ours, theirs = small.read(small.files), plain.read(plain.files)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
         weight = "model.layers.1.mlp.up_proj.weight"
-        assert torch.equal(packed.mapped(weight), theirs[weight])
-        assert packed.bytes_of([weight]) < plain.bytes_of([weight])
+        assert torch.equal(small.mapped(weight), theirs[weight])
+        assert small.bytes_of([weight]) < plain.bytes_of([weight])
         index = json.loads((folder / "model.safetensors.index.json").read_text())
         stored = {}
         for file in folder.glob("*.safetensors"):
@@ -145,6 +146,7 @@ def test_a_packed_checkpoint_is_evaluated_and_not_pruned_again(
         [{"method": "magnitude"}],
         [{"method": "admm"}],
         [{"method": "besa-rates", "steps": 1}, {"method": "refit"}],
+        [{"method": "besa"}, {"method": "refit"}],
         [{"method": "wanda"}, {"method": "reconstruct", "epochs": 1}],
     ],
     ids=lambda stages: "+".join(stage["method"] for stage in stages),
@@ -213,12 +215,12 @@ def test_families_that_cannot_be_packed_are_refused_and_saved_dequantised(
     family: str, checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
     stages = [{"method": "wanda"}, quantize(group=0)]
-    packed = recipe_for(text_file, stages)
+    recipe = recipe_for(text_file, stages)
     if family in ("gpt2", "mixtral"):
         with pytest.raises(SecateurError, match="use --quantized-format dequantized"):
-            secateur.prune(checkpoints(family), packed, tmp_path / "packed")
+            secateur.prune(checkpoints(family), recipe, tmp_path / "packed")
     else:
-        secateur.prune(checkpoints(family), packed, tmp_path / "packed")
+        secateur.prune(checkpoints(family), recipe, tmp_path / "packed")
     stages[-1]["format"] = "dequantized"
     secateur.prune(checkpoints(family), recipe_for(text_file, stages), tmp_path / "plain")
     counted = secateur.inspect(tmp_path / "plain")
@@ -262,6 +264,19 @@ def test_groups_that_do_not_divide_are_refused_before_work(
 ) -> None:
     recipe = recipe_for(text_file, [{"method": "wanda"}, quantize(group=48)])
     with pytest.raises(SecateurError, match=r"48 columns do not divide the 32.*-group 32"):
+        secateur.prune(checkpoints(), recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_packing_needs_its_package(
+    checkpoints: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(packed, "find_spec", lambda name: None)
+    recipe = recipe_for(text_file, [{"method": "wanda"}, quantize()])
+    with pytest.raises(SecateurError, match=r"install secateur\[quantize\]"):
         secateur.prune(checkpoints(), recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -185,7 +185,8 @@ def recipe_from_flags(
                 stages = [*stages, {"method": name}]
             elif wanted is False:
                 stages = [stage for stage in stages if stage["method"] != name]
-        values["stages"] = stages
+        # Sorting is stable: all but quantize stay as they are.
+        values["stages"] = sorted(stages, key=lambda stage: stage["method"] == "quantize")
     if allocate is not None:
         values["allocation"] = {"method": allocate}
     if plan is not None:
