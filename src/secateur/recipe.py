@@ -92,7 +92,9 @@ class Recipe(BaseModel):
         if isinstance(values, dict) and "pattern" not in values:
             stages = values.get("stages")
             first = stages[0] if isinstance(stages, list | tuple) and stages else None
-            if isinstance(first, Keep) or (isinstance(first, dict) and first.get("method") == "keep"):
+            if isinstance(first, Keep) or (
+                isinstance(first, dict) and first.get("method") == "keep"
+            ):
                 return {**values, "pattern": "0.0"}
         return values
 

@@ -100,18 +100,18 @@ def load_config(
             "model; name one that AutoModelForCausalLM loads."
         )
     described = getattr(config, "quantization_config", None)
-    if described is not None and not (packed and packed_bits(described)):
+    if described is None:
+        return config
+    if not packed:
         raise SecateurError(
-            f"{folder} holds quantised weights"
-            + (
-                "; the pack-quantized form of compressed-tensors, one width of integers, was "
-                "expected."
-                if packed
-                else "; prune the unquantised checkpoint it was made from."
-            )
+            f"{folder} holds quantised weights; prune the unquantised checkpoint it was made from."
         )
-    if described is not None:
-        require_package()
+    if packed_bits(described) is None:
+        raise SecateurError(
+            f"{folder} holds quantised weights in a form that is not read; integers of one width, "
+            "packed by compressed-tensors, were expected."
+        )
+    require_package()
     return config
 
 
