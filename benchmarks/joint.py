@@ -23,10 +23,11 @@ from pathlib import Path
 
 from harness.bench import Bench
 from harness.contender import OURS, PEER
-from harness.measuring import Json, apart, count_zeros, digest_of, measure, same_tokens
+from harness.measuring import Json, count_zeros, digest_of, measure, same_tokens
 from harness.peer import check_versions, peer_python
 from harness.results import REPOSITORY, Results
 from harness.table import protocol_lines
+from secateur.processes import apart
 
 
 @dataclass(frozen=True)

@@ -212,12 +212,92 @@ def _job_in_memory(
     )
 
 
+def _check_quantize(stage: Quantize, blocks: BlockList, tensors: TensorMap | str) -> None:
+    """Find out before work starts what the grid or the format does not take."""
+    stage.check_widths(blocks)
+    if isinstance(tensors, str):
+        _check_unpacked(stage, f"this one ({tensors})")
+    if stage.format == "packed":
+        check_packable(blocks)
+
+
 def _check_unpacked(stage: Quantize, what: str) -> None:
     if stage.format == "packed":
         raise SecateurError(
             f"Packed weights need a checkpoint that is read block by block, and {what} is not "
             "that; use --quantized-format dequantized."
         )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """A checkpoint and a recipe that fit each other; nothing large has been read."""
+
+    folder: Path
+    reader: CheckpointReader
+    blocks: BlockList
+    tensors: TensorMap | str
+    plan: Plan
+    tokenizer: PreTrainedTokenizerBase
+    texts: list[Path]
+    recipe: Recipe
+    device: torch.device
+    dtype: torch.dtype
+    kept: KeptMasks | None
+
+    @classmethod
+    def check(
+        cls,
+        name: str | Path,
+        recipe: Recipe,
+        tokenizer: PreTrainedTokenizerBase | None,
+        trust_remote_code: bool,
+    ) -> _Inputs:
+        device = resolve_device(recipe.device)
+        dtype = resolve_dtype(recipe.dtype, device)
+        folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
+        reader = CheckpointReader(folder)
+        blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
+        tensors = map_tensors(blocks, reader)
+        if recipe.quantize is not None:
+            _check_quantize(recipe.quantize, blocks, tensors)
+        plan = recipe.allocation.prepare(blocks, recipe.pattern)
+        check_length(blocks.model.config, recipe.calibration.length)
+        return cls(
+            folder=folder,
+            reader=reader,
+            blocks=blocks,
+            tensors=tensors,
+            plan=plan,
+            tokenizer=tokenizer or load_tokenizer(folder, trust_remote_code=trust_remote_code),
+            texts=source_files(recipe.calibration),
+            recipe=recipe,
+            device=device,
+            dtype=dtype,
+            kept=KeptMasks(folder) if recipe.keeps_masks else None,
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that decides the bytes of the result."""
+        return {
+            "model": fingerprint_checkpoint(self.reader),
+            "recipe": _deciding_options(self.recipe, self.plan),
+            "calibration text": fingerprint_files(self.texts),
+            "masks": fingerprint_files(self.kept.files(len(self.blocks))) if self.kept else None,
+            "forward": f"{self.dtype} on {self.device.type}",
+            "versions": package_versions(),
+        }
+
+
+def fingerprint_run(
+    model: str | Path, recipe: Recipe, *, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Check the inputs of a run as ``prune`` does, and say all that decides its result.
+
+    Raises:
+        SecateurError: whatever ``prune`` would raise before it reads weights or writes.
+    """
+    return _Inputs.check(model, recipe, None, trust_remote_code).fingerprint()
 
 
 def _job_from_checkpoint(
@@ -228,56 +308,32 @@ def _job_from_checkpoint(
     restart: bool,
     trust_remote_code: bool,
 ) -> _Job:
-    device = resolve_device(recipe.device)
-    dtype = resolve_dtype(recipe.dtype, device)
-    folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
-    if output is not None:
-        check_apart(output, folder)
-    reader = CheckpointReader(folder)
-    blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
-    tensors = map_tensors(blocks, reader)
-    if recipe.quantize is not None:
-        _check_quantize(recipe.quantize, blocks, tensors)
-    plan = recipe.allocation.prepare(blocks, recipe.pattern)
-    check_length(blocks.model.config, recipe.calibration.length)
-    tokenizer = tokenizer or load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    texts = source_files(recipe.calibration)
-    kept = KeptMasks(folder) if recipe.keeps_masks else None
-
+    given = _Inputs.check(name, recipe, tokenizer, trust_remote_code)
+    folder, device, dtype = given.folder, given.device, given.dtype
     run = None
     if output is not None:
-        run = Run.open(
-            output,
-            {
-                "model": fingerprint_checkpoint(reader),
-                "recipe": _deciding_options(recipe, plan),
-                "calibration text": fingerprint_files(texts),
-                "masks": fingerprint_files(kept.files(len(blocks))) if kept else None,
-                "forward": f"{dtype} on {device.type}",
-                "versions": package_versions(),
-            },
-            restart=restart,
-        )
-        _check_space(run, reader)
+        check_apart(output, folder)
+        run = Run.open(output, given.fingerprint(), restart=restart)
+        _check_space(run, given.reader)
 
     load = partial(load_model, folder, trust_remote_code=trust_remote_code)
 
     notes: list[str] = []
     store: BlockStore
-    if isinstance(tensors, str):
-        notes.append(f"The whole model was loaded instead of one block at a time: {tensors}.")
+    if isinstance(given.tensors, str):
+        notes.append(f"The whole model was loaded instead of one block at a time: {given.tensors}.")
         resident = load("auto")
         store = ResidentStore(find_blocks(resident), output, device, side_files=folder)
     else:
         resident = None
-        packed = recipe.quantize is not None and recipe.quantize.format == "packed"
-        packing = recipe.quantize.grid if recipe.quantize is not None and packed else None
-        store = StreamedStore(blocks, reader, tensors, output, device, packing)
+        stage = recipe.quantize
+        packing = stage.grid if stage is not None and stage.format == "packed" else None
+        store = StreamedStore(given.blocks, given.reader, given.tensors, output, device, packing)
     return _Job(
         name=str(name),
         store=store,
-        plan=plan if kept is None else kept.plan(store),
-        tokenizer=tokenizer,
+        plan=given.plan if given.kept is None else given.kept.plan(store),
+        tokenizer=given.tokenizer,
         load_dense=lambda: load(dtype, device) if resident is None else resident,
         device=device,
         dtype=dtype,
@@ -285,18 +341,9 @@ def _job_from_checkpoint(
         streamed=isinstance(store, StreamedStore),
         in_memory=False,
         trust_remote_code=trust_remote_code,
-        kept=kept,
+        kept=given.kept,
         notes=notes,
     )
-
-
-def _check_quantize(stage: Quantize, blocks: BlockList, tensors: TensorMap | str) -> None:
-    """Find out before work starts what the grid or the format does not take."""
-    stage.check_widths(blocks)
-    if isinstance(tensors, str):
-        _check_unpacked(stage, f"this one ({tensors})")
-    if stage.format == "packed":
-        check_packable(blocks)
 
 
 def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dict[str, Tensor]]:

@@ -87,7 +87,7 @@ def unpack(pieces: Mapping[str, Tensor], bits: int) -> Tensor:
     stored_OGI = unpack_from_int32(pieces[PACKED], bits, shape).unflatten(
         1, (scale_OG.shape[1], -1)
     )
-    level_OGI = stored_OGI.to(scale_OG.dtype)
+    level_OGI: Tensor = stored_OGI.to(scale_OG.dtype)
     if _ZERO in pieces:
         zero_OG = unpack_from_int32(pieces[_ZERO], bits, scale_OG.shape, packed_dim=0)
         level_OGI -= zero_OG.to(scale_OG.dtype)[..., None]
