@@ -210,7 +210,8 @@ def test_a_dense_checkpoint_is_quantised_alone(
     assert float((found - expected).norm() / expected.norm()) < 0.05
 
 
-@pytest.mark.parametrize("family", ["gpt2", "mixtral", "qwen2", "phi3"])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "mixtral", "qwen2"])
 def test_families_that_cannot_be_packed_are_refused_and_saved_dequantised(
     family: str, checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
