@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -81,14 +82,18 @@ class Bench:
     def command(self, tool: str, contender: Contender, output: Path) -> list[str]:
         """Return the command line of a contender."""
         if tool == PEER:
-            command = [str(self.peer), str(PEER_SCRIPT), str(self.model), *contender.flags]
-            command += ["--tokens", str(self.tokens), "--batch-size", str(self.peer_batch_size)]
-            return [*command, "--timing", str(self.work / "timing.json"), "--output", str(output)]
+            return self.peer_command(contender.flags, output)
         command = [sys.executable, "-m", "secateur", "prune", str(self.model), *contender.flags]
         command += contender.own_flags
         command += ["--calibration", str(self.calibration), "--samples", str(self.samples)]
         command += ["--length", str(self.length), "--seed", str(self.seed)]
         return [*command, "--output", str(output)]
+
+    def peer_command(self, flags: Sequence[str], output: Path) -> list[str]:
+        """Return the command line of the other tool."""
+        command = [str(self.peer), str(PEER_SCRIPT), str(self.model), *flags]
+        command += ["--tokens", str(self.tokens), "--batch-size", str(self.peer_batch_size)]
+        return [*command, "--timing", str(self.work / "timing.json"), "--output", str(output)]
 
     def run(self, tool: str, contender: Contender, earlier: list[Json], weights: int) -> Json:
         """Run a contender once; measure, count and evaluate what it has saved.

@@ -13,9 +13,11 @@ import re
 import time
 from pathlib import Path
 
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.pruning import SparseGPTModifier, WandaPruningModifier
+from llmcompressor.modifiers.quantization import GPTQModifier
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -34,6 +36,15 @@ def mask_structure(pattern: str | None) -> str:
     return f"{group - kept}:{group}"
 
 
+def gptq(bits: int, group: int) -> GPTQModifier:
+    """Its GPTQ for symmetric weights, everything else as it comes."""
+    weights = QuantizationArgs(num_bits=bits, symmetric=True, strategy="group", group_size=group)
+    return GPTQModifier(
+        config_groups={"group_0": QuantizationScheme(targets=["Linear"], weights=weights)},
+        ignore=["lm_head"],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path)
@@ -42,6 +53,8 @@ def main() -> None:
     parser.add_argument("--method", choices=sorted(MODIFIERS), required=True)
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--pattern", help="n:m, n = kept; overrides --sparsity")
+    parser.add_argument("--bits", type=int, help="quantise by GPTQ afterwards, save it packed")
+    parser.add_argument("--group", type=int, default=128, help="columns that share a scale")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--timing", type=Path, help="where to write seconds per phase as JSON")
     arguments = parser.parse_args()
@@ -64,10 +77,13 @@ def main() -> None:
         targets=[DECODER_LAYERS],
         ignore=["re:.*lm_head"],
     )
+    recipe = [modifier]
+    if arguments.bits is not None:
+        recipe.append(gptq(arguments.bits, arguments.group))
     oneshot(
         model=model,
         tokenizer=tokenizer,
-        recipe=modifier,
+        recipe=recipe,
         dataset=dataset,
         num_calibration_samples=samples,
         max_seq_length=length,
@@ -77,7 +93,7 @@ def main() -> None:
     )
     times.append(time.perf_counter())
 
-    model.save_pretrained(arguments.output, save_compressed=False)
+    model.save_pretrained(arguments.output, save_compressed=arguments.bits is not None)
     tokenizer.save_pretrained(arguments.output)
     times.append(time.perf_counter())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,9 @@ from secateur.architecture import BlockList, find_blocks
 from secateur.calibration import Calibration, load_calibration, source_files
 from secateur.calibration.saved import calibrate_once
 from secateur.checkpoint.files import write_json, write_text
+from secateur.checkpoint.kept import KeptMasks
 from secateur.checkpoint.locate import load_model, load_tokenizer, locate_checkpoint
+from secateur.checkpoint.packed import check_packable
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.resident import ResidentStore
 from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
@@ -37,6 +39,7 @@ from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
 from secateur.inspection import inspect
 from secateur.methods import GroupStage
+from secateur.methods.quantize import Quantize
 from secateur.planning import Plan
 from secateur.progress import Progress, silent
 from secateur.recipe import Recipe
@@ -170,6 +173,7 @@ class _Job:
     streamed: bool
     in_memory: bool
     trust_remote_code: bool = False
+    kept: KeptMasks | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -185,14 +189,19 @@ def _job_in_memory(
         )
     device = resolve_device(recipe.device)
     blocks = find_blocks(model.eval())
+    if recipe.quantize is not None:
+        recipe.quantize.check_widths(blocks)
+        _check_unpacked(recipe.quantize, "pruning a model in memory")
     plan = recipe.allocation.prepare(blocks, recipe.pattern)
     check_length(blocks.model.config, recipe.calibration.length)
     # Weights in memory have no fingerprint that is worth its time, so such a run starts afresh.
     run = Run.open(output, {"model": str(time.time_ns())}, restart=False) if output else None
+    store = ResidentStore(blocks, output, device)
+    kept = KeptMasks(None) if recipe.keeps_masks else None
     return _Job(
         name=model.config._name_or_path or type(model).__name__,
-        store=ResidentStore(blocks, output, device),
-        plan=plan,
+        store=store,
+        plan=plan if kept is None else kept.plan(store),
         tokenizer=tokenizer,
         load_dense=lambda: model,
         device=device,
@@ -200,7 +209,25 @@ def _job_in_memory(
         run=run,
         streamed=False,
         in_memory=True,
+        kept=kept,
     )
+
+
+def _check_quantize(stage: Quantize, blocks: BlockList, tensors: TensorMap | str) -> None:
+    """Find out before work starts what the grid or the format does not take."""
+    stage.check_widths(blocks)
+    if isinstance(tensors, str):
+        _check_unpacked(stage, f"this one ({tensors})")
+    if stage.format == "packed":
+        check_packable(blocks)
+
+
+def _check_unpacked(stage: Quantize, what: str) -> None:
+    if stage.format == "packed":
+        raise SecateurError(
+            f"Packed weights need a checkpoint that is read block by block, and {what} is not "
+            "that; use --quantized-format dequantized."
+        )
 
 
 @dataclass(frozen=True)
@@ -217,6 +244,7 @@ class _Inputs:
     recipe: Recipe
     device: torch.device
     dtype: torch.dtype
+    kept: KeptMasks | None
 
     @classmethod
     def check(
@@ -231,19 +259,23 @@ class _Inputs:
         folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
         reader = CheckpointReader(folder)
         blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
+        tensors = map_tensors(blocks, reader)
+        if recipe.quantize is not None:
+            _check_quantize(recipe.quantize, blocks, tensors)
         plan = recipe.allocation.prepare(blocks, recipe.pattern)
         check_length(blocks.model.config, recipe.calibration.length)
         return cls(
             folder=folder,
             reader=reader,
             blocks=blocks,
-            tensors=map_tensors(blocks, reader),
+            tensors=tensors,
             plan=plan,
             tokenizer=tokenizer or load_tokenizer(folder, trust_remote_code=trust_remote_code),
             texts=source_files(recipe.calibration),
             recipe=recipe,
             device=device,
             dtype=dtype,
+            kept=KeptMasks(folder) if recipe.keeps_masks else None,
         )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -252,6 +284,7 @@ class _Inputs:
             "model": fingerprint_checkpoint(self.reader),
             "recipe": _deciding_options(self.recipe, self.plan),
             "calibration text": fingerprint_files(self.texts),
+            "masks": fingerprint_files(self.kept.files(len(self.blocks))) if self.kept else None,
             "forward": f"{self.dtype} on {self.device.type}",
             "versions": package_versions(),
         }
@@ -294,11 +327,13 @@ def _job_from_checkpoint(
         store = ResidentStore(find_blocks(resident), output, device, side_files=folder)
     else:
         resident = None
-        store = StreamedStore(given.blocks, given.reader, given.tensors, output, device)
+        stage = recipe.quantize
+        packing = stage.grid if stage is not None and stage.format == "packed" else None
+        store = StreamedStore(given.blocks, given.reader, given.tensors, output, device, packing)
     return _Job(
         name=str(name),
         store=store,
-        plan=given.plan,
+        plan=given.plan if given.kept is None else given.kept.plan(store),
         tokenizer=given.tokenizer,
         load_dense=lambda: load(dtype, device) if resident is None else resident,
         device=device,
@@ -307,6 +342,7 @@ def _job_from_checkpoint(
         streamed=isinstance(store, StreamedStore),
         in_memory=False,
         trust_remote_code=trust_remote_code,
+        kept=given.kept,
         notes=notes,
     )
 
@@ -360,6 +396,7 @@ def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dic
         job.dtype,
         seed=recipe.calibration.seed,
         buffer_SLD=targets_SLD,
+        masks=job.kept,
     )
     progress("Pruning blocks", resumed, count)
     for walked in walk(job.store, stream, dense_stream, job.plan, pruner, job.device):
@@ -373,7 +410,7 @@ def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dic
     watch.lap("blocks")
 
     job.store.finish()
-    sparsity = _count_zeros(job, masks)
+    sparsity = _count_zeros(job, masks, finished)
     watch.lap("checkpoint")
     seconds["total"] = time.perf_counter() - started
     report = Report(
@@ -439,21 +476,28 @@ def _allocate(job: _Job, recipe: Recipe, tokens_SL: Tensor, progress: Progress) 
     return plan
 
 
-def _count_zeros(job: _Job, masks: dict[str, Tensor]) -> SparsityReport:
+def _count_zeros(
+    job: _Job, masks: dict[str, Tensor], blocks: Sequence[BlockReport]
+) -> SparsityReport:
     """Count zeros in the files, where there are any, and hold them against the plan."""
     planned, weights = sum(job.plan.zeros.values()), sum(job.plan.weights.values())
+    rounded = sum(each.rounded_to_zero for block in blocks for each in block.linears.values())
     if job.run is None:
-        zeros = sum(int((~mask).sum()) for mask in masks.values())
+        zeros = sum(int((~mask).sum()) for mask in masks.values()) + rounded
     else:
         counted = inspect(job.run.output, trust_remote_code=job.trust_remote_code)
         zeros, weights = counted.zeros, counted.weights
-    if zeros < planned:
+    if zeros < planned + rounded:
         raise SecateurError(
-            f"The saved files hold {zeros} zeros where {planned} were planned; please report the "
-            "model and the recipe."
+            f"The saved files hold {zeros} zeros where {planned + rounded} were planned; please "
+            "report the model and the recipe."
         )
     return SparsityReport(
-        target=job.plan.sparsity, zeros=zeros, weights=weights, counted=zeros / weights
+        target=job.plan.sparsity,
+        zeros=zeros,
+        weights=weights,
+        counted=zeros / weights,
+        rounded_to_zero=rounded,
     )
 
 

@@ -23,6 +23,8 @@ from secateur.automatic import automatic_stages
 from secateur.calibration import CalibrationOptions
 from secateur.errors import SecateurError
 from secateur.methods import STAGES, AnyStage, DenseStage
+from secateur.methods.keep import Keep
+from secateur.methods.quantize import Quantize
 from secateur.methods.refit import Refit
 from secateur.methods.wanda import Wanda
 from secateur.pattern import NM, Pattern, Unstructured, parse_pattern
@@ -84,6 +86,18 @@ class Recipe(BaseModel):
             return {**values, "stages": automatic_stages(pattern)}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keeping_prunes_nothing(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "pattern" not in values:
+            stages = values.get("stages")
+            first = stages[0] if isinstance(stages, list | tuple) and stages else None
+            if isinstance(first, Keep) or (
+                isinstance(first, dict) and first.get("method") == "keep"
+            ):
+                return {**values, "pattern": "0.0"}
+        return values
+
     @field_validator("stages")
     @classmethod
     def _mask_comes_first(cls, stages: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -95,6 +109,13 @@ class Recipe(BaseModel):
             first = f"not {pruning[0].method}" if pruning else "but there is none"
             choices = ", ".join(name for name, stage in STAGES.items() if stage.chooses_mask)
             raise ValueError(f"the first stage must choose a mask ({choices}), {first}")
+        for stage in pruning[:-1]:
+            if isinstance(stage, Quantize):
+                raise ValueError("quantize must come last: what follows would leave its grid")
+        if isinstance(pruning[0], Keep):
+            for stage in pruning[1:]:
+                if not stage.keeps_mask:
+                    raise ValueError(f"{stage.method} changes the mask that keep is to keep")
         return stages
 
     @model_validator(mode="after")
@@ -102,6 +123,23 @@ class Recipe(BaseModel):
         for stage in self.stages:
             stage.check_pattern(self.pattern)
         return self
+
+    @model_validator(mode="after")
+    def _kept_zeros_are_where_they_are(self) -> Recipe:
+        if self.keeps_masks and not isinstance(self.allocation, Uniform):
+            raise ValueError("keep leaves no zeros to divide; leave the allocation out")
+        return self
+
+    @property
+    def keeps_masks(self) -> bool:
+        """Whether the masks are those of the checkpoint."""
+        return any(isinstance(stage, Keep) for stage in self.stages)
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """The stage that quantises, if there is one."""
+        last = self.stages[-1]
+        return last if isinstance(last, Quantize) else None
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> Recipe:

@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 
 from secateur.automatic import automatic_stages
-from secateur.cli.options import Rebuild, recipe_from_flags
+from secateur.cli.options import Integers, QuantizedFormat, Rebuild, recipe_from_flags
 from secateur.errors import SecateurError
+from secateur.methods.quantize import Quantize
+from secateur.methods.wanda import Wanda
+from secateur.pattern import Unstructured
+from secateur.recipe import Recipe
 
 
 @pytest.mark.parametrize(
@@ -72,3 +76,41 @@ def test_auto_is_spelled_out_in_the_recipe(pattern: str) -> None:
     assert "auto" not in recipe.to_yaml().split("calibration")[0]
     with pytest.raises(SecateurError, match="leave out --rebuild, --refit"):
         recipe_from_flags(None, method="auto", refit=True, sparsity=None, pattern=pattern)
+
+
+def test_quantising_comes_behind_whatever_else_was_asked_for() -> None:
+    made = recipe_from_flags(
+        None,
+        method="besa",
+        refit=True,
+        sparsity=None,
+        pattern=None,
+        quantize=Integers.INT3,
+        quantize_group=64,
+        asymmetric=True,
+        quantized_format=QuantizedFormat.DEQUANTIZED,
+    )
+    assert [stage.method for stage in made.stages] == ["besa", "refit", "quantize"]
+    assert made.quantize == Quantize(bits=3, group=64, symmetric=False, format="dequantized")
+    automatic = recipe_from_flags(
+        None, method="auto", sparsity=None, pattern=None, quantize=Integers.INT8
+    )
+    assert [stage.method for stage in automatic.stages][-2:] == ["reconstruct", "quantize"]
+    kept = recipe_from_flags(
+        None, method="keep", sparsity=None, pattern=None, quantize=Integers.INT4
+    )
+    assert kept.pattern == Unstructured(0.0)
+
+
+def test_quantising_flags_change_a_recipe_that_quantises(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    stages = (Wanda(), Quantize(bits=8, solver="round"))
+    file.write_text(Recipe(stages=stages).to_yaml(), encoding="utf-8")
+    made = recipe_from_flags(file, reconstruct=True, sparsity=None, pattern=None, quantize_group=0)
+    assert made.quantize == Quantize(bits=8, solver="round", group=0)
+    assert [stage.method for stage in made.stages] == ["wanda", "reconstruct", "quantize"]
+
+
+def test_a_group_without_integers_is_refused() -> None:
+    with pytest.raises(SecateurError, match="give --quantize int4"):
+        recipe_from_flags(None, sparsity=None, pattern=None, quantize_group=64)

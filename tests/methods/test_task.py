@@ -10,13 +10,20 @@ from torch import Tensor
 
 from secateur.methods import STAGES, GroupStage
 from secateur.methods.admm import ADMM
+from secateur.methods.keep import Keep
+from secateur.methods.quantize import Quantize
 from secateur.methods.refit import Refit
 from secateur.methods.task import GroupTask
 from secateur.methods.wanda import Wanda
 from secateur.pattern import Budget, Pattern, check_mask, parse_pattern, select
 from secateur.walk.inputs import InputStatistics
 
-GROUP_STAGES = [stage for stage in STAGES.values() if issubclass(stage, GroupStage)]
+# keep has no budget of its own to meet, and quantize rounds kept weights to zero as well.
+GROUP_STAGES = [
+    stage
+    for stage in STAGES.values()
+    if issubclass(stage, GroupStage) and stage not in (Keep, Quantize)
+]
 WIDTH = 32
 ROWS = (12, 8)
 

@@ -316,3 +316,18 @@ def test_prodigy_is_the_optimiser_that_besa_was_released_with(scale: float) -> N
     assert optimiser.param_groups[0]["d"] == pytest.approx(d, rel=1e-9)
     for parameter, value in zip(parameters, expected, strict=True):
         torch.testing.assert_close(parameter.detach(), value, rtol=1e-9, atol=1e-12)
+
+
+def test_weights_that_want_a_gradient_get_that_of_the_kept_ones() -> None:
+    x_NI, w_OI = normal(9, COLUMNS), normal(ROWS, COLUMNS, seed=1).requires_grad_()
+    rank_OI = ascending_ranks(normal(ROWS, COLUMNS, seed=2))
+    count_O = torch.arange(ROWS) * 3
+    counts_D = torch.tensor([COLUMNS, 10, 0])
+    up_NO = normal(9, ROWS, seed=3)
+    beta_GD = torch.zeros(ROWS, 3, dtype=torch.float64, requires_grad=True)
+    masked_linear(x_NI, w_OI, rank_OI, count_O, beta_GD, counts_D).backward(up_NO)
+    gradient_OI = up_NO.T @ x_NI
+    assert w_OI.grad is not None and beta_GD.grad is not None
+    torch.testing.assert_close(w_OI.grad, gradient_OI * mask_of_counts(rank_OI, count_O))
+    curve_OD = removal_curve(gradient_OI * w_OI.detach(), rank_OI, counts_D)
+    torch.testing.assert_close(beta_GD.grad, -curve_OD)

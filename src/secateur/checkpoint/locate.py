@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from secateur.checkpoint.packed import packed_bits, require_package
 from secateur.errors import SecateurError
 
 _WANTED = [
@@ -35,11 +36,13 @@ _WANTED = [
 ]
 
 
-def locate_checkpoint(model: str | Path, *, trust_remote_code: bool = False) -> Path:
+def locate_checkpoint(
+    model: str | Path, *, trust_remote_code: bool = False, packed: bool = False
+) -> Path:
     """Return a local folder with ``config.json`` and safetensors for ``model``.
 
     A hub id is downloaded by huggingface_hub into its cache; a GGUF file is dequantised once
-    into a folder of the user's cache.
+    into a folder of the user's cache. ``packed`` is as for ``load_config``.
 
     Raises:
         SecateurError: nothing of that name, or not a causal language model.
@@ -56,12 +59,19 @@ def locate_checkpoint(model: str | Path, *, trust_remote_code: bool = False) -> 
         )
     else:
         folder = _from_hub(str(model))
-    load_config(folder, trust_remote_code=trust_remote_code)
+    load_config(folder, trust_remote_code=trust_remote_code, packed=packed)
     return folder
 
 
-def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+def load_config(
+    folder: Path, *, trust_remote_code: bool = False, packed: bool = False
+) -> PreTrainedConfig:
     """Return the configuration of a causal language model.
+
+    Args:
+        folder: the checkpoint.
+        trust_remote_code: let the checkpoint's own Python code run.
+        packed: allow weights in the pack-quantized form of compressed-tensors.
 
     Raises:
         SecateurError: no readable configuration, another kind of model, or quantised weights.
@@ -89,10 +99,19 @@ def load_config(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedC
             f"{folder} holds a model of type {config.model_type}, which is not a causal language "
             "model; name one that AutoModelForCausalLM loads."
         )
-    if getattr(config, "quantization_config", None) is not None:
+    described = getattr(config, "quantization_config", None)
+    if described is None:
+        return config
+    if not packed:
         raise SecateurError(
             f"{folder} holds quantised weights; prune the unquantised checkpoint it was made from."
         )
+    if packed_bits(described) is None:
+        raise SecateurError(
+            f"{folder} holds quantised weights in a form that is not read; integers of one width, "
+            "packed by compressed-tensors, were expected."
+        )
+    require_package()
     return config
 
 

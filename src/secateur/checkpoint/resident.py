@@ -16,6 +16,7 @@ from secateur.checkpoint.files import full_disk_explained, write_safetensors
 from secateur.checkpoint.masks import write_masks
 from secateur.checkpoint.store import check_finite, least_precise, masks_path
 from secateur.checkpoint.streamed import copy_side_files
+from secateur.solvers.quantise import QuantisedSolution
 
 
 class ResidentStore:
@@ -75,7 +76,12 @@ class ResidentStore:
     def weight_dtype(self, index: int) -> torch.dtype:
         return least_precise(self._dtypes[index].values())
 
-    def save(self, index: int, masks: Mapping[str, Tensor]) -> None:
+    def save(
+        self,
+        index: int,
+        masks: Mapping[str, Tensor],
+        quantised: Mapping[str, QuantisedSolution] | None = None,
+    ) -> None:
         if self._output is None:
             return
         write_masks(masks_path(self._output, index), masks)

@@ -18,13 +18,19 @@ from secateur.checkpoint.reader import CheckpointReader
 from secateur.errors import SecateurError
 
 
-def build_skeleton(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def build_skeleton(
+    folder: Path, *, trust_remote_code: bool = False, packed: bool = False
+) -> PreTrainedModel:
     """Return the checkpoint's model with parameters on the meta device and real buffers.
+
+    With ``packed`` weights may be packed; the model is that of the unpacked ones.
 
     Raises:
         SecateurError: the configuration is not that of a causal language model.
     """
-    config = load_config(folder, trust_remote_code=trust_remote_code)
+    config = load_config(folder, trust_remote_code=trust_remote_code, packed=packed)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     # Buffers such as embedding scales are rounded to the model's dtype, as they are on loading.
     dtype = config.dtype or torch.float32
     with init_empty_weights(include_buffers=False):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur.architecture import BlockList
 from secateur.errors import SecateurError
+from secateur.solvers.quantise import QuantisedSolution
 
 
 class BlockStore(Protocol):
@@ -37,8 +38,16 @@ class BlockStore(Protocol):
     def weight_dtype(self, index: int) -> torch.dtype:
         """Return the dtype a block's linears are saved in, the least precise if they differ."""
 
-    def save(self, index: int, masks: Mapping[str, Tensor]) -> None:
-        """Write a loaded block, whose weights are rounded to their dtype, and its masks."""
+    def save(
+        self,
+        index: int,
+        masks: Mapping[str, Tensor],
+        quantised: Mapping[str, QuantisedSolution] | None = None,
+    ) -> None:
+        """Write a loaded block, whose weights are rounded to their dtype, and its masks.
+
+        Quantised weights, by linear name, are for a store that packs them.
+        """
 
     def release(self, index: int) -> None:
         """Forget a loaded block's weights where they need not stay."""

@@ -40,7 +40,8 @@ def stored_linears(
     Raises:
         SecateurError: the folder is no readable checkpoint of a causal language model.
     """
-    blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
+    skeleton = build_skeleton(folder, trust_remote_code=trust_remote_code, packed=True)
+    blocks = find_blocks(skeleton)
     tensors = map_tensors(blocks, reader)
     if isinstance(tensors, str):
         # Joined on loading: the parts in the files are linears of their own.

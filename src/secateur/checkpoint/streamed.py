@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 from secateur.architecture import BlockList
 from secateur.checkpoint.files import copy_file, write_json, write_safetensors
 from secateur.checkpoint.masks import write_masks
+from secateur.checkpoint.packed import describe, pack, unpacked_linears
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import TensorMap
 from secateur.checkpoint.store import check_finite, least_precise, masks_path
 from secateur.errors import SecateurError
+from secateur.solvers.grids import GridOptions
+from secateur.solvers.quantise import QuantisedSolution
 
 _COPIED = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
 
@@ -25,7 +29,8 @@ class StreamedStore:
     """Blocks are read from the source's files and written as one shard each.
 
     The output holds the same tensors under the same names and dtypes as the source; whatever is
-    not part of a block is copied as it is. Without an output nothing can be saved.
+    not part of a block is copied as it is. Without an output nothing can be saved. With
+    ``packing`` the linears of the blocks are saved as integers of that grid instead.
     """
 
     def __init__(
@@ -35,8 +40,10 @@ class StreamedStore:
         tensors: TensorMap,
         output: Path | None,
         device: torch.device,
+        packing: GridOptions | None = None,
     ) -> None:
         self.blocks = blocks
+        self._packing = packing
         self._reader = reader
         self._tensors = tensors
         self._folder = output
@@ -82,7 +89,7 @@ class StreamedStore:
         return self._give_out(index, state)
 
     def load_finished(self, index: int) -> nn.Module:
-        shard = CheckpointReader.of_file(self._output / self._shard(index))
+        shard = self._written(self._shard(index))
         names = self._tensors.blocks[index]
         tensors = shard.read(names.values())
         return self._give_out(index, {name: tensors[file] for name, file in names.items()})
@@ -92,14 +99,25 @@ class StreamedStore:
             self._reader.dtypes[name] for name in self._tensors.blocks[index].values()
         )
 
-    def save(self, index: int, masks: Mapping[str, Tensor]) -> None:
+    def save(
+        self,
+        index: int,
+        masks: Mapping[str, Tensor],
+        quantised: Mapping[str, QuantisedSolution] | None = None,
+    ) -> None:
         state = self.blocks[index].state_dict()
         names = self._tensors.blocks[index]
+        quantised = quantised or {}
         write_masks(masks_path(self._output, index), masks)
-        write_safetensors(
-            self._output / self._shard(index),
-            {file: state[name].to(self._reader.dtypes[file]) for name, file in names.items()},
-        )
+        tensors: dict[str, Tensor] = {}
+        for name, file in names.items():
+            dtype = self._reader.dtypes[file]
+            linear = name.removesuffix(".weight")
+            if self._packing is not None and linear in quantised:
+                tensors |= pack(file, quantised[linear], dtype)
+            else:
+                tensors[file] = state[name].to(dtype)
+        write_safetensors(self._output / self._shard(index), tensors)
 
     def release(self, index: int) -> None:
         _forget(self.blocks[index], self._tensors.blocks[index])
@@ -115,12 +133,23 @@ class StreamedStore:
         changed = changed or {}
         copied = self._reader.read(name for name in self._tensors.rest if name not in changed)
         write_safetensors(self._output / rest, {**copied, **changed})
-        files = dict.fromkeys(self._tensors.rest, rest)
-        for index, names in enumerate(self._tensors.blocks):
-            files |= dict.fromkeys(names.values(), self._shard(index))
+        shards = [*(self._shard(index) for index in range(len(self.blocks))), rest]
+        written = [self._written(shard) for shard in shards]
         copy_side_files(self._reader.folder, self._output)
+        if self._packing is not None:
+            config = json.loads((self._reader.folder / "config.json").read_text(encoding="utf-8"))
+            described = describe(self._packing, unpacked_linears(self.blocks))
+            write_json(self._output / "config.json", {**config, "quantization_config": described})
         # The index comes last: a folder that has one is complete.
-        write_index(self._output, files, self._reader.bytes_of(files))
+        write_index(
+            self._output,
+            {name: file for shard in written for name, file in shard.homes.items()},
+            sum(shard.bytes_of(shard.files) for shard in written),
+        )
+
+    def _written(self, shard: str) -> CheckpointReader:
+        bits = None if self._packing is None else self._packing.bits
+        return CheckpointReader.of_file(self._output / shard, bits)
 
     @property
     def _output(self) -> Path:

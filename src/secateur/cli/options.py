@@ -30,6 +30,21 @@ class Rebuild(StrEnum):
     SWAPS = "swaps"
 
 
+class QuantizedFormat(StrEnum):
+    """How quantised weights are saved."""
+
+    PACKED = "packed"
+    DEQUANTIZED = "dequantized"
+
+
+class Integers(StrEnum):
+    """Widths of quantised weights."""
+
+    INT3 = "int3"
+    INT4 = "int4"
+    INT8 = "int8"
+
+
 Model = Annotated[str, typer.Argument(help="Checkpoint folder, hub id, or .gguf file.")]
 Method = Annotated[
     str | None,
@@ -48,6 +63,28 @@ Reconstruct = Annotated[
     typer.Option(
         "--reconstruct/--no-reconstruct",
         help="Train kept weights on the output of their block. (default: no)",
+    ),
+]
+Quantize = Annotated[
+    Integers | None,
+    typer.Option(
+        "--quantize", help="Make the kept weights integers of so many bits. (default: no)"
+    ),
+]
+QuantizeGroup = Annotated[
+    int | None,
+    typer.Option(help="Columns that share a scale, 0 for one scale per row. (default: 128)"),
+]
+Asymmetric = Annotated[
+    bool | None,
+    typer.Option("--asymmetric/--symmetric", help="Zero points of their own. (default: symmetric)"),
+]
+Format = Annotated[
+    QuantizedFormat | None,
+    typer.Option(
+        "--quantized-format",
+        help="packed, for compressed-tensors, or dequantized, in the model's dtype. "
+        "(default: packed)",
     ),
 ]
 Permute = Annotated[
@@ -98,6 +135,10 @@ def recipe_from_flags(
     refit: bool | None = None,
     reconstruct: bool | None = None,
     permute: bool | None = None,
+    quantize: Integers | None = None,
+    quantize_group: int | None = None,
+    asymmetric: bool | None = None,
+    quantized_format: QuantizedFormat | None = None,
     sparsity: float | None,
     pattern: str | None,
     allocate: str | None = None,
@@ -144,7 +185,8 @@ def recipe_from_flags(
                 stages = [*stages, {"method": name}]
             elif wanted is False:
                 stages = [stage for stage in stages if stage["method"] != name]
-        values["stages"] = stages
+        # Sorting is stable: all but quantize stay as they are.
+        values["stages"] = sorted(stages, key=lambda stage: stage["method"] == "quantize")
     if allocate is not None:
         values["allocation"] = {"method": allocate}
     if plan is not None:
@@ -153,6 +195,16 @@ def recipe_from_flags(
             values["pattern"] = str(Plan.from_file(plan).pattern)
     if permute is not None:
         values["stages"] = _permuted(values, permute)
+    grid = given(
+        {
+            "bits": None if quantize is None else int(quantize.value.removeprefix("int")),
+            "group": quantize_group,
+            "symmetric": None if asymmetric is None else not asymmetric,
+            "format": None if quantized_format is None else quantized_format.value,
+        }
+    )
+    if grid:
+        values["stages"] = _quantized(values, grid)
     text = text_options(calibration, samples, length, seed, bos)
     values["calibration"] = {**values.get("calibration", {}), **text}
     return Recipe.from_mapping({**values, **given(others)})
@@ -171,14 +223,33 @@ def text_options(
     )
 
 
-def _permuted(values: Mapping[str, Any], wanted: bool) -> list[dict[str, Any]]:
-    """The stages of a recipe's values with permute before them, or without it."""
+def _quantized(values: Mapping[str, Any], grid: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages of a recipe's values with quantize behind them, and these options in it."""
+    stages = _spelt_out(values)
+    present = [stage for stage in stages if stage["method"] == "quantize"]
+    if not present and "bits" not in grid:
+        raise SecateurError(
+            "--quantize-group, --asymmetric and --quantized-format say how to quantise; give "
+            "--quantize int4, int8 or int3 as well."
+        )
+    others = [stage for stage in stages if stage["method"] != "quantize"]
+    return [*others, {"method": "quantize", **(present[0] if present else {}), **grid}]
+
+
+def _spelt_out(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages of a recipe's values; those of auto by name."""
     from secateur.recipe import Recipe
 
-    stages = values.get("stages", _default_stages())
-    if stages == "auto":
+    stages: list[dict[str, Any]] | str = values.get("stages", _default_stages())
+    if isinstance(stages, str):
         deciding = {name: values[name] for name in ("pattern", "stages") if name in values}
-        stages = Recipe.from_mapping(deciding).model_dump(mode="json")["stages"]
+        return list(Recipe.from_mapping(deciding).model_dump(mode="json")["stages"])
+    return stages
+
+
+def _permuted(values: Mapping[str, Any], wanted: bool) -> list[dict[str, Any]]:
+    """The stages of a recipe's values with permute before them, or without it."""
+    stages = _spelt_out(values)
     present = [stage for stage in stages if stage["method"] == "permute"]
     others = [stage for stage in stages if stage["method"] != "permute"]
     return [*(present or [{"method": "permute"}]), *others] if wanted else others

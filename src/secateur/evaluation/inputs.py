@@ -157,8 +157,8 @@ class Subject:
         if isinstance(model, PreTrainedModel):
             name = model.config.name_or_path or type(model).__name__
             return cls(name, model, model.config, trust_remote_code)
-        folder = locate_checkpoint(model, trust_remote_code=trust_remote_code)
-        config = load_config(folder, trust_remote_code=trust_remote_code)
+        folder = locate_checkpoint(model, trust_remote_code=trust_remote_code, packed=True)
+        config = load_config(folder, trust_remote_code=trust_remote_code, packed=True)
         return cls(str(model), folder, config, trust_remote_code)
 
     @property

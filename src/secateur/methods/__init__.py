@@ -10,8 +10,10 @@ from secateur.methods.admm import ADMM
 from secateur.methods.barber import Barber
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
+from secateur.methods.keep import Keep
 from secateur.methods.magnitude import Magnitude
 from secateur.methods.permute import Permute
+from secateur.methods.quantize import Quantize
 from secateur.methods.reconstruct import Reconstruct
 from secateur.methods.refit import Refit
 from secateur.methods.sparsegpt import SparseGPT
@@ -21,6 +23,7 @@ from secateur.methods.wanda import Wanda
 
 AnyStage = Annotated[
     Permute
+    | Keep
     | Magnitude
     | Wanda
     | SparseGPT
@@ -30,7 +33,8 @@ AnyStage = Annotated[
     | BESARates
     | Barber
     | Swaps
-    | Reconstruct,
+    | Reconstruct
+    | Quantize,
     Field(discriminator="method"),
 ]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from secateur.architecture import Linear
 from secateur.methods.block_task import BlockTask
+from secateur.methods.clipping import LearnedClipping
 from secateur.methods.rows import block_scores, take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
 from secateur.pattern import Pattern
@@ -25,6 +26,7 @@ from secateur.solvers.besa import (
     masked_linear,
 )
 from secateur.solvers.block_loss import relative_loss
+from secateur.solvers.grids import Clipping
 from secateur.solvers.rates import (
     candidate_counts,
     candidate_rates,
@@ -57,6 +59,12 @@ class BESA(BlockStage):
     penalty: float = Field(5.0, ge=0, description="weight of the sparsity term, the paper's lambda")
     d_coef: float = Field(5.0, gt=0, description="scale of the step that Prodigy estimates")
     epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
+    clip_rate: float = Field(
+        0.05,
+        ge=0,
+        description="learning rate of clipping strengths, which are learned along with the rates "
+        "if the recipe quantises; 0 prunes as if it did not",
+    )
 
     def check_pattern(self, pattern: Pattern) -> None:
         """Raise ValueError for n:m, or a sparsity that the parameterisation cannot reach."""
@@ -74,10 +82,17 @@ class BESA(BlockStage):
         return 3.0 * self.epochs
 
     def apply(self, task: BlockTask) -> None:
-        candidates = {"uniform rates": uniform_masks(task), "learned rates": self._learn(task)}
-        take_best(task, self.method, self.reference, candidates)
+        learned, clippings = self._learn(task)
+        candidates = {"uniform rates": uniform_masks(task), "learned rates": learned}
+        if not clippings:
+            take_best(task, self.method, self.reference, candidates)
+            return
+        clipped = {f"{name} and clipping": masks for name, masks in candidates.items()}
+        candidates = {"uniform rates": candidates["uniform rates"], **clipped}
+        take_best(task, self.method, self.reference, candidates, dict.fromkeys(clipped, clippings))
 
-    def _learn(self, task: BlockTask) -> dict[str, Tensor]:
+    def _learn(self, task: BlockTask) -> tuple[dict[str, Tensor], dict[str, Clipping]]:
+        """Masks, and how the grid of the recipe is best clipped, if it has one."""
         rates = candidate_rates(self.sparsity_step)
         weights = sum(dense_OI.numel() for dense_OI in task.dense.values())
         zeros = sum(task.zeros.values())
@@ -85,6 +100,9 @@ class BESA(BlockStage):
             _Rows(linear, task.dense[linear.name], block_scores(task, linear.name), rates)
             for linear in task.linears
         ]
+        if task.grid is not None and self.clip_rate:
+            for each in rows:
+                each.clipping = LearnedClipping(each.dense_OI, task.grid, task.stored)
         start_D = torch.zeros(len(rates), device=task.device)
         if self.parameterisation == "softmax":
             start_D = _tilted(rates, zeros / weights).to(task.device)
@@ -94,7 +112,12 @@ class BESA(BlockStage):
             ).requires_grad_()
             for each in rows
         ]
-        optimiser = Prodigy(thetas, lr=1.0, betas=(0.9, 0.999), d_coef=self.d_coef)
+        optimisers: list[torch.optim.Optimizer] = [
+            Prodigy(thetas, lr=1.0, betas=(0.9, 0.999), d_coef=self.d_coef)
+        ]
+        logits = [logit for each in rows if each.clipping for logit in each.clipping.logits]
+        if logits:
+            optimisers.append(torch.optim.Adam(logits, lr=self.clip_rate))
         write_masks(task, {})
         for _ in range(self.epochs):
             for batch in task.fitted_batches(self.batch_sequences):
@@ -105,11 +128,15 @@ class BESA(BlockStage):
                     if zeros > 0:
                         loss = loss + sparsity_penalty(rate, zeros / weights, self.penalty)
                     loss.backward()
-                optimiser.step()
-                optimiser.zero_grad()
+                for optimiser in optimisers:
+                    optimiser.step()
+                    optimiser.zero_grad()
         with torch.no_grad():
             _, alphas = self._distributions(thetas, rates)
-        return _exact_masks(rows, alphas, zeros)
+            clippings = {
+                each.linear.name: each.clipping.strengths for each in rows if each.clipping
+            }
+        return _exact_masks(rows, alphas, zeros), clippings
 
     def _distributions(
         self, thetas: list[Tensor], rates: tuple[Fraction, ...]
@@ -128,6 +155,7 @@ class _Rows:
     dense_OI: Tensor
     rank_OI: Tensor
     counts_D: Tensor
+    clipping: LearnedClipping | None
 
     def __init__(
         self, linear: Linear, dense_OI: Tensor, score_OI: Tensor, rates: tuple[Fraction, ...]
@@ -137,17 +165,25 @@ class _Rows:
         self.rank_OI = ascending_ranks(score_OI)
         counts = candidate_counts(rates, dense_OI.shape[1])
         self.counts_D = torch.tensor(counts, device=dense_OI.device)
+        self.clipping = None
+
+    def weights(self, count_O: Tensor) -> Tensor:
+        """Dense weights, or what they are on the grid if each row loses so many."""
+        if self.clipping is None:
+            return self.dense_OI
+        return self.clipping.on_grid(self.dense_OI, mask_of_counts(self.rank_OI, count_O))
 
 
 @contextmanager
 def _masked(rows: list[_Rows], betas: list[Tensor], alphas: list[Tensor]) -> Iterator[None]:
     """Within the context the linears run with their masks, and gradients reach the betas."""
     for each, beta_GD, alpha_G in zip(rows, betas, alphas, strict=True):
+        count_O = truncated_counts(alpha_G, *each.dense_OI.shape)
         each.linear.module.forward = partial(
             masked_linear,
-            w_OI=each.dense_OI,
+            w_OI=each.weights(count_O),
             rank_OI=each.rank_OI,
-            count_O=truncated_counts(alpha_G, *each.dense_OI.shape),
+            count_O=count_O,
             beta_GD=beta_GD,
             counts_D=each.counts_D,
             bias_O=each.linear.bias_O,

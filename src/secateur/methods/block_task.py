@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from secateur.architecture import Linear
 from secateur.errors import SecateurError
 from secateur.pattern import Pattern
+from secateur.solvers.grids import Clipping, GridOptions
 from secateur.walk.streams import Stream
 
 Reference = Literal["pruned", "dense"]
@@ -37,6 +38,8 @@ class BlockTask:
         stream: hidden states that enter the block in the model pruned so far.
         targets: by reference, what the block should return (sequences, length, hidden).
         generator: for every random choice.
+        grid: what the recipe will quantise kept weights to, if it does.
+        clippings: learned ranges of that grid, by linear name.
         notes: sentences for the report.
     """
 
@@ -52,6 +55,8 @@ class BlockTask:
     stream: Stream
     targets: Mapping[Reference, Tensor]
     generator: torch.Generator
+    grid: GridOptions | None = None
+    clippings: dict[str, Clipping] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -20,6 +20,7 @@ class Reconstruct(BlockStage):
     """Train the kept weights of a block so that it returns what the dense block returned."""
 
     chooses_mask: ClassVar[bool] = False
+    keeps_mask: ClassVar[bool] = True
     copies: ClassVar[int] = 4
 
     method: Literal["reconstruct"] = "reconstruct"

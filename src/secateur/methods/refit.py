@@ -17,6 +17,7 @@ class Refit(GroupStage):
 
     needs: ClassVar[Needs] = "gram"
     chooses_mask: ClassVar[bool] = False
+    keeps_mask: ClassVar[bool] = True
 
     method: Literal["refit"] = "refit"
     damping: float = Field(0.01, gt=0, description="pull towards the dense weights")

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from secateur.methods.block_task import BlockTask, Reference
 from secateur.pattern import Budget, select
+from secateur.solvers.grids import Clipping, make_grid
+from secateur.solvers.quantise import round_to_grid
 from secateur.solvers.scores import wanda_score
 
 
@@ -35,11 +37,24 @@ def write_masks(task: BlockTask, masks: Mapping[str, Tensor]) -> None:
         linear.weight_OI.copy_(dense_OI if mask_OI is None else dense_OI * mask_OI)
 
 
+def write_rounded(
+    task: BlockTask, masks: Mapping[str, Tensor], clippings: Mapping[str, Clipping]
+) -> None:
+    """Give the block its dense weights, rounded to the task's grid, less what the masks remove."""
+    assert task.grid is not None
+    for linear in task.linears:
+        dense_OI, mask_OI = task.dense[linear.name], masks[linear.name].to(task.device)
+        clipping = clippings.get(linear.name)
+        grid = make_grid(dense_OI, mask_OI, task.grid, clipping, task.stored)
+        linear.weight_OI.copy_(round_to_grid(dense_OI, mask_OI, grid).w_OI)
+
+
 def take_best(
     task: BlockTask,
     stage: str,
     reference: Reference,
     candidates: Mapping[str, Mapping[str, Tensor]],
+    clippings: Mapping[str, Mapping[str, Clipping]] | None = None,
 ) -> None:
     """Prune the block with the masks whose held-out error is lowest, and note all errors.
 
@@ -48,15 +63,23 @@ def take_best(
         stage: name of the stage, for the note.
         reference: what the error is measured against.
         candidates: masks by a description of where they come from; of equal ones the first wins.
+        clippings: of the candidates that have them, by description; given, errors are those of
+            weights on the task's grid, which the weights that are left are not on yet.
     """
     errors = {}
     for name, masks in candidates.items():
-        write_masks(task, masks)
+        if clippings is None:
+            write_masks(task, masks)
+        else:
+            write_rounded(task, masks, clippings.get(name, {}))
         task.round_weights()
         errors[name] = task.held_out_error(reference)
-    best = candidates[min(errors, key=errors.__getitem__)]
+    chosen = min(errors, key=errors.__getitem__)
+    best = candidates[chosen]
     write_masks(task, best)
     task.round_weights()
+    if clippings is not None:
+        task.clippings.update(clippings.get(chosen, {}))
     task.masks.update({name: mask_OI.cpu() for name, mask_OI in best.items()})
     listed = ", ".join(f"{error:.4g} with {name}" for name, error in errors.items())
     task.notes.append(f"{stage}: held-out error {listed}")

@@ -22,6 +22,8 @@ class Stage(BaseModel, ABC):
     method: str
 
     chooses_mask: ClassVar[bool] = True
+    keeps_mask: ClassVar[bool] = False
+    """Whatever mask it finds, it leaves."""
     unstructured_only: ClassVar[bool] = False
 
     def check_pattern(self, pattern: Pattern) -> None:
@@ -37,6 +39,8 @@ class GroupStage(Stage):
     """A step that takes the linears of one input after the other."""
 
     needs: ClassVar[Needs] = "nothing"
+    works_blind: ClassVar[bool] = False
+    """Does its work where no calibration token arrived."""
 
     @abstractmethod
     def apply(self, task: GroupTask) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from secateur.pattern import Budget
+from secateur.solvers.grids import Clipping
+from secateur.solvers.quantise import QuantisedSolution
 from secateur.solvers.solution import SparseSolution
 from secateur.walk.inputs import InputStatistics
 
@@ -25,6 +27,9 @@ class GroupTask:
         budget: what the mask must look like.
         statistics: of the inputs, over the fitted calibration tokens.
         held_out_NI: inputs of tokens that nothing was fitted on, in the dtype of forward passes.
+        stored: dtype that weights are saved in.
+        clipping: how much of the range of kept weights grids are to cover, if that was learned.
+        quantised: the weights as levels of a grid; None until a stage has quantised them.
         notes: sentences for the report: fallbacks used, updates rejected.
     """
 
@@ -35,6 +40,9 @@ class GroupTask:
     statistics: InputStatistics
     held_out_NI: Tensor
     mask_OI: Tensor | None = None
+    stored: torch.dtype = torch.float32
+    clipping: Clipping | None = None
+    quantised: QuantisedSolution | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -53,11 +61,17 @@ class GroupTask:
         ends = torch.tensor(self.budget.rows).cumsum(0).tolist()
         return [slice(end - rows, end) for rows, end in zip(self.budget.rows, ends, strict=True)]
 
-    def held_out_errors(self, w_OI: Tensor) -> list[float]:
-        """Relative squared output error of each linear on held-out tokens, if it had ``w_OI``."""
+    def held_out_errors(self, w_OI: Tensor, reference_OI: Tensor | None = None) -> list[float]:
+        """Squared output error of each linear on held-out tokens, if it had ``w_OI``.
+
+        Relative to the power of the dense output, and against that output unless other reference
+        weights are given.
+        """
         if len(self.held_out_NI) == 0:
             return [float("nan")] * len(self.names)
-        error_O = self._held_out_power(w_OI - self.dense_OI)
+        error_O = self._held_out_power(
+            w_OI - (self.dense_OI if reference_OI is None else reference_OI)
+        )
         tiny = torch.finfo(torch.float32).tiny
         return [
             (error_O[rows].sum() / self._dense_power_O[rows].sum().clamp_min(tiny)).item()

@@ -23,6 +23,7 @@ class LinearReport(BaseModel):
     """One linear after pruning."""
 
     zeros: int = Field(description="zeros, counted in the mask")
+    rounded_to_zero: int = Field(0, description="kept weights that quantisation rounded to zero")
     weights: int
     sparsity: float
     rows: list[int] = Field(
@@ -53,6 +54,9 @@ class SparsityReport(BaseModel):
     zeros: int
     weights: int
     counted: float = Field(description="zeros over weights, counted in the saved files")
+    rounded_to_zero: int = Field(
+        0, description="of the zeros, kept weights that quantisation rounded to zero"
+    )
 
 
 class Machine(BaseModel):
@@ -93,6 +97,7 @@ def describe_block(walked: WalkedBlock) -> BlockReport:
         linears={
             name: LinearReport(
                 zeros=(zeros := mask_OI.numel() - int(mask_OI.sum())),
+                rounded_to_zero=pruned.rounded_to_zero.get(name, 0),
                 weights=mask_OI.numel(),
                 sparsity=zeros / mask_OI.numel(),
                 rows=_row_classes(mask_OI),

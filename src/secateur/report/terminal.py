@@ -58,8 +58,10 @@ def report_table(report: Report) -> RenderableType:
             "allocation",
             f"{allocation}, blocks from {min(sparsities):.4f} to {max(sparsities):.4f}",
         )
+    rounded = f", {counted.rounded_to_zero:,} by rounding" if counted.rounded_to_zero else ""
     summary.add_row(
-        "sparsity", f"{counted.counted:.6f} counted ({counted.zeros:,} of {counted.weights:,})"
+        "sparsity",
+        f"{counted.counted:.6f} counted ({counted.zeros:,} of {counted.weights:,}{rounded})",
     )
     summary.add_row(
         "time", f"{seconds_text(report.seconds['total'])} on {report.machine.cores} cores"

@@ -12,7 +12,8 @@ went from dense to rate p_d. The released code builds that probability for each 
 backward pass sums W · ∂L/∂Ŵ in the order of ranks, which is the same number, with two bytes per
 weight for the ranks and a few rows of temporaries.
 
-Masked weights have the rates' gradient only. The weights themselves are frozen.
+Masked weights have the rates' gradient. The weights themselves have one only if they want it, that
+of the kept ones: values on a grid whose range is learned along do.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def masked_linear(
 
     Args:
         x: Inputs, (…, I).
-        w_OI: Frozen weights, finite.
+        w_OI: Weights, finite.
         rank_OI: Their ranks.
         count_O: Zeros of each row, integers in [0, I].
         beta_GD: Distributions over candidate rates; each serves O / G consecutive rows. The
@@ -155,17 +156,25 @@ class _MaskedLinear(Function):
         gradient_x = None
         if ctx.needs_input_grad[0]:
             gradient_x = gradient_y @ apply_counts(w_OI.to(x.dtype), rank_OI, count_O)
-        if not ctx.needs_input_grad[4]:
+        wants_w, wants_beta = ctx.needs_input_grad[1], ctx.needs_input_grad[4]
+        if not (wants_w or wants_beta):
             return gradient_x, None, None, None, None, None
         x_NI, gradient_NO = x.flatten(0, -2), gradient_y.flatten(0, -2)
         dtype = torch.promote_types(torch.float32, w_OI.dtype)
+        gradient_w = torch.empty_like(w_OI) if wants_w else None
         curves = []
         for rows in row_chunks(w_OI, _FEWEST_ROWS):
-            product_RC = (gradient_NO[:, rows].T @ x_NI).to(dtype).mul_(w_OI[rows])
-            curves.append(removal_curve(product_RC, rank_OI[rows], counts_D))
-        distributions, beta_dtype = ctx.beta
-        gradient_GD = _share(torch.cat(curves).neg_(), distributions, beta_dtype)
-        return gradient_x, None, None, None, gradient_GD, None
+            gradient_RC = (gradient_NO[:, rows].T @ x_NI).to(dtype)
+            if gradient_w is not None:
+                gradient_w[rows] = apply_counts(gradient_RC, rank_OI[rows], count_O[rows])
+            if wants_beta:
+                product_RC = gradient_RC.mul_(w_OI[rows])
+                curves.append(removal_curve(product_RC, rank_OI[rows], counts_D))
+        gradient_GD = None
+        if wants_beta:
+            distributions, beta_dtype = ctx.beta
+            gradient_GD = _share(torch.cat(curves).neg_(), distributions, beta_dtype)
+        return gradient_x, gradient_w, None, None, gradient_GD, None
 
 
 def _share(derivative: Tensor, distributions: int, dtype: torch.dtype) -> Tensor:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.architecture import Linear, find_linears
+from secateur.checkpoint.kept import KeptMasks
 from secateur.methods import AnyStage, BlockStage, DenseStage, GroupStage
 from secateur.methods.block_task import BlockTask, Reference
 from secateur.methods.dense_task import DenseTask
+from secateur.methods.quantize import Quantize
 from secateur.pattern import Pattern
 from secateur.walk.groups import GroupPruner
 from secateur.walk.inputs import (
@@ -58,6 +60,7 @@ class BlockPruner:
         dtype: of forward passes.
         seed: for the random choices of stages.
         buffer_SLD: room for the outputs that `wants_targets` says are needed.
+        masks: those to begin with.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class BlockPruner:
         dtype: torch.dtype,
         seed: int,
         buffer_SLD: Tensor | None = None,
+        masks: KeptMasks | None = None,
     ) -> None:
         stages = list(stages)
         self._dense_stages = [stage for stage in stages if isinstance(stage, DenseStage)]
@@ -86,6 +90,8 @@ class BlockPruner:
         self._dtype = dtype
         self._seed = seed
         self._buffer_SLD = buffer_SLD
+        self._masks = masks
+        self._grid = next((stage.grid for stage in stages if isinstance(stage, Quantize)), None)
 
     def look(self, block: nn.Module, stream: Stream, dense_stream: Stream | None) -> BlockTargets:
         """Run the dense block, before anything in it changes.
@@ -155,7 +161,9 @@ class BlockPruner:
                 follows sees the weights of the file.
             replay: remembers the parts of the block that are finished.
         """
-        pruned = PrunedBlock()
+        pruned = PrunedBlock(
+            masks=dict(self._masks.of(stream.position, block)) if self._masks else {}
+        )
         watch = Stopwatch(pruned.seconds, self._device)
         linears = tuple(find_linears(block))
         generator = torch.Generator().manual_seed(self._seed + stream.position)
@@ -207,6 +215,8 @@ class BlockPruner:
                     stream=stream,
                     targets=targets.outputs,
                     generator=generator,
+                    grid=self._grid,
+                    clippings=pruned.clippings,
                     notes=pruned.notes,
                 )
             )

@@ -14,6 +14,7 @@ from secateur.methods import GroupStage
 from secateur.methods.magnitude import Magnitude
 from secateur.methods.task import GroupTask
 from secateur.pattern import Budget, Pattern
+from secateur.solvers.grids import Clipping
 from secateur.walk.inputs import (
     InputAccumulator,
     InputStatistics,
@@ -129,16 +130,22 @@ class GroupPruner:
             ),
             statistics=statistics,
             held_out_NI=held_out_NI,
+            stored=stored,
         )
         if names[0] in pruned.masks:
             task.mask_OI = torch.cat([pruned.masks[name] for name in names]).to(w_OI.device)
+        if names[0] in pruned.clippings:
+            task.clipping = Clipping.joined([pruned.clippings[name] for name in names])
         if self._needs != "nothing" and statistics.tokens == 0:
-            if task.mask_OI is None:
+            if task.mask_OI is None and not self._stages[0].works_blind:
                 Magnitude(scope="row").apply(task)
                 done = "pruned by magnitude"
             else:
                 done = "mask and weights left as they were"
             task.notes.append(f"{', '.join(names)}: no token arrived, {done}")
+            for stage in self._stages:
+                if stage.works_blind:
+                    stage.apply(task)
         else:
             for stage in self._stages:
                 stage.apply(task)
@@ -157,6 +164,10 @@ class GroupPruner:
             linear.weight_OI.copy_(task.w_OI[rows])
             pruned.masks[linear.name] = task.mask_OI[rows].cpu()
             pruned.errors[linear.name] = error
+            if task.quantised is not None:
+                pruned.quantised[linear.name] = task.quantised.rows(rows)
+                zero_OI = (linear.weight_OI == 0) & task.mask_OI[rows]
+                pruned.rounded_to_zero[linear.name] = int(zero_OI.sum())
         pruned.notes += task.notes
 
 

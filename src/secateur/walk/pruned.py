@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from secateur.solvers.grids import Clipping
+from secateur.solvers.quantise import QuantisedSolution
+
 
 @dataclass
 class PrunedBlock:
@@ -15,12 +18,18 @@ class PrunedBlock:
 
     Attributes:
         masks: by linear name inside the block; bool, True = kept.
+        quantised: weights as levels of a grid, by linear name.
+        clippings: learned ranges of the grids to come, by linear name.
+        rounded_to_zero: kept weights whose value on the grid is zero, by linear name.
         errors: relative squared output error of each linear on held-out tokens.
         notes: fallbacks used and updates rejected, as sentences.
         seconds: time by phase.
     """
 
     masks: dict[str, Tensor] = field(default_factory=dict)
+    quantised: dict[str, QuantisedSolution] = field(default_factory=dict)
+    clippings: dict[str, Clipping] = field(default_factory=dict)
+    rounded_to_zero: dict[str, int] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)

@@ -71,7 +71,7 @@ def walk(
             watch = Stopwatch(seconds, device)
             error = advance_stream(block, stream, targets.held_out, name, replay)
             watch.lap("advance")
-        store.save(index, pruned.masks)
+        store.save(index, pruned.masks, pruned.quantised)
         store.release(index)
         watch.lap("write")
         pruned.seconds = {**seconds, **pruned.seconds}

@@ -1,0 +1,66 @@
+"""The masks that a checkpoint already has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from secateur.architecture import find_linears
+from secateur.architecture.experts import unstacked_experts
+from secateur.checkpoint.masks import read_masks
+from secateur.checkpoint.store import BlockStore, masks_path
+from secateur.errors import SecateurError
+from secateur.pattern import Unstructured
+from secateur.planning import Plan
+
+
+class KeptMasks:
+    """Masks beside a pruned checkpoint; where it has none, its zeros.
+
+    Args:
+        folder: the checkpoint, None for a model in memory, whose zeros count.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def files(self, blocks: int) -> list[Path]:
+        """The mask files that are there."""
+        if self._folder is None:
+            return []
+        paths = (masks_path(self._folder, index) for index in range(blocks))
+        return [path for path in paths if path.is_file()]
+
+    def of(self, index: int, block: nn.Module) -> Mapping[str, Tensor]:
+        """Masks (True = kept) of the block's linears by name inside it, or none if it has none."""
+        if self._folder is None or not (path := masks_path(self._folder, index)).is_file():
+            return {}
+        shapes = {linear.name: tuple(linear.weight_OI.shape) for linear in find_linears(block)}
+        masks = read_masks(path, {name: shape[1] for name, shape in shapes.items()})
+        if {name: tuple(mask_OI.shape) for name, mask_OI in masks.items()} != shapes:
+            raise SecateurError(
+                f"{path} holds masks of other linears than the checkpoint beside it; remove it, or "
+                "fetch the checkpoint again."
+            )
+        return masks
+
+    def plan(self, store: BlockStore) -> Plan:
+        """Count what is removed already; blocks without masks are read once."""
+        weights: dict[str, int] = {}
+        zeros: dict[str, int] = {}
+        for index in range(len(store.blocks)):
+            block = store.blocks[index]
+            with unstacked_experts(block):
+                masks = self.of(index, block)
+            loaded = block if masks else store.load(index)
+            with unstacked_experts(loaded):
+                for linear in find_linears(loaded):
+                    name = f"{store.blocks.name(index)}.{linear.name}"
+                    kept_OI = masks[linear.name] if masks else linear.weight_OI != 0
+                    weights[name] = kept_OI.numel()
+                    zeros[name] = kept_OI.numel() - int(kept_OI.sum())
+            if not masks:
+                store.release(index)
+        return Plan(Unstructured(sum(zeros.values()) / sum(weights.values())), weights, zeros)
