@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from secateur.architecture import find_blocks
 from secateur.errors import SecateurError
+from secateur.training.holding import Whole
 from secateur.training.options import Training
 from secateur.training.start import masked_linears, named_linears
 from secateur.training.teacher import ResidentTeacher
@@ -46,9 +47,11 @@ def make(checkpoints: Callable[..., Path]) -> Make:
         if pruned:
             for linear in named_linears(blocks).values():
                 linear.weight_OI.unflatten(1, (-1, 4))[:, :, 1:3] = 0
-        teacher = ResidentTeacher(dense, windows_WL, options.distillation.temperature)
+        teacher = ResidentTeacher(
+            Whole(find_blocks(dense), []), windows_WL, options.distillation.temperature
+        )
         linears = masked_linears(blocks, {}, options)
-        return Trainer(model, linears, teacher, windows_WL, options, dtype)
+        return Trainer(Whole(blocks, linears), teacher, windows_WL, options, dtype)
 
     return trainer
 

@@ -18,15 +18,22 @@ from secateur.checkpoint.reader import CheckpointReader
 from secateur.errors import SecateurError
 
 
-def build_skeleton(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def build_skeleton(
+    folder: Path, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
     """Return the checkpoint's model with parameters on the meta device and real buffers.
+
+    Args:
+        folder: the checkpoint.
+        trust_remote_code: let the checkpoint's own Python code run.
+        dtype: the model is to be loaded in; the checkpoint's own if None.
 
     Raises:
         SecateurError: the configuration is not that of a causal language model.
     """
     config = load_config(folder, trust_remote_code=trust_remote_code)
     # Buffers such as embedding scales are rounded to the model's dtype, as they are on loading.
-    dtype = config.dtype or torch.float32
+    dtype = dtype or config.dtype or torch.float32
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, trust_remote_code=trust_remote_code, dtype=dtype

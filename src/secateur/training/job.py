@@ -23,7 +23,8 @@ from secateur.progress import Progress
 from secateur.report.document import package_versions
 from secateur.training.options import Training
 from secateur.training.ranks import Ranks
-from secateur.training.start import check_model, pruned_masks
+from secateur.training.sharding import check_shardable
+from secateur.training.start import check_model, named_linears, pruned_masks
 from secateur.training.teacher import cache_bytes
 from secateur.training.text import TrainingText, find_texts, load_text
 from secateur.walk.precision import resolve_dtype
@@ -107,7 +108,7 @@ def prepare(
 ) -> Job:
     """Check everything that can be checked before work starts; arguments as for ``train``."""
     dtype = resolve_dtype(options.dtype, device)
-    model = _find_model(name, options, trust_remote_code)
+    model = _find_model(name, options, trust_remote_code, ranks)
     check_apart(output, model.folder)
     ranks.share(options.step_windows)
     named = _find_teacher(model, options, teacher, trust_remote_code)
@@ -149,11 +150,14 @@ def prepare(
     return job
 
 
-def _find_model(name: str | Path, options: Training, trust_remote_code: bool) -> Model:
+def _find_model(
+    name: str | Path, options: Training, trust_remote_code: bool, ranks: Ranks
+) -> Model:
     folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
     reader = CheckpointReader(folder)
     blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
     check_model(blocks, options)
+    check_shardable(named_linears(blocks), ranks)
     _check_length(options, blocks)
     tensors = map_tensors(blocks, reader)
     if isinstance(tensors, str):
@@ -185,7 +189,11 @@ def _identity(source: Path | HubDataset) -> str:
 def _deciding_options(options: Training) -> dict[str, Any]:
     """The options that change the bytes of the result; resolved ones are recorded apart."""
     values = options.model_dump(mode="json")
-    for name in ("device", "dtype", "checkpoint_minutes"):
+    for name in (
+        *("device", "dtype", "checkpoint_minutes"),
+        # How it is computed changes no more than the rounding of sums.
+        *("activation_checkpointing", "reduce_every_pass"),
+    ):
         values.pop(name)
     return values
 
@@ -218,11 +226,11 @@ def _check_space(job: Job) -> None:
     """Find out now, not hours later, that states and checkpoint will not fit on the disk."""
     options, reader = job.options, job.model.reader
     weights = sum(torch.Size(shape).numel() for shape in reader.shapes.values())
-    # Weights and two moments in fp32, and a new state is whole before the old one goes.
-    need = 2 * 12 * weights + reader.bytes_of(reader.files)
+    # Weights and two moments in fp32, masks; and a new state is whole before the old one goes.
+    need = 2 * 13 * weights + reader.bytes_of(reader.files)
     if options.distillation.top_k is not None and job.teacher is not None:
         need += cache_bytes(len(job.text.train_WL), options.length, options.distillation.top_k)
-    need -= sum(path.stat().st_size for path in job.work.glob("*.safetensors"))
+    need -= sum(path.stat().st_size for path in job.work.rglob("*.safetensors"))
     have = shutil.disk_usage(job.run.output).free
     if have < need:
         raise SecateurError(

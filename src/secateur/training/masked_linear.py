@@ -56,6 +56,7 @@ class MaskedLinear:
     Attributes:
         name: full name in the model.
         linear: where it is.
+        weight: the parameter, removed weights included.
         rows: what each row keeps.
         mask: bool in the layout of the module's weight, which may be (in, out); True = kept.
         frozen: the mask stays, and removed weights are zero and get no gradient.
@@ -72,15 +73,25 @@ class MaskedLinear:
     ) -> None:
         self.name = name
         self.linear = linear
+        self.weight = linear.module.get_parameter("weight")
         self.rows = rows
         self.mask = (mask_OI.T if linear.transposed else mask_OI).contiguous()
         self.frozen = False
         self.low_rank = low_rank
 
-    @property
-    def weight(self) -> nn.Parameter:
-        """The parameter, removed weights included."""
-        return self.linear.module.get_parameter("weight")
+    def part(self, weight: nn.Parameter, rows: slice) -> MaskedLinear:
+        """The same linear where only some of its rows are held.
+
+        Args:
+            weight: these rows in the layout of the module's weight.
+            rows: which they are.
+        """
+        part = MaskedLinear(
+            self.name, self.linear, self.rows.part(rows), self.mask_OI[rows].clone(), self.low_rank
+        )
+        part.weight = weight
+        assert weight.shape == part.mask.shape, "rows are whole, so no group of a row is split"
+        return part
 
     @property
     def mask_OI(self) -> Tensor:

@@ -46,6 +46,15 @@ class RowBudget:
         check_mask(mask_OI, budget)
         return cls(budget, None if isinstance(pattern, NM) else counts)
 
+    def part(self, rows: slice) -> RowBudget:
+        """What these rows keep."""
+        (every,), (zeros,) = self.budget.rows, self.budget.zeros
+        count = len(range(every)[rows])
+        chosen = self.row_zeros and self.row_zeros[rows]
+        # Without them every row has the same number of zeros.
+        zeros = zeros // every * count if chosen is None else sum(chosen)
+        return RowBudget(Budget(self.budget.pattern, (count,), (zeros,)), chosen)
+
 
 def choose_mask(
     score_OI: Tensor, rows: RowBudget, kept_OI: Tensor | None = None, hysteresis: float = 0.0

@@ -107,6 +107,14 @@ class Training(_Options):
     checkpoint_minutes: float = Field(
         10.0, ge=0, description="between two states from which a killed run goes on"
     )
+    activation_checkpointing: bool = Field(
+        False, description="run each block again on the way back instead of keeping what it made"
+    )
+    reduce_every_pass: bool = Field(
+        False,
+        description="of several processes: add up gradients after every forward pass, not once a "
+        "step; less memory, more traffic",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: DtypeName = Field("auto", description="dtype of forward passes")
 
