@@ -25,7 +25,7 @@ from secateur.training.ranks import Ranks, joined
 from secateur.training.trainer import Trainer
 from together import together
 
-_LENGTH, _STEPS = 32, 6
+_LENGTH, _STEPS, _RATE = 32, 6, 3e-3
 
 
 def options(**values: Any) -> Training:
@@ -37,7 +37,7 @@ def options(**values: Any) -> Training:
             "micro_batch_tokens": _LENGTH,
             "validation_windows": 3,
             "validations": 2,
-            "optimiser": {"learning_rate": 3e-3},
+            "optimiser": {"learning_rate": _RATE},
             "masks": {"refresh_steps": 2, **values.pop("masks", {})},
             "decay": {"ramp_share": 0, **values.pop("decay", {})},
             "dtype": "float32",
@@ -73,7 +73,10 @@ def assert_same_result(first: Path, second: Path) -> None:
         assert ours.keys() == theirs.keys()
         for name, tensor in ours.items():
             assert tensor.dtype == theirs[name].dtype
-            if tensor.is_floating_point():
+            if name.endswith("attn.bias"):
+                # Biases of keys change no output: their gradients are rounding, scaled up by Adam.
+                torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=_RATE)
+            elif tensor.is_floating_point():
                 torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
             else:
                 assert torch.equal(tensor, theirs[name])
@@ -89,6 +92,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "activation_checkpointing": True,
     },
     "every pass": {"reduce_every_pass": True},
+    "bfloat16": {"dtype": "bfloat16"},
 }
 
 
@@ -100,6 +104,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         ("llama", 4, "unstructured, frozen"),
         ("gpt2", 2, "every pass"),
         ("gemma2", 4, "paper"),
+        ("qwen2", 2, "bfloat16"),
     ],
 )
 def test_several_processes_give_the_result_of_one(

@@ -77,6 +77,30 @@ def test_a_step_does_not_depend_on_how_its_windows_are_batched(make: Make, famil
     assert first.gradient_norm == pytest.approx(same.gradient_norm, rel=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_activation_checkpointing_gives_the_same_steps(make: Make, family: str) -> None:
+    plain, recomputing = make(family), make(family, activation_checkpointing=True)
+    seen: list[list[torch.Tensor]] = []
+    block = recomputing.holding.blocks[0]
+    block.register_forward_pre_hook(lambda *_: seen.append(masks(recomputing)))
+    first = recomputing.linears[0].linear.module
+    passes: list[int] = []
+    first.register_forward_hook(lambda *_: passes.append(recomputing.done))
+    for _ in range(3):
+        before = masks(recomputing)
+        count = len(passes)
+        plain.step()
+        recomputing.step()
+        # Each of the step's passes ran this block twice, with the masks that the step began with.
+        assert len(passes) - count == 2 * len(seen)
+        assert all(torch.equal(a, b) for each in seen for a, b in zip(each, before, strict=True))
+        seen.clear()
+    for name, weight in weights(plain).items():
+        assert torch.equal(weight, recomputing.parameters[name])
+    assert plain.figures() == recomputing.figures()
+    assert "forward" not in vars(block)
+
+
 def test_bfloat16_products_give_the_gradients_of_float32(make: Make) -> None:
     exact, rounded = make(micro_batch_tokens=32), make(micro_batch_tokens=32, dtype=torch.bfloat16)
     for trainer in (exact, rounded):

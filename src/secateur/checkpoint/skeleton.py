@@ -33,10 +33,10 @@ def build_skeleton(
     """
     config = load_config(folder, trust_remote_code=trust_remote_code)
     # Buffers such as embedding scales are rounded to the model's dtype, as they are on loading.
-    dtype = dtype or config.dtype or torch.float32
+    loaded = dtype or config.dtype or torch.float32
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=trust_remote_code, dtype=dtype
+            config, trust_remote_code=trust_remote_code, dtype=loaded
         )
     model.eval()
     return model

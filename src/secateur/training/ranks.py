@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,6 +113,9 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
         torch.cuda.set_device(device)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks(distributed.get_rank(), world), device
+        with warnings.catch_warnings():
+            # What models return may be a view; nothing is written into it.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
+            yield Ranks(distributed.get_rank(), world), device
     finally:
         distributed.destroy_process_group()

@@ -102,11 +102,11 @@ class Sharded:
             )
             self.linears = [*self.linears, *map(self._part, whole)]
         store.load_outside()
-        root = _Root(self.blocks.model)
-        self._root = self._shard(root, weights, set())
+        self._root = _Root(self.blocks.model)
+        self._fsdp = self._shard(self._root, weights, set())
         # The first call of the root makes it one.
         self._root(lambda: None)
-        self._root.reshard()
+        self._fsdp.reshard()
 
     @property
     def model(self) -> PreTrainedModel:
@@ -116,7 +116,7 @@ class Sharded:
         self._trained = marked_for_training(self.model, self.linears, options)
         masked = {f"{each.name}.weight": each.weight for each in self.linears}
         self._local = {
-            name: masked[name].requires_grad_() if name in masked else _local_parameter(parameter)
+            name: masked[name] if name in masked else _local_parameter(parameter)
             for name, parameter in self._trained.items()
         }
         if self._products != torch.float32:
@@ -125,6 +125,10 @@ class Sharded:
 
     @contextmanager
     def masked(self) -> Iterator[None]:
+        # A conversion that autocast keeps from an earlier pass would hand its gradient on only after
+        # the block's have been summed.
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
         # Gathered weights are masked already.
         boosted = [each for each in self.linears if each.low_rank is not None]
         for each in boosted:
@@ -132,11 +136,12 @@ class Sharded:
         try:
             yield
         finally:
+            torch.set_autocast_cache_enabled(cached)
             for each in boosted:
                 del each.linear.module.forward
 
     def forward(self, run: Callable[[], Result], *, last: bool = True) -> Result:
-        self._root.set_requires_gradient_sync(last or self._every_pass)
+        self._fsdp.set_requires_gradient_sync(last or self._every_pass)
         result: Result = self._root(run)
         return result
 
@@ -145,7 +150,7 @@ class Sharded:
         with forward_precision(self._products, self._device):
             result: Result = self._root(run)
         # What stays gathered here would not follow the next change of the weights.
-        self._root.reshard()
+        self._fsdp.reshard()
         return result
 
     @torch.no_grad()
@@ -253,7 +258,7 @@ def _boosted(each: MaskedLinear) -> Callable[[Tensor], Tensor]:
     plain = module.forward
 
     def forward(x: Tensor) -> Tensor:
-        y: Tensor = plain(x)
-        return y + boost(x)
+        y: Tensor = plain(x) + boost(x)
+        return y
 
     return forward

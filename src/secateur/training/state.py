@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
     HuggingFaceStorageWriter,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from secateur.checkpoint.files import full_disk_explained, write_safetensors
 from secateur.training.ranks import Ranks
@@ -35,7 +37,7 @@ def write_state(work: Path, trainer: Trainer, ranks: Ranks) -> None:
     else:
         writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
         with full_disk_explained(part):
-            checkpoint.save(_tensors(trainer), storage_writer=writer)
+            save(_tensors(trainer), storage_writer=writer)
     if ranks.first:
         # Nothing is there under this name: a run goes on from the latest state.
         part.replace(whole)
@@ -50,7 +52,9 @@ def read_state(work: Path, trainer: Trainer, ranks: Ranks) -> None:
     if not found:
         return
     reader = HuggingFaceStorageReader(str(found[-1]))
-    checkpoint.load(_tensors(trainer), storage_reader=reader, no_dist=ranks.world == 1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(_tensors(trainer), storage_reader=reader, no_dist=ranks.world == 1)
     trainer.optimiser.steps = int(found[-1].name.removeprefix("state-"))
 
 
