@@ -85,11 +85,11 @@ class MaskedLinear:
     @property
     def mask_OI(self) -> Tensor:
         """The mask as (out, in), a view."""
-        return self.mask.T if self.linear.transposed else self.mask
+        return self.in_rows(self.mask)
 
-    def replace_mask(self, mask_OI: Tensor) -> None:
-        """Take another mask."""
-        self.mask.copy_(mask_OI.T if self.linear.transposed else mask_OI)
+    def in_rows(self, tensor: Tensor) -> Tensor:
+        """A tensor in the layout of the weight as (out, in), a view."""
+        return tensor.T if self.linear.transposed else tensor
 
     @torch.no_grad()
     def remove(self) -> None:

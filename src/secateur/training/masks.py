@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from secateur.pattern import NM, Budget, Pattern, check_mask, select
+
+_CACHED = 2**17
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,15 @@ class RowBudget:
         check_mask(mask_OI, budget)
         return cls(budget, None if isinstance(pattern, NM) else counts)
 
+    def part(self, rows: slice) -> RowBudget:
+        """What some of the rows keep."""
+        pattern, whole = self.budget.pattern, self.budget.rows[0]
+        first, behind, _ = rows.indices(whole)
+        counts = None if self.row_zeros is None else self.row_zeros[rows]
+        # Rows of an n:m linear have equally many zeros.
+        zeros = self.budget.zeros[0] * (behind - first) // whole if counts is None else sum(counts)
+        return RowBudget(Budget(pattern, (behind - first,), (zeros,)), counts)
+
 
 def choose_mask(
     score_OI: Tensor, rows: RowBudget, kept_OI: Tensor | None = None, hysteresis: float = 0.0
@@ -66,8 +78,42 @@ def choose_mask(
         SecateurError: a score is NaN.
     """
     if kept_OI is not None and hysteresis > 0:
-        score_OI = score_OI * (1 + hysteresis * as_factor(kept_OI, score_OI.dtype))
+        kept = as_factor(kept_OI, score_OI.dtype)
+        score_OI = torch.addcmul(score_OI, score_OI, kept, value=hysteresis)
     return select(score_OI, rows.budget, row_zeros=rows.row_zeros)
+
+
+def renew_mask(
+    mask_OI: Tensor,
+    rows: RowBudget,
+    score: Callable[[slice], Tensor],
+    hysteresis: float = 0.0,
+) -> Tensor:
+    """Replace a mask by that of the present scores, a few rows at a time.
+
+    Args:
+        mask_OI: the mask so far, changed in place.
+        rows: what each row keeps.
+        score: of some of the rows, (rows, in), not negative.
+        hysteresis: as for ``choose_mask``.
+
+    Returns:
+        How many entries changed, a number on the mask's device.
+
+    Raises:
+        SecateurError: a score is NaN.
+    """
+    height, width = mask_OI.shape
+    # On a processor all that is done to some rows stays in its cache.
+    step = max(1, _CACHED // width) if mask_OI.device.type == "cpu" else height
+    changed = torch.zeros((), dtype=torch.int64, device=mask_OI.device)
+    for first in range(0, height, step):
+        part = slice(first, first + step)
+        kept_PI = mask_OI[part]
+        mask_PI = choose_mask(score(part), rows.part(part), kept_PI, hysteresis)
+        changed += flips(kept_PI, mask_PI)
+        kept_PI.copy_(mask_PI)
+    return changed
 
 
 def magnitude(weight: Tensor) -> Tensor:

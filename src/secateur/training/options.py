@@ -86,6 +86,11 @@ class Training(_Options):
     """Everything that decides the result of a run, apart from model, teacher and text."""
 
     pattern: PatternText = Field(NM(2, 4), description="n:m, or a sparsity such as 0.5")
+    start: Literal["magnitude", "auto"] = Field(
+        "magnitude",
+        description="where a dense model begins: with its largest weights, or with masks and "
+        "weights of the recipe auto of prune, which runs first",
+    )
     tokens: int = Field(description="to train on, at most once each")
     length: int = Field(1024, ge=2, description="tokens per window")
     batch_tokens: int = Field(131_072, ge=2, description="tokens per step")
@@ -129,6 +134,15 @@ class Training(_Options):
             )
         return self
 
+    @model_validator(mode="after")
+    def _start_has_a_mask_to_choose(self) -> Training:
+        if self.start == "auto" and self.keeps_mask:
+            raise ValueError(
+                "start: auto prunes a dense model, and a frozen share of 1 keeps the mask that is "
+                "there; leave one of them out"
+            )
+        return self
+
     @property
     def step_windows(self) -> int:
         """Windows in a step."""
@@ -160,7 +174,7 @@ class Training(_Options):
         return round((1 - self.masks.frozen_share) * self.steps)
 
     @classmethod
-    def from_mapping(cls, values: dict[str, Any], preset: str = "ast") -> Training:
+    def from_mapping(cls, values: dict[str, Any], preset: str = "default") -> Training:
         """A preset with values, nested ones too, put over it.
 
         Raises:
@@ -195,6 +209,15 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # For budgets of some hundred small steps from a good one-shot mask.
+    "default": {
+        "start": "auto",
+        "batch_tokens": 8192,
+        "masks": {"score": "sensitivity", "hysteresis": 0.1, "frozen_share": 0.5},
+        "decay": {"strength": 0.0, "place": "outside"},
+        "distillation": {"top_k": 64},
+        "optimiser": {"second_moment": "gradient", "learning_rate": 1e-4, "weight_decay": 0.0},
+    },
     # Every default is that of the GPT-2 recipe of AST.
     "ast": {},
     # The mask of a pruned checkpoint stays, so nothing is left to decay.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from secateur.evaluation.readout import find_readout
 from secateur.evaluation.scores import score_windows
 from secateur.training.distillation import Loss, backward_in_parts
 from secateur.training.masked_linear import MaskedLinear, masked_forward
-from secateur.training.masks import choose_mask, flips, magnitude, sensitivity
+from secateur.training.masks import magnitude, renew_mask, sensitivity
 from secateur.training.optimiser import MaskedAdamW
 from secateur.training.options import Training
 from secateur.training.ranks import ALONE, Ranks
@@ -143,18 +144,23 @@ class Trainer:
     @torch.no_grad()
     def refresh(self) -> float:
         """Choose every mask anew; returns the share of all entries that changed."""
-        options = self._options.masks
         changed = torch.zeros((), dtype=torch.int64, device=self.model.device)
         for each in self.linears:
-            if options.score == "magnitude":
-                score = magnitude(each.weight)
-            else:
-                score = sensitivity(each.weight, self.optimiser.second[f"{each.name}.weight"])
-            score_OI = score.T if each.linear.transposed else score
-            mask_OI = choose_mask(score_OI, each.rows, each.mask_OI, options.hysteresis)
-            changed += flips(each.mask_OI, mask_OI)
-            each.replace_mask(mask_OI)
+            changed += renew_mask(
+                each.mask_OI,
+                each.rows,
+                partial(self._score, each),
+                self._options.masks.hysteresis,
+            )
         return int(changed) / self._weights
+
+    def _score(self, each: MaskedLinear, rows: slice) -> Tensor:
+        """How much some rows of a linear want their weights kept (rows, in)."""
+        weight_PI = each.in_rows(each.weight)[rows]
+        if self._options.masks.score == "magnitude":
+            return magnitude(weight_PI)
+        second = self.optimiser.second[f"{each.name}.weight"]
+        return sensitivity(weight_PI, each.in_rows(second)[rows])
 
     def figures(self) -> list[StepFigures]:
         """Return the figures of the steps since the last call.
