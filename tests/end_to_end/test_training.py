@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import secateur
+from interruption import interrupted_after
 from secateur.checkpoint.masks import read_masks
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.errors import SecateurError
@@ -244,3 +245,28 @@ def test_loss_that_is_not_finite_keeps_the_last_state(
     if state.is_file():
         assert all(bool(t.isfinite().all()) for t in load_file(state).values())
     assert not (tmp_path / "out" / "model.safetensors.index.json").exists()
+
+
+def test_default_preset_starts_from_a_one_shot_mask(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    chosen = options("default", distillation={"top_k": 16})
+    output = tmp_path / "out"
+    # An interruption while it is pruning; the first block is not pruned again.
+    with interrupted_after(1):
+        run(checkpoints("llama"), text_file, output, chosen)
+    report = run(checkpoints("llama"), text_file, output, chosen)
+    assert report.start is not None
+    assert report.start.resumed_blocks == 1
+    assert report.start.recipe["pattern"] == "2:4"
+    assert report.validation.after < report.validation.before
+    assert report.sparsity.zeros == report.sparsity.weights // 2
+    assert "2:4" in secateur.inspect(output).patterns
+    assert not (output / "secateur" / "training" / "start").exists()
+
+    largest = run(checkpoints("llama"), text_file, tmp_path / "b", options(start="magnitude"))
+    assert largest.start is None
+    assert report.validation.before < largest.validation.before
+    again = run(output, text_file, tmp_path / "c", chosen, teacher=checkpoints("llama"))
+    assert again.start is None
+    assert again.validation.before == pytest.approx(report.validation.after, abs=0.05)

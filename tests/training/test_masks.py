@@ -72,6 +72,7 @@ def test_hysteresis_keeps_what_is_nearly_as_good() -> None:
     swapped = choose_mask(score, rows, kept, hysteresis=0.1)
     assert swapped.tolist() == [[False, True, False, True]]
     assert torch.equal(choose_mask(score, rows, kept, hysteresis=0.3), kept)
+    assert torch.equal(choose_mask(torch.zeros(1, 4), rows, kept, hysteresis=0.1), kept)
 
 
 def test_flips_come_in_pairs_within_a_group() -> None:

@@ -55,7 +55,7 @@ def test_bad_values_are_named(values: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_preset_names_those_there_are() -> None:
-    with pytest.raises(SecateurError, match="presets are ast, keep-mask"):
+    with pytest.raises(SecateurError, match="presets are default, ast, keep-mask"):
         Training.from_mapping({"tokens": 10**6}, "fast")
 
 

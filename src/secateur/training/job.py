@@ -75,6 +75,11 @@ class Job:
     ranks: Ranks
 
     @property
+    def prunes_first(self) -> bool:
+        """Whether a pruned checkpoint to start from has to be made."""
+        return self.options.start == "auto" and not self.model.masks
+
+    @property
     def work(self) -> Path:
         """Where the run keeps what it needs to go on."""
         return work_folder(self.run.output)
@@ -219,7 +224,7 @@ def _check_space(job: Job) -> None:
     options, reader = job.options, job.model.reader
     weights = sum(torch.Size(shape).numel() for shape in reader.shapes.values())
     # Weights and two moments in fp32, and a new state is whole before the old one goes.
-    need = 2 * 12 * weights + reader.bytes_of(reader.files)
+    need = 2 * 12 * weights + reader.bytes_of(reader.files) * (1 + job.prunes_first)
     if options.distillation.top_k is not None and job.teacher is not None:
         need += cache_bytes(len(job.text.train_WL), options.length, options.distillation.top_k)
     need -= sum(path.stat().st_size for path in job.work.glob("*.safetensors"))

@@ -80,6 +80,8 @@ def choose_mask(
     if kept_OI is not None and hysteresis > 0:
         kept = as_factor(kept_OI, score_OI.dtype)
         score_OI = torch.addcmul(score_OI, score_OI, kept, value=hysteresis)
+        # Of scores that are all zero, as where no gradient arrives, the kept ones stay.
+        score_OI.add_(kept, alpha=torch.finfo(score_OI.dtype).tiny)
     return select(score_OI, rows.budget, row_zeros=rows.row_zeros)
 
 

@@ -25,10 +25,11 @@ from secateur.report.document import (
 from secateur.report.training import LowRankReport, TrainingReport, ValidationReport
 from secateur.training.job import Job, prepare
 from secateur.training.log import Log
+from secateur.training.one_shot import forget_start, prune_first
 from secateur.training.options import Training
 from secateur.training.ranks import joined
 from secateur.training.saving import ADAPTER, file_names, round_to_stored, save
-from secateur.training.start import count_zeros, masked_linears
+from secateur.training.start import count_zeros, masked_linears, pruned_masks
 from secateur.training.state import read_state, write_state
 from secateur.training.teacher import CachedTeacher, ResidentTeacher, Teacher
 from secateur.training.trainer import Trainer
@@ -113,11 +114,18 @@ def _execute(job: Job, progress: Progress) -> None:
         torch.cuda.reset_peak_memory_stats(job.device)
     seconds: dict[str, float] = {}
     watch = Stopwatch(seconds, job.device)
-    model = job.load(job.model.folder, torch.float32)
+    source, start = job.model.folder, None
+    if job.prunes_first:
+        for mine in job.ranks.in_turn():
+            if mine:
+                source, start = prune_first(job, progress)
+        watch.lap("one-shot")
+    model = job.load(source, torch.float32)
     blocks = find_blocks(model)
     for index, block in enumerate(blocks):
         check_finite(block.state_dict(), blocks.name(index))
-    linears = masked_linears(blocks, job.model.masks, job.options)
+    masks = job.model.masks if start is None else pruned_masks(source, blocks)
+    linears = masked_linears(blocks, masks, job.options)
     watch.lap("start")
     teacher, dense_loss = _teacher(job, progress)
     watch.lap("teacher")
@@ -146,6 +154,7 @@ def _execute(job: Job, progress: Progress) -> None:
         model=job.model.name,
         teacher=None if job.teacher is None else job.teacher[0],
         options=job.options.model_dump(mode="json"),
+        start=start,
         text=job.run.calibration,
         forward_dtype=str(job.dtype).removeprefix("torch."),
         sparsity=sparsity,
@@ -174,6 +183,7 @@ def _execute(job: Job, progress: Progress) -> None:
     # Only an unfinished run needs them, and they are larger than the model.
     for left in [state, *job.work.glob("targets-*.safetensors")]:
         left.unlink(missing_ok=True)
+    forget_start(job)
 
 
 def _teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None]:
