@@ -18,7 +18,10 @@ def train(
         Path, typer.Option("--output", "-o", help="New folder for the trained checkpoint.")
     ],
     data: Annotated[
-        list[str], typer.Option(help="Text file, folder of them, or hub data set; repeatable.")
+        list[str],
+        typer.Option(
+            help="Text file, folder of them, or hub data set; repeatable; NAME:WEIGHT for a mix."
+        ),
     ],
     tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,
     pattern: Annotated[
@@ -31,6 +34,10 @@ def train(
             "checkpoint."
         ),
     ] = "default",
+    validation: Annotated[
+        str | None,
+        typer.Option(help="Text to validate with. (default: windows of the data, held out)"),
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="The dense model to learn from. (default: MODEL, if dense)")
     ] = None,
@@ -93,6 +100,7 @@ def train(
             Training.from_mapping(values, preset),
             output,
             data=data,
+            validation=validation,
             teacher=teacher,
             restart=restart,
             trust_remote_code=trust_remote_code,

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.architecture import BlockList, find_blocks
-from secateur.calibration.sources import HubDataset
+from secateur.calibration.sources import HubDataset, resolve_source
 from secateur.checkpoint.locate import load_config, load_model, load_tokenizer, locate_checkpoint
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
@@ -103,6 +103,7 @@ def prepare(
     output: Path,
     *,
     data: Sequence[str],
+    validation: str | None,
     teacher: str | Path | None,
     restart: bool,
     trust_remote_code: bool,
@@ -116,18 +117,20 @@ def prepare(
     check_apart(output, model.folder)
     ranks.share(options.step_windows)
     named = _find_teacher(model, options, teacher, trust_remote_code)
-    sources = find_texts(data)
+    parts = find_texts(data)
+    own = None if validation is None else resolve_source(validation)
     # Too little text must show before the folder is taken.
     path = work_folder(output) / "text.safetensors"
     text = None
     if restart or not path.is_file():
         text = load_text(
-            sources,
+            parts,
             load_tokenizer(model.folder, trust_remote_code=trust_remote_code),
             windows=options.steps * options.step_windows,
             held_out=options.validation_windows,
             length=options.length,
             seed=options.seed,
+            validation=own,
             progress=progress,
         )
     dense = None if named is None else fingerprint_checkpoint(CheckpointReader(named[1]))
@@ -137,7 +140,8 @@ def prepare(
             "model": fingerprint_checkpoint(model.reader),
             "teacher": dense,
             "options": _deciding_options(options),
-            "text": [_identity(source) for source in sources],
+            "text": [[part.weight, *map(_identity, part.sources)] for part in parts],
+            "validation text": None if own is None else _identity(own),
             "forward": f"{dtype} on {device.type}",
             "versions": package_versions(),
         },

@@ -62,6 +62,7 @@ def train(
     output: str | Path,
     *,
     data: Sequence[str],
+    validation: str | None = None,
     teacher: str | Path | None = None,
     restart: bool = False,
     trust_remote_code: bool = False,
@@ -74,7 +75,10 @@ def train(
             masks it then starts from.
         options: what to do.
         output: a new or empty folder, or that of an interrupted run to go on with.
-        data: text files, folders of them, hub data sets.
+        data: text files, folders of them, hub data sets; with ``:WEIGHT`` behind every name, in
+            these proportions.
+        validation: text file or hub data set to validate with; windows of ``data`` that are not
+            trained on if None.
         teacher: the dense model to learn from; ``model`` itself if None and that is dense.
         restart: start over in the folder of an earlier run.
         trust_remote_code: let the checkpoint's own Python code run.
@@ -94,6 +98,7 @@ def train(
                     options,
                     target,
                     data=data,
+                    validation=validation,
                     teacher=teacher,
                     restart=restart and ranks.first,
                     trust_remote_code=trust_remote_code,
