@@ -204,10 +204,7 @@ def select(
         SecateurError: A score is NaN, or the budget does not fit the shape.
     """
     budget.check_fits(*score_OI.shape)
-    if score_OI.numel() and bool(score_OI.amin().isnan()):
-        raise SecateurError(
-            "a pruning score is NaN; check the weights and the calibration statistics for NaN"
-        )
+    refuse_nan(score_OI)
     pattern = budget.pattern
     if isinstance(pattern, NM):
         groups = score_OI.unflatten(1, (-1, pattern.m))
@@ -224,6 +221,14 @@ def select(
             counts = [after - before for before, after in itertools.pairwise(steps)]
             mask.copy_(~lowest(score, counts))
     return mask_OI
+
+
+def refuse_nan(score: Tensor) -> None:
+    """Raise SecateurError if a score is NaN."""
+    if score.numel() and bool(score.amin().isnan()):
+        raise SecateurError(
+            "a pruning score is NaN; check the weights and the calibration statistics for NaN"
+        )
 
 
 def keep_highest(score: Tensor, n: int, dim: int) -> Tensor:

@@ -127,6 +127,10 @@ train(source, chosen, output, data=[text])
 
 _VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"low_rank": {"group": 8}},
+    "as CAST has it": {
+        "decay": {"place": "outside", "norm": "l1", "strength": 1.0},
+        "masks": {"forward": "dense", "rescale": True, "frozen_share": 0.5},
+    },
     "cached teacher, frozen": {
         "distillation": {"top_k": 8},
         "decay": {"place": "outside"},
@@ -137,7 +141,12 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("variant", "killed_at"),
-    [("paper", 5), ("cached teacher, frozen", 5), ("cached teacher, frozen", 9)],
+    [
+        ("paper", 5),
+        ("as CAST has it", 9),
+        ("cached teacher, frozen", 5),
+        ("cached teacher, frozen", 9),
+    ],
 )
 def test_killed_run_resumes_to_the_same_bytes(
     variant: str,

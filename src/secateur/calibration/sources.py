@@ -197,17 +197,18 @@ def _text_of(line: str, place: str, render: Render | None) -> str:
 
 
 def _messages_of(messages: object, place: str) -> list[dict[str, str]]:
-    if not isinstance(messages, list) or not messages:
-        messages = [None]
-    for message in messages:
-        if not isinstance(message, dict) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise SecateurError(
-                f"{place} has 'messages' that are no conversation; write "
-                '[{"role": "user", "content": "..."}, ...].'
-            )
-    return messages
+    if isinstance(messages, list) and messages and all(map(_is_message, messages)):
+        return messages
+    raise SecateurError(
+        f"{place} has 'messages' that are no conversation; write "
+        '[{"role": "user", "content": "..."}, ...].'
+    )
+
+
+def _is_message(item: object) -> bool:
+    return isinstance(item, dict) and all(
+        isinstance(item.get(key), str) for key in ("role", "content")
+    )
 
 
 def _unreadable(path: Path, error: Exception) -> SecateurError:

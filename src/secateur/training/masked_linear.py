@@ -92,9 +92,15 @@ class MaskedLinear:
         return tensor.T if self.linear.transposed else tensor
 
     @torch.no_grad()
-    def remove(self) -> None:
-        """Set the removed weights to zero."""
+    def remove(self, *, rescale: bool = False) -> None:
+        """Set the removed weights to zero; if asked to, give each row the norm that it had."""
+        weight_OI = self.in_rows(self.weight)
+        norm_O1 = weight_OI.norm(dim=1, keepdim=True)
         self.weight.mul_(as_factor(self.mask, self.weight.dtype))
+        if rescale:
+            left_O1 = weight_OI.norm(dim=1, keepdim=True)
+            # A row that kept nothing but zeros has nothing to scale.
+            weight_OI.mul_(torch.where(left_O1 > 0, norm_O1 / left_O1, 1.0))
 
     def forward(self, x: Tensor) -> Tensor:
         """What the module returns in place of its own forward."""

@@ -77,12 +77,19 @@ def choose_mask(
     Raises:
         SecateurError: a score is NaN.
     """
-    if kept_OI is not None and hysteresis > 0:
-        kept = as_factor(kept_OI, score_OI.dtype)
-        score_OI = torch.addcmul(score_OI, score_OI, kept, value=hysteresis)
-        # Of scores that are all zero, as where no gradient arrives, the kept ones stay.
-        score_OI.add_(kept, alpha=torch.finfo(score_OI.dtype).tiny)
+    if kept_OI is not None:
+        score_OI = favoured(score_OI, kept_OI, hysteresis)
     return select(score_OI, rows.budget, row_zeros=rows.row_zeros)
+
+
+def favoured(score_OI: Tensor, kept_OI: Tensor, hysteresis: float) -> Tensor:
+    """Scores in which what is kept so far counts for more, by a share of it."""
+    if hysteresis == 0:
+        return score_OI
+    kept = as_factor(kept_OI, score_OI.dtype)
+    score_OI = torch.addcmul(score_OI, score_OI, kept, value=hysteresis)
+    # Of scores that are all zero, as where no gradient arrives, the kept ones stay.
+    return score_OI.add_(kept, alpha=torch.finfo(score_OI.dtype).tiny)
 
 
 def renew_mask(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from secateur.errors import SecateurError
 from secateur.pattern import NM
 from secateur.recipe import PatternText
-from secateur.training.optimiser import DecayPlace, SecondMoment
+from secateur.training.optimiser import DecayNorm, DecayPlace, SecondMoment
 from secateur.walk.precision import DtypeName
 
 
@@ -25,9 +25,21 @@ class MaskOptions(_Options):
     score: Literal["magnitude", "sensitivity"] = Field(
         "magnitude", description="|w|, or |w| times the root of the gradient's second moment"
     )
+    scope: Literal["row", "global"] = Field(
+        "row",
+        description="where weights of an unstructured pattern compete, after the first mask",
+    )
     refresh_steps: int = Field(10, ge=1, description="steps between two choices of the mask")
     hysteresis: float = Field(
         0.0, ge=0, description="a weight comes back if its score is higher by this share"
+    )
+    forward: Literal["masked", "dense"] = Field(
+        "masked",
+        description="with the mask; or with all weights until it is frozen, while the decay draws "
+        "removed ones to zero",
+    )
+    rescale: bool = Field(
+        False, description="when masks are frozen, give each row its norm with removed weights"
     )
     frozen_share: float = Field(
         0.0,
@@ -44,6 +56,15 @@ class DecayOptions(_Options):
     strength: float = Field(1e-4, ge=0, description="λ at its highest")
     ramp_share: float = Field(0.25, ge=0, le=1, description="share of the steps in which λ rises")
     place: DecayPlace = Field("inside", description="of Adam's normalisation, or outside it")
+    norm: DecayNorm = Field(
+        "l2", description="in proportion to the weight; or l1, by its absolute value, outside only"
+    )
+
+    @model_validator(mode="after")
+    def _absolute_values_decay_outside(self) -> DecayOptions:
+        if self.norm == "l1" and self.place == "inside":
+            raise ValueError("the norm l1 needs place: outside")
+        return self
 
 
 class DistillationOptions(_Options):
@@ -143,6 +164,27 @@ class Training(_Options):
             )
         return self
 
+    @model_validator(mode="after")
+    def _zeros_may_move(self) -> Training:
+        if self.masks.scope == "global" and isinstance(self.pattern, NM):
+            raise ValueError(
+                f"weights of {self.pattern} compete within their group; give a sparsity as "
+                "pattern, or leave masks.scope at row"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dense_steps_end(self) -> Training:
+        share = self.masks.frozen_share
+        if (self.masks.forward == "dense" or self.masks.rescale) and not 0 < share < 1:
+            raise ValueError(
+                "a dense forward and rescaling end with the freezing of masks; give a frozen_share "
+                "between 0 and 1"
+            )
+        if self.masks.forward == "dense" and self.low_rank is not None:
+            raise ValueError("a low-rank boost stands in for removed weights; use forward: masked")
+        return self
+
     @property
     def step_windows(self) -> int:
         """Windows in a step."""
@@ -216,7 +258,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "masks": {"score": "sensitivity", "hysteresis": 0.1, "frozen_share": 0.5},
         "decay": {"strength": 0.0, "place": "outside"},
         "distillation": {"top_k": 64},
-        "optimiser": {"second_moment": "gradient", "learning_rate": 1e-4, "weight_decay": 0.0},
+        "optimiser": {"second_moment": "gradient", "learning_rate": 3e-4, "weight_decay": 0.0},
     },
     # Every default is that of the GPT-2 recipe of AST.
     "ast": {},

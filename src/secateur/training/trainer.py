@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -16,12 +17,13 @@ from secateur.evaluation.readout import find_readout
 from secateur.evaluation.scores import score_windows
 from secateur.training.distillation import Loss, backward_in_parts
 from secateur.training.masked_linear import MaskedLinear, masked_forward
-from secateur.training.masks import magnitude, renew_mask, sensitivity
+from secateur.training.masks import favoured, flips, magnitude, renew_mask, sensitivity
 from secateur.training.optimiser import MaskedAdamW
 from secateur.training.options import Training
 from secateur.training.ranks import ALONE, Ranks
 from secateur.training.schedule import learning_rate_share, ramp
 from secateur.training.teacher import Teacher
+from secateur.training.together import keep_highest_together
 from secateur.walk.precision import forward_precision
 
 
@@ -100,6 +102,7 @@ class Trainer:
             epsilon=chosen.epsilon,
             weight_decay=chosen.weight_decay,
             decay_place=options.decay.place,
+            decay_norm=options.decay.norm,
             second_moment=chosen.second_moment,
         )
         with masked_forward(linears):
@@ -144,6 +147,8 @@ class Trainer:
     @torch.no_grad()
     def refresh(self) -> float:
         """Choose every mask anew; returns the share of all entries that changed."""
+        if self._options.masks.scope == "global":
+            return self._refresh_together()
         changed = torch.zeros((), dtype=torch.int64, device=self.model.device)
         for each in self.linears:
             changed += renew_mask(
@@ -152,6 +157,21 @@ class Trainer:
                 partial(self._score, each),
                 self._options.masks.hysteresis,
             )
+        return int(changed) / self._weights
+
+    def _refresh_together(self) -> float:
+        """Choose all masks by one threshold."""
+        hysteresis = self._options.masks.hysteresis
+
+        def score(each: MaskedLinear) -> Tensor:
+            return favoured(self._score(each, slice(None)), each.mask_OI, hysteresis)
+
+        zeros = sum(int(torch.count_nonzero(~each.mask)) for each in self.linears)
+        masks = keep_highest_together([partial(score, each) for each in self.linears], zeros)
+        changed = torch.zeros((), dtype=torch.int64, device=self.model.device)
+        for each, mask_OI in zip(self.linears, masks, strict=True):
+            changed += flips(each.mask_OI, mask_OI)
+            each.mask_OI.copy_(mask_OI)
         return int(changed) / self._weights
 
     def _score(self, each: MaskedLinear, rows: slice) -> Tensor:
@@ -208,10 +228,12 @@ class Trainer:
         """From here on the masks stay, and removed weights are zero and stay so."""
         if all(each.frozen for each in self.linears):
             return
-        self.remove()
-        self.optimiser.forget_removed()
+        resumed = self.done > self._options.frozen_from
         for each in self.linears:
+            # A run that goes on behind the freeze has rescaled them before.
+            each.remove(rescale=self._options.masks.rescale and not resumed)
             each.frozen = True
+        self.optimiser.forget_removed()
 
     def _accumulate(self, first: int) -> Tensor:
         """Gradients of one step's windows; sums of cross-entropy and divergence (2,).
@@ -226,7 +248,9 @@ class Trainer:
         windows = self._windows_WL[first : first + share.stop - share.start]
         scale = 1 / (options.step_windows * (options.length - 1))
         # One context for the step: autocast keeps the weights it has converted.
-        with masked_forward(self.linears), forward_precision(self._dtype, device):
+        dense = options.masks.forward == "dense" and not self.linears[0].frozen
+        masked = nullcontext() if dense else masked_forward(self.linears)
+        with masked, forward_precision(self._dtype, device):
             for at, tokens in _batches(windows, options.micro_batch_windows):
                 tokens_WL = tokens.to(device).long()
                 target = (
