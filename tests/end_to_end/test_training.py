@@ -214,6 +214,25 @@ def test_low_rank_products_are_saved_beside_and_counted(
     assert report.validation.after == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_low_rank_products_that_fit_the_text_begin_better(
+    family: str, checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    before = {
+        start: run(
+            checkpoints(family),
+            text_file,
+            tmp_path / start,
+            options(low_rank={"group": 8, "start": start}),
+        ).validation.before
+        for start in ("means", "covariance")
+    }
+    assert before["covariance"] < before["means"]
+    values = {"low_rank": {"group": 8, "start": "covariance"}, "distillation": {"weight": 0.0}}
+    with pytest.raises(SecateurError, match="is pruned, and a low-rank start"):
+        run(tmp_path / "means", text_file, tmp_path / "c", options(**values))
+
+
 def test_bad_input_leaves_nothing_behind(
     checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:

@@ -80,6 +80,11 @@ class Job:
         return self.options.start == "auto" and not self.model.masks
 
     @property
+    def dense(self) -> Path:
+        """The folder of the dense model: that of the teacher, if there is one."""
+        return self.model.folder if self.teacher is None else self.teacher[1]
+
+    @property
     def work(self) -> Path:
         """Where the run keeps what it needs to go on."""
         return work_folder(self.run.output)
@@ -117,6 +122,11 @@ def prepare(
     check_apart(output, model.folder)
     ranks.share(options.step_windows)
     named = _find_teacher(model, options, teacher, trust_remote_code)
+    if options.fits_boosts and named is None and model.masks:
+        raise SecateurError(
+            f"{model.folder} is pruned, and a low-rank start by covariance needs the dense model; "
+            "train with it as --teacher, or start from means."
+        )
     parts = find_texts(data)
     own = None if validation is None else resolve_source(validation)
     # Too little text must show before the folder is taken.

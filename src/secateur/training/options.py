@@ -85,6 +85,11 @@ class LowRankOptions(_Options):
 
     group: int = Field(16, ge=1, description="input columns per rank")
     train_projection: bool = Field(True, description="train the sums of groups as well")
+    start: Literal["means", "covariance"] = Field(
+        "means",
+        description="means of removed weights; or the product that is nearest to what the linear "
+        "lacks of the dense one, for inputs such as those of the text",
+    )
 
 
 class OptimiserOptions(_Options):
@@ -209,6 +214,11 @@ class Training(_Options):
     def keeps_mask(self) -> bool:
         """The mask is frozen from the first step on."""
         return self.masks.frozen_share == 1
+
+    @property
+    def fits_boosts(self) -> bool:
+        """Low-rank products begin with what the dense model has more."""
+        return self.low_rank is not None and self.low_rank.start == "covariance"
 
     @property
     def frozen_from(self) -> int:

@@ -23,6 +23,7 @@ from secateur.report.document import (
     peak_memory,
 )
 from secateur.report.training import LowRankReport, TrainingReport, ValidationReport
+from secateur.training.boosts import fit_boosts
 from secateur.training.job import Job, prepare
 from secateur.training.log import Log
 from secateur.training.one_shot import forget_start, prune_first
@@ -132,11 +133,22 @@ def _execute(job: Job, progress: Progress) -> None:
     masks = job.model.masks if start is None else pruned_masks(source, blocks)
     linears = masked_linears(blocks, masks, job.options)
     watch.lap("start")
+    state = job.work / "state.safetensors"
+    if job.options.fits_boosts and not state.is_file():
+        fit_boosts(
+            blocks,
+            linears,
+            job.dense,
+            job.text.train_WL,
+            batch=job.options.micro_batch_windows,
+            dtype=job.dtype,
+            progress=progress,
+        )
+        watch.lap("low rank")
     teacher, dense_loss = _teacher(job, progress)
     watch.lap("teacher")
 
     trainer = Trainer(model, linears, teacher, job.text.train_WL, job.options, job.dtype, job.ranks)
-    state = job.work / "state.safetensors"
     if state.is_file():
         read_state(state, trainer.parameters, trainer.linears, trainer.optimiser)
     resumed = trainer.done
