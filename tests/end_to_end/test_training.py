@@ -181,8 +181,14 @@ def test_pruned_checkpoint_keeps_every_zero(
     values = {**recipe.model_dump(mode="json"), "calibration": calibration}
     secateur.prune(dense, secateur.Recipe.from_mapping(values), pruned)
     masks = pruned / "secateur" / "masks" / "block-001.safetensors"
-    for output, source in ((tmp_path / "a", pruned), (tmp_path / "b", tmp_path / "a")):
-        report = run(source, text_file, output, options("keep-mask"), teacher=dense)
+    sparse = {"train": "lora", "lora_rank": 4}
+    for output, source, values in [
+        (tmp_path / "a", pruned, {}),
+        (tmp_path / "b", tmp_path / "a", {}),
+        (tmp_path / "lora", pruned, sparse),
+    ]:
+        report = run(source, text_file, output, options("keep-mask", **values), teacher=dense)
+        assert report.validation.after == pytest.approx(loss_of(output), rel=1e-5)
         kept = output / "secateur" / "masks" / "block-001.safetensors"
         assert kept.read_bytes() == masks.read_bytes()
         assert report.validation.after < report.validation.before

@@ -186,3 +186,17 @@ def test_global_scope_moves_zeros_between_linears(make: Make, family: str) -> No
     assert sum(before) == sum(after)
     rates = [figures.flip_rate for figures in trainer.figures()]
     assert next(rate for rate in rates if rate is not None) > 0
+
+
+def test_low_rank_changes_alone_leave_the_weights_until_the_end(make: Make) -> None:
+    trainer = make(train="lora", lora_rank=2, masks={"frozen_share": 1.0}, pruned=True)
+    assert {name.rsplit(".", 1)[1] for name in trainer.parameters} == {"a_RI", "b_OR"}
+    before = [each.weight.data.clone() for each in trainer.linears]
+    for _ in range(3):
+        trainer.step()
+    for each, weight in zip(trainer.linears, before, strict=True):
+        assert torch.equal(each.weight.data, weight)
+    trainer.remove()
+    for each, weight in zip(trainer.linears, before, strict=True):
+        assert torch.equal(each.weight.data != 0, each.mask)
+        assert not torch.equal(each.weight.data, weight)

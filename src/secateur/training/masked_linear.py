@@ -13,6 +13,7 @@ from torch.nn import functional
 from secateur.architecture import Linear
 from secateur.training.low_rank import LowRank
 from secateur.training.masks import RowBudget, as_factor
+from secateur.training.sparse_lora import SparseLoRA
 
 
 class _Masked(torch.autograd.Function):
@@ -60,6 +61,7 @@ class MaskedLinear:
         mask: bool in the layout of the module's weight, which may be (in, out); True = kept.
         frozen: the mask stays, and removed weights are zero and get no gradient.
         low_rank: added to the output, or None.
+        lora: trained in place of the weight, or None.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class MaskedLinear:
         rows: RowBudget,
         mask_OI: Tensor,
         low_rank: LowRank | None = None,
+        lora: SparseLoRA | None = None,
     ) -> None:
         self.name = name
         self.linear = linear
@@ -76,6 +79,7 @@ class MaskedLinear:
         self.mask = (mask_OI.T if linear.transposed else mask_OI).contiguous()
         self.frozen = False
         self.low_rank = low_rank
+        self.lora = lora
 
     @property
     def weight(self) -> nn.Parameter:
@@ -88,7 +92,7 @@ class MaskedLinear:
         return self.in_rows(self.mask)
 
     def in_rows(self, tensor: Tensor) -> Tensor:
-        """A tensor in the layout of the weight as (out, in), a view."""
+        """A tensor in the layout of the weight as (out, in), or the other way; a view."""
         return tensor.T if self.linear.transposed else tensor
 
     @torch.no_grad()
@@ -102,13 +106,28 @@ class MaskedLinear:
             # A row that kept nothing but zeros has nothing to scale.
             weight_OI.mul_(torch.where(left_O1 > 0, norm_O1 / left_O1, 1.0))
 
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add what was trained in place of the weight to it, where the mask keeps weights."""
+        if self.lora is not None:
+            self.weight.copy_(masked_weight(self._whole(), self.mask, self.weight.dtype))
+            self.lora.b_OR.zero_()
+
+    def _whole(self) -> Tensor:
+        """The weight before it is masked."""
+        if self.lora is None:
+            return self.weight
+        # Left to autocast, the product would be rounded before it is added.
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.weight + self.in_rows(self.lora.product())
+
     def forward(self, x: Tensor) -> Tensor:
         """What the module returns in place of its own forward."""
         kind = x.device.type
         dtype = (
             torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight.dtype
         )
-        weight = masked_weight(self.weight, self.mask, dtype, straight_through=not self.frozen)
+        weight = masked_weight(self._whole(), self.mask, dtype, straight_through=not self.frozen)
         bias = self.linear.module._parameters.get("bias")
         y = functional.linear(x, weight.T if self.linear.transposed else weight, bias)
         return y if self.low_rank is None else y + self.low_rank(x)

@@ -124,10 +124,12 @@ class Training(_Options):
         4096, ge=2, description="tokens in one forward pass, at least a window"
     )
     seed: int = Field(0, ge=0, description="decides the order of the text")
-    train: Literal["all", "vectors"] = Field(
+    train: Literal["all", "vectors", "lora"] = Field(
         "all",
-        description="all parameters; or norm gains and biases alone, where the mask is kept",
+        description="all parameters; or, where the mask is kept, norm gains and biases alone, or "
+        "low-rank changes of the kept weights alone",
     )
+    lora_rank: int = Field(16, ge=1, description="of the changes, with train: lora")
     masks: MaskOptions = Field(default_factory=MaskOptions)
     decay: DecayOptions = Field(default_factory=DecayOptions)
     distillation: DistillationOptions = Field(default_factory=DistillationOptions)
@@ -153,10 +155,10 @@ class Training(_Options):
 
     @model_validator(mode="after")
     def _masks_have_weights_to_follow(self) -> Training:
-        if self.train == "vectors" and not self.keeps_mask:
+        if self.train != "all" and not self.keeps_mask:
             raise ValueError(
-                "train: vectors leaves the weights as they are, and masks nothing to follow; use "
-                "the preset keep-mask, or train: all"
+                f"train: {self.train} leaves the removed weights as they are, and masks nothing "
+                "to follow; use the preset keep-mask, or train: all"
             )
         return self
 

@@ -18,6 +18,7 @@ from secateur.training.low_rank import LowRank, check_group
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import RowBudget, choose_mask, magnitude
 from secateur.training.options import Training
+from secateur.training.sparse_lora import SparseLoRA
 
 
 def named_linears(blocks: BlockList) -> dict[str, Linear]:
@@ -74,6 +75,7 @@ def masked_linears(
         SecateurError: the masks have not the pattern, or there is nothing to keep.
     """
     plan = _plan(blocks, options)
+    generator = torch.Generator().manual_seed(options.seed)
     linears = []
     for name, linear in named_linears(blocks).items():
         weight_OI = linear.weight_OI
@@ -93,7 +95,11 @@ def masked_linears(
                 options.low_rank.group,
                 train_projection=options.low_rank.train_projection,
             )
-        linears.append(MaskedLinear(name, linear, rows, mask_OI, boost))
+        lora = None
+        if options.train == "lora":
+            shape = (weight_OI.shape[0], weight_OI.shape[1])
+            lora = SparseLoRA(shape, options.lora_rank, generator).to(weight_OI.device)
+        linears.append(MaskedLinear(name, linear, rows, mask_OI, boost, lora))
     _check_zeros(linears, plan, options.keeps_mask)
     return linears
 

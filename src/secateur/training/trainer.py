@@ -220,8 +220,9 @@ class Trainer:
         return float(scores.loss_W.mean())
 
     def remove(self) -> None:
-        """Set all removed weights to zero."""
+        """Set all removed weights to zero, with all that was trained in the others."""
         for each in self.linears:
+            each.merge()
             each.remove()
 
     def _freeze(self) -> None:
@@ -288,9 +289,11 @@ def trained_parameters(
     parameters = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if options.train == "all" or parameter.ndim == 1
+        if options.train == "all" or (options.train == "vectors" and parameter.ndim == 1)
     }
     for each in linears:
+        if each.lora is not None:
+            parameters |= {f"{each.name}.lora.{n}": p for n, p in each.lora.named_parameters()}
         if each.low_rank is not None:
             parameters[f"{each.name}.low_rank.s"] = each.low_rank.s_OR
             if each.low_rank.x_RI.requires_grad:
