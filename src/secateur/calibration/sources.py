@@ -6,7 +6,7 @@ import difflib
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -109,7 +109,7 @@ def find_dataset(source: str) -> HubDataset:
     return HubDataset(name, parts[0] or None, parts[1] if parts[1:] else None, one_text)
 
 
-Render = Callable[[Sequence[Mapping[str, str]]], str]
+Render = Callable[[list[dict[str, str]]], str]
 """From the messages of a conversation to its text."""
 
 

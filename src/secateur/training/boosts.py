@@ -73,7 +73,7 @@ def fit_boosts(
             for group in groups
         ]
         for tokens_WL in batches:
-            visit_inputs(groups, partial(run, tokens_WL), lambda at, x, sums=sums: sums[at].add(x))
+            visit_inputs(groups, partial(run, tokens_WL), partial(_add, sums))
         for group, total in zip(groups, sums, strict=True):
             gram_II = total.result().gram_II
             assert gram_II is not None, "it was asked for"
@@ -87,3 +87,7 @@ def fit_boosts(
                     *low_rank_fit(residual_OI, gram_II, each.low_rank.s_OR.shape[1])
                 )
         progress("Fitting low-rank products", index + 1, len(blocks))
+
+
+def _add(sums: Sequence[InputAccumulator], index: int, x_NI: Tensor) -> None:
+    sums[index].add(x_NI)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.pattern import NM, Budget, Pattern, check_mask, select
-
-_CACHED = 2**17
+from secateur.solvers.chunks import row_chunks
 
 
 @dataclass(frozen=True)
@@ -112,12 +111,8 @@ def renew_mask(
     Raises:
         SecateurError: a score is NaN.
     """
-    height, width = mask_OI.shape
-    # On a processor all that is done to some rows stays in its cache.
-    step = max(1, _CACHED // width) if mask_OI.device.type == "cpu" else height
     changed = torch.zeros((), dtype=torch.int64, device=mask_OI.device)
-    for first in range(0, height, step):
-        part = slice(first, first + step)
+    for part in row_chunks(mask_OI):
         kept_PI = mask_OI[part]
         mask_PI = choose_mask(score(part), rows.part(part), kept_PI, hysteresis)
         changed += flips(kept_PI, mask_PI)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,12 +205,12 @@ class _Pool:
             self.facts.append({**facts, "purpose": purpose})
         return torch.cat(found)
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def _render(self, messages: list[dict[str, str]]) -> str:
         if self._tokenizer.chat_template is None:
             raise SecateurError(
                 "The data holds conversations and the tokenizer has no chat template; give their "
                 "texts under 'text'."
             )
-        rendered = self._tokenizer.apply_chat_template([*messages], tokenize=False)
+        rendered = self._tokenizer.apply_chat_template(messages, tokenize=False)
         assert isinstance(rendered, str), "one conversation has one text"
         return rendered
