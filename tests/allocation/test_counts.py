@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.allocation.counts import bounded_counts, threshold_counts
-from secateur.allocation.histogram import BINS, score_histogram
+from secateur.allocation.histogram import BINS, rank_histogram, score_histogram
 from secateur.errors import SecateurError
 
 parts = st.lists(
@@ -88,6 +88,27 @@ def test_threshold_counts_against_sorting_all_scores(share: float) -> None:
     assert sum(counts) == total
     # Only the bin of the threshold itself is shared out in proportion.
     assert np.abs(np.subtract(counts, expected)).max() <= 0.005 * sum(sizes)
+
+
+def test_even_rows_give_up_the_ranks_that_cost_least() -> None:
+    generator = torch.Generator().manual_seed(4)
+    # One sensitive row: with free rows the linear could spare nearly all of the others.
+    uneven = torch.rand(50, 200, generator=generator)
+    uneven[0] *= 30
+    scores = [uneven, 2 * torch.rand(50, 200, generator=generator)]
+    costs = [score.double().square().sort(dim=1).values for score in scores]
+
+    def cost(first: int) -> float:
+        ranks = [first, 200 - first]
+        return sum(float(cost[:, :n].sum()) for cost, n in zip(costs, ranks, strict=True))
+
+    best = min(range(201), key=cost)
+    histograms = np.stack([rank_histogram(score) for score in scores])
+    assert histograms.sum(axis=1).tolist() == [10_000, 10_000]
+    counts = threshold_counts(histograms, 10_000, [0, 0], [10_000, 10_000])
+    assert abs(counts[0] - 50 * best) <= 100
+    free = np.stack([score_histogram(score) for score in scores])
+    assert threshold_counts(free, 10_000, [0, 0], [10_000, 10_000])[0] > counts[0] + 1000
 
 
 def test_threshold_moves_for_the_others_where_a_bound_holds() -> None:

@@ -45,7 +45,7 @@ def command(model: Path, text: Path, output: Path) -> list[str]:
     options.write_text("validation_windows: 4\nmasks: {refresh_steps: 2}\ndecay: {ramp_share: 0}\n")
     return [
         *["train", str(model), "-o", str(output), "--data", str(text), "--tokens", "1024"],
-        *["--length", "32", "--batch-tokens", "128", "--learning-rate", "0.003"],
+        *["--preset", "ast", "--length", "32", "--batch-tokens", "128", "--learning-rate", "0.003"],
         *["--dtype", "float32", "--device", "cpu", "--options", str(options), "--json"],
     ]
 

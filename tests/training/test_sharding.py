@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.pytorch_utils import Conv1D
 
 from secateur.architecture import Linear
+from secateur.errors import SecateurError
 from secateur.pattern import NM, Unstructured, check_mask
 from secateur.progress import silent
 from secateur.report.training import TrainingReport
@@ -22,8 +24,9 @@ from secateur.training.loading import load_student
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import RowBudget, choose_mask
 from secateur.training.ranks import Ranks, joined
+from secateur.training.sharding import check_shardable
 from secateur.training.trainer import Trainer
-from together import together
+from torchrun import together
 
 _LENGTH, _STEPS, _RATE = 32, 6, 3e-3
 
@@ -93,6 +96,10 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     },
     "every pass": {"reduce_every_pass": True},
     "bfloat16": {"dtype": "bfloat16"},
+    "dense, then frozen": {
+        "masks": {"forward": "dense", "rescale": True, "frozen_share": 0.5},
+        "decay": {"place": "outside"},
+    },
 }
 
 
@@ -105,6 +112,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         ("gpt2", 2, "every pass"),
         ("gemma2", 4, "paper"),
         ("qwen2", 2, "bfloat16"),
+        ("llama", 2, "dense, then frozen"),
     ],
 )
 def test_several_processes_give_the_result_of_one(
@@ -166,6 +174,7 @@ def check_parts(source: Path, text: Path, output: Path, chosen: Training) -> Non
                     chosen,
                     output,
                     data=[str(text)],
+                    validation=None,
                     teacher=None,
                     restart=False,
                     trust_remote_code=False,
@@ -173,7 +182,7 @@ def check_parts(source: Path, text: Path, output: Path, chosen: Training) -> Non
                     device=device,
                     ranks=ranks,
                 )
-        student = load_student(job, source, {})
+        student = load_student(job, source)
         trainer = Trainer(student, None, job.text.train_WL, chosen, job.dtype, ranks)
         trainer.step()
         trainer.step()
@@ -203,6 +212,23 @@ def test_every_process_holds_its_share_alone(
 ) -> None:
     arguments = (checkpoints(family), text_file, tmp_path / "out", options())
     assert together(4, check_parts, *arguments) == [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"masks": {"scope": "global"}, "pattern": "0.5"}, "masks.scope: global works in one"),
+        ({"decay": {"place": "outside", "norm": "l1"}}, "decay.norm: l1 works in one"),
+        ({"train": "lora", "masks": {"frozen_share": 1.0}}, "train: lora works in one"),
+        ({"low_rank": {"group": 8, "start": "covariance"}}, "low_rank.start: covariance works in"),
+        ({}, "The 5 outputs of proj cannot be divided evenly among 2 processes"),
+    ],
+)
+def test_what_needs_one_process_is_refused(values: dict[str, Any], message: str) -> None:
+    linears = {"proj": Linear("proj", Conv1D(5, 8), transposed=True)}
+    check_shardable(options(**values), linears, Ranks(0, 1))
+    with pytest.raises(SecateurError, match=message):
+        check_shardable(options(**values), linears, Ranks(0, 2))
 
 
 @pytest.mark.parametrize("pattern", [NM(2, 4), Unstructured(0.6)])

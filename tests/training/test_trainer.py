@@ -37,7 +37,8 @@ def make(checkpoints: Callable[..., Path]) -> Make:
                 "optimiser": {"learning_rate": 1e-2},
                 "masks": {"refresh_steps": 2},
                 **values,
-            }
+            },
+            "ast",
         )
         folder = checkpoints(family)
         generator = torch.Generator().manual_seed(0)
@@ -160,3 +161,69 @@ def test_loss_that_is_not_finite_shows_between_refreshes(make: Make) -> None:
     trainer.step()
     with pytest.raises(SecateurError, match="NaN or infinite at step 1;"):
         trainer.figures()
+
+
+def test_dense_forward_until_the_freeze(make: Make) -> None:
+    values = {"masks": {"forward": "dense", "refresh_steps": 2, "frozen_share": 0.5}}
+    trainer = make(**values, distillation={"temperature": 1.0})
+    masked = make(masks={"refresh_steps": 2, "frozen_share": 0.5})
+    for each in (trainer, masked):
+        each.step()
+    (dense,), (pruned,) = trainer.figures(), masked.figures()
+    # Nothing is removed yet, so the student is the teacher.
+    assert dense.divergence == pytest.approx(0, abs=1e-4)
+    assert pruned.divergence > 0.01
+    for _ in range(5):
+        trainer.step()
+    for each in trainer.linears:
+        assert torch.equal(each.weight.data != 0, each.mask)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_rows_keep_their_norm_when_masks_freeze(make: Make, family: str) -> None:
+    trainer = make(family, masks={"rescale": True, "frozen_share": 0.5})
+    each = trainer.linears[0]
+    norm_O = each.in_rows(each.weight.data).norm(dim=1)
+    each.remove(rescale=True)
+    torch.testing.assert_close(each.in_rows(each.weight.data).norm(dim=1), norm_O)
+    each.weight.data.zero_()
+    each.remove(rescale=True)
+    assert not bool(each.weight.data.any())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_global_scope_moves_zeros_between_linears(make: Make, family: str) -> None:
+    trainer = make(
+        family,
+        pattern="0.6",
+        masks={
+            "scope": "global",
+            "score": "sensitivity",
+            "hysteresis": 0.1,
+            "refresh_steps": 2,
+            "frozen_share": 0.5,
+        },
+        optimiser={"second_moment": "gradient", "learning_rate": 1e-3},
+    )
+    before = [int((~mask).sum()) for mask in masks(trainer)]
+    for _ in range(6):
+        trainer.step()
+    after = [int((~mask).sum()) for mask in masks(trainer)]
+    assert before != after
+    assert sum(before) == sum(after)
+    rates = [figures.flip_rate for figures in trainer.figures()]
+    assert next(rate for rate in rates if rate is not None) > 0
+
+
+def test_low_rank_changes_alone_leave_the_weights_until_the_end(make: Make) -> None:
+    trainer = make(train="lora", lora_rank=2, masks={"frozen_share": 1.0}, pruned=True)
+    assert {name.rsplit(".", 1)[1] for name in trainer.parameters} == {"a_RI", "b_OR"}
+    before = [each.weight.data.clone() for each in trainer.linears]
+    for _ in range(3):
+        trainer.step()
+    for each, weight in zip(trainer.linears, before, strict=True):
+        assert torch.equal(each.weight.data, weight)
+    trainer.remove()
+    for each, weight in zip(trainer.linears, before, strict=True):
+        assert torch.equal(each.weight.data != 0, each.mask)
+        assert not torch.equal(each.weight.data, weight)

@@ -14,7 +14,7 @@ from pydantic import Field
 from secateur.allocation.allocation import BlockCounts, Unequal, by_block
 from secateur.allocation.counts import threshold_counts
 from secateur.allocation.profile import DenseModel
-from secateur.allocation.threshold import block_histograms, fixed_where_blind
+from secateur.allocation.threshold import ROWS, Rows, block_histograms, fixed_where_blind
 from secateur.architecture import BlockList
 from secateur.planning import Plan
 
@@ -33,7 +33,8 @@ class Loss(Unequal):
 
     The score of a weight is g_r · w² · mean(x_i²), with g_r the squared gradient of the
     next-token loss at output row r, summed over tokens: the diagonal of the empirical Fisher
-    matrix, taken row by row. No block leaves the target by more than ``limit``; the total is
+    matrix, taken row by row. Where rows lose equal shares, what counts is its mean over rows at
+    the same rank. No block leaves the target by more than ``limit``; the total is
     kept, so where some blocks are held back the threshold moves for the others.
     """
 
@@ -44,6 +45,7 @@ class Loss(Unequal):
         0.12, ge=0, lt=1, description="how far a block's sparsity may be from the target"
     )
     sequences: int = Field(16, ge=1, description="calibration sequences to measure on")
+    rows: Rows = Field("even", description=ROWS)
 
     def passes(self, samples: int) -> float:
         return 5.0 * self.sequences / samples
@@ -54,7 +56,7 @@ class Loss(Unequal):
         scores: dict[int, _BlockScores] = {}
         for block in dense.blocks_under_loss(self.sequences):
             counts = grouped[block.index]
-            histograms_PB, blind = block_histograms(block)
+            histograms_PB, blind = block_histograms(block, self.rows)
             most = self.most_zeros(counts)
             scores[block.index] = _BlockScores(
                 histograms_PB, *fixed_where_blind(counts, blind, most)

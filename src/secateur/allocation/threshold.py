@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from secateur.allocation.allocation import BlockCounts
-from secateur.allocation.histogram import BINS, score_histogram
+from secateur.allocation.histogram import BINS, rank_histogram, score_histogram
 from secateur.allocation.profile import DenseBlock
 
+Rows = Literal["even", "free"]
+ROWS = (
+    "even: each row of a linear will lose the same share, as with Wanda and SparseGPT; free: the "
+    "method divides a linear's zeros among its rows, as ADMM, BESA and magnitude do"
+)
 
-def block_histograms(block: DenseBlock) -> tuple[npt.NDArray[np.int32], list[bool]]:
+
+def block_histograms(block: DenseBlock, rows: Rows) -> tuple[npt.NDArray[np.int32], list[bool]]:
     """Histograms of the scores of a block's linears, and which of them no token reached."""
-    scored = {name: score_histogram(score_OI) for name, score_OI in block.scores()}
+    count = rank_histogram if rows == "even" else score_histogram
+    scored = {name: count(score_OI) for name, score_OI in block.scores()}
     nothing = np.zeros(BINS, np.int32)
     names = [linear.name for linear in block.linears]
     return np.stack([scored.get(name, nothing) for name in names]), [

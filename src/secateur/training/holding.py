@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -36,8 +36,8 @@ class Holding(Protocol):
     def train(self, options: Training) -> Mapping[str, nn.Parameter]:
         """Say what is trained; returns this process's part of it by name, fp32."""
 
-    def masked(self) -> AbstractContextManager[None]:
-        """Within the context the linears run with their masks."""
+    def masked(self, *, dense: bool = False) -> AbstractContextManager[None]:
+        """Within the context the linears run with their masks, or ``dense``."""
 
     def forward(self, run: Callable[[], Result], *, last: bool = True) -> Result:
         """Run the model, forwards; gradients are complete after the ``last`` pass of a step."""
@@ -66,8 +66,8 @@ class Whole:
     def train(self, options: Training) -> Mapping[str, nn.Parameter]:
         return marked_for_training(self.model, self.linears, options)
 
-    def masked(self) -> AbstractContextManager[None]:
-        return masked_forward(self.linears)
+    def masked(self, *, dense: bool = False) -> AbstractContextManager[None]:
+        return nullcontext() if dense else masked_forward(self.linears)
 
     def forward(self, run: Callable[[], Result], *, last: bool = True) -> Result:
         return run()
@@ -94,9 +94,12 @@ def marked_for_training(
     trained = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if id(parameter) not in boosts and (options.train == "all" or parameter.ndim == 1)
+        if id(parameter) not in boosts
+        and (options.train == "all" or (options.train == "vectors" and parameter.ndim == 1))
     }
     for each in linears:
+        if each.lora is not None:
+            trained |= {f"{each.name}.lora.{n}": p for n, p in each.lora.named_parameters()}
         if each.low_rank is not None:
             trained[f"{each.name}.low_rank.s"] = each.low_rank.s_OR
             if each.low_rank.x_RI.requires_grad:

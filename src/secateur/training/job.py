@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.architecture import BlockList, find_blocks
-from secateur.calibration.sources import HubDataset
+from secateur.calibration.sources import HubDataset, resolve_source
 from secateur.checkpoint.locate import load_config, load_model, load_tokenizer, locate_checkpoint
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
@@ -76,6 +76,16 @@ class Job:
     ranks: Ranks
 
     @property
+    def prunes_first(self) -> bool:
+        """Whether a pruned checkpoint to start from has to be made."""
+        return self.options.start == "auto" and not self.model.masks
+
+    @property
+    def dense(self) -> Path:
+        """The folder of the dense model: that of the teacher, if there is one."""
+        return self.model.folder if self.teacher is None else self.teacher[1]
+
+    @property
     def work(self) -> Path:
         """Where the run keeps what it needs to go on."""
         return work_folder(self.run.output)
@@ -99,6 +109,7 @@ def prepare(
     output: Path,
     *,
     data: Sequence[str],
+    validation: str | None,
     teacher: str | Path | None,
     restart: bool,
     trust_remote_code: bool,
@@ -112,18 +123,25 @@ def prepare(
     check_apart(output, model.folder)
     ranks.share(options.step_windows)
     named = _find_teacher(model, options, teacher, trust_remote_code)
-    sources = find_texts(data)
+    if options.fits_boosts and named is None and model.masks:
+        raise SecateurError(
+            f"{model.folder} is pruned, and a low-rank start by covariance needs the dense model; "
+            "train with it as --teacher, or start from means."
+        )
+    parts = find_texts(data)
+    own = None if validation is None else resolve_source(validation)
     # Too little text must show before the folder is taken.
     path = work_folder(output) / "text.safetensors"
     text = None
     if restart or not path.is_file():
         text = load_text(
-            sources,
+            parts,
             load_tokenizer(model.folder, trust_remote_code=trust_remote_code),
             windows=options.steps * options.step_windows,
             held_out=options.validation_windows,
             length=options.length,
             seed=options.seed,
+            validation=own,
             progress=progress,
         )
     dense = None if named is None else fingerprint_checkpoint(CheckpointReader(named[1]))
@@ -133,7 +151,8 @@ def prepare(
             "model": fingerprint_checkpoint(model.reader),
             "teacher": dense,
             "options": _deciding_options(options),
-            "text": [_identity(source) for source in sources],
+            "text": [[part.weight, *map(_identity, part.sources)] for part in parts],
+            "validation text": None if own is None else _identity(own),
             "forward": f"{dtype} on {device.type}",
             "versions": package_versions(),
         },
@@ -157,7 +176,7 @@ def _find_model(
     reader = CheckpointReader(folder)
     blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
     check_model(blocks, options)
-    check_shardable(named_linears(blocks), ranks)
+    check_shardable(options, named_linears(blocks), ranks)
     _check_length(options, blocks)
     tensors = map_tensors(blocks, reader)
     if isinstance(tensors, str):
@@ -227,7 +246,7 @@ def _check_space(job: Job) -> None:
     options, reader = job.options, job.model.reader
     weights = sum(torch.Size(shape).numel() for shape in reader.shapes.values())
     # Weights and two moments in fp32, masks; and a new state is whole before the old one goes.
-    need = 2 * 13 * weights + reader.bytes_of(reader.files)
+    need = 2 * 13 * weights + reader.bytes_of(reader.files) * (1 + job.prunes_first)
     if options.distillation.top_k is not None and job.teacher is not None:
         need += cache_bytes(len(job.text.train_WL), options.length, options.distillation.top_k)
     need -= sum(path.stat().st_size for path in job.work.rglob("*.safetensors"))

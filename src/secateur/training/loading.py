@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from secateur.architecture import find_blocks
+from secateur.architecture import BlockList, find_blocks
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import build_skeleton, map_tensors
 from secateur.checkpoint.store import check_finite
@@ -23,16 +22,16 @@ from secateur.training.start import (
     first_plan,
     masked_linears,
     masked_linears_of,
+    pruned_masks,
 )
 
 
-def load_student(job: Job, folder: Path, masks: Mapping[str, Tensor]) -> Holding:
+def load_student(job: Job, folder: Path) -> Holding:
     """Load the model to be trained, fp32, with its first masks.
 
     Args:
         job: the run.
-        folder: where the weights are.
-        masks: those of a pruned checkpoint, or none.
+        folder: where the weights are: the model's own, or one that was pruned first.
 
     Raises:
         SecateurError: a weight is not finite, or the masks do not fit.
@@ -40,14 +39,16 @@ def load_student(job: Job, folder: Path, masks: Mapping[str, Tensor]) -> Holding
     options = job.options
     if job.ranks.world == 1:
         blocks = find_blocks(job.load(folder, torch.float32))
+        masks = _masks(job, folder, blocks)
         for index, block in enumerate(blocks):
             check_finite(block.state_dict(), blocks.name(index))
         return Whole(blocks, masked_linears(blocks, masks, options))
     store = _store(job, folder, torch.float32)
-    plan = first_plan(store.blocks, options)
+    plan, masks = first_plan(store.blocks, options), _masks(job, folder, store.blocks)
+    generator = torch.Generator().manual_seed(options.seed)
     student = Sharded(
         store,
-        lambda index: masked_linears_of(store.blocks, index, plan, masks, options),
+        lambda index: masked_linears_of(store.blocks, index, plan, masks, options, generator),
         weights=torch.float32,
         products=job.dtype,
         device=job.device,
@@ -70,6 +71,10 @@ def load_teacher(job: Job, folder: Path) -> Holding:
         device=job.device,
         ranks=job.ranks,
     )
+
+
+def _masks(job: Job, folder: Path, blocks: BlockList) -> dict[str, Tensor]:
+    return job.model.masks if folder == job.model.folder else pruned_masks(folder, blocks)
 
 
 def _store(job: Job, folder: Path, dtype: torch.dtype) -> StreamedStore:

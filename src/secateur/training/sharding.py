@@ -31,8 +31,21 @@ from secateur.walk.precision import forward_precision
 Result = TypeVar("Result")
 
 
-def check_shardable(linears: Mapping[str, Linear], ranks: Ranks) -> None:
-    """Raise SecateurError if a linear's output rows cannot be divided among the processes."""
+def check_shardable(options: Training, linears: Mapping[str, Linear], ranks: Ranks) -> None:
+    """Raise SecateurError if the model cannot be divided among the processes."""
+    if ranks.world == 1:
+        return
+    # Each of these looks at more rows at once than one process has.
+    for name, chosen in {
+        "train: lora": options.train == "lora",
+        "masks.scope: global": options.masks.scope == "global",
+        "decay.norm: l1": options.decay.norm == "l1",
+        "low_rank.start: covariance": options.fits_boosts,
+    }.items():
+        if chosen:
+            raise SecateurError(
+                f"{name} works in one process alone; leave it out, or start without torchrun."
+            )
     for name, linear in linears.items():
         rows = len(linear.weight_OI)
         # Shards of columns of the stored matrix must be of one size.
@@ -88,6 +101,7 @@ class Sharded:
         self._products = products
         self._ranks = ranks
         self._every_pass = reduce_every_pass
+        self._dense = False
         self._trained: dict[str, nn.Parameter] = {}
         self._local: dict[str, nn.Parameter] = {}
         self._mesh = init_device_mesh(device.type, (ranks.world,))
@@ -124,9 +138,10 @@ class Sharded:
         return self._local
 
     @contextmanager
-    def masked(self) -> Iterator[None]:
-        # A conversion that autocast keeps from an earlier pass would hand its gradient on only after
-        # the block's have been summed.
+    def masked(self, *, dense: bool = False) -> Iterator[None]:
+        self._dense = dense
+        # A conversion that autocast keeps from an earlier pass would hand its gradient on only
+        # after those of its block have been summed.
         cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         # Gathered weights are masked already.
@@ -136,6 +151,7 @@ class Sharded:
         try:
             yield
         finally:
+            self._dense = False
             torch.set_autocast_cache_enabled(cached)
             for each in boosted:
                 del each.linear.module.forward
@@ -198,8 +214,41 @@ class Sharded:
         parameter = whole.linear.module.get_parameter("weight")
         rows = self._ranks.rows(len(whole.mask_OI))
         part = whole.part(_local_parameter(parameter), rows)
-        _gather_masked(_local(parameter), part.mask, int(whole.linear.transposed), self._products)
+        self._gather_masked(_local(parameter), part.mask, int(whole.linear.transposed))
         return part
+
+    def _gather_masked(self, local: Tensor, mask: Tensor, dim: int) -> None:
+        """Have FSDP gather local∘mask in the dtype of products, by its extension for subclasses.
+
+        Args:
+            local: this process's part of a parameter.
+            mask: of the same shape; read whenever the parameter is gathered.
+            dim: along which it is sharded.
+        """
+
+        def before(
+            mesh: DeviceMesh, size: torch.Size, stride: Any, module: nn.Module, policy: Any
+        ) -> tuple[tuple[Tensor], None]:
+            part = local.to(self._products)
+            if not self._dense:
+                part = part * as_factor(mask, part.dtype)
+            missing = -(-size[dim] // mesh.size()) - part.shape[dim]
+            if missing:
+                # Parts must have one size; only rows are ever divided unevenly.
+                part = torch.cat([part, part.new_zeros(missing, size[1])])
+            return (part,), None
+
+        def after(
+            gathered: tuple[Tensor],
+            metadata: None,
+            dtype: torch.dtype,
+            *,
+            out: Tensor | None = None,
+        ) -> tuple[Tensor, tuple[Tensor]] | None:
+            # Once the parameter exists it shares the gathered tensor's memory.
+            return None if out is not None else (gathered[0], (gathered[0],))
+
+        vars(local).update(fsdp_pre_all_gather=before, fsdp_post_all_gather=after)
 
     def _sum_gradients_in_fp32(self) -> None:
         """Let gradients of weights that are gathered in another dtype add up in fp32."""
@@ -221,35 +270,6 @@ def _local(tensor: Tensor) -> Tensor:
 
 def _local_parameter(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(_local(parameter), requires_grad=parameter.requires_grad)
-
-
-def _gather_masked(local: Tensor, mask: Tensor, dim: int, dtype: torch.dtype) -> None:
-    """Have FSDP gather local∘mask in a dtype, by its extension for tensors of other kinds.
-
-    Args:
-        local: this process's part of a parameter.
-        mask: of the same shape; read whenever the parameter is gathered.
-        dim: along which it is sharded.
-        dtype: of the gathered weight.
-    """
-
-    def before(
-        mesh: DeviceMesh, size: torch.Size, stride: Any, module: nn.Module, policy: Any
-    ) -> tuple[tuple[Tensor], None]:
-        part = local.to(dtype) * as_factor(mask, dtype)
-        missing = -(-size[dim] // mesh.size()) - part.shape[dim]
-        if missing:
-            # Parts must have one size; only rows are ever divided unevenly.
-            part = torch.cat([part, part.new_zeros(missing, size[1])])
-        return (part,), None
-
-    def after(
-        gathered: tuple[Tensor], metadata: None, dtype: torch.dtype, *, out: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor]] | None:
-        # Once the parameter exists it shares the gathered tensor's memory.
-        return None if out is not None else (gathered[0], (gathered[0],))
-
-    vars(local).update(fsdp_pre_all_gather=before, fsdp_post_all_gather=after)
 
 
 def _boosted(each: MaskedLinear) -> Callable[[Tensor], Tensor]:

@@ -18,6 +18,7 @@ from secateur.training.low_rank import LowRank, check_group
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import RowBudget, choose_mask, magnitude
 from secateur.training.options import Training
+from secateur.training.sparse_lora import SparseLoRA
 
 
 def named_linears(blocks: BlockList) -> dict[str, Linear]:
@@ -74,10 +75,11 @@ def masked_linears(
         SecateurError: the masks have not the pattern, or there is nothing to keep.
     """
     plan = first_plan(blocks, options)
+    generator = torch.Generator().manual_seed(options.seed)
     linears = [
         each
         for index in range(len(blocks))
-        for each in masked_linears_of(blocks, index, plan, masks, options)
+        for each in masked_linears_of(blocks, index, plan, masks, options, generator)
     ]
     check_zeros(count_zeros(linears), plan, options.keeps_mask)
     return linears
@@ -89,6 +91,7 @@ def masked_linears_of(
     plan: Plan,
     masks: Mapping[str, Tensor],
     options: Training,
+    generator: torch.Generator,
 ) -> list[MaskedLinear]:
     """Give every linear of one block, the only one with weights, its first mask."""
     linears = []
@@ -111,7 +114,11 @@ def masked_linears_of(
                 options.low_rank.group,
                 train_projection=options.low_rank.train_projection,
             )
-        linears.append(MaskedLinear(name, linear, rows, mask_OI, boost))
+        lora = None
+        if options.train == "lora":
+            shape = (weight_OI.shape[0], weight_OI.shape[1])
+            lora = SparseLoRA(shape, options.lora_rank, generator).to(weight_OI.device)
+        linears.append(MaskedLinear(name, linear, rows, mask_OI, boost, lora))
     return linears
 
 

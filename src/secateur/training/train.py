@@ -22,10 +22,12 @@ from secateur.report.document import (
     peak_memory,
 )
 from secateur.report.training import LowRankReport, TrainingReport, ValidationReport
+from secateur.training.boosts import fit_boosts
 from secateur.training.holding import Whole
 from secateur.training.job import Job, prepare
 from secateur.training.loading import load_student, load_teacher
 from secateur.training.log import Log
+from secateur.training.one_shot import forget_start, prune_first
 from secateur.training.options import Training
 from secateur.training.ranks import joined
 from secateur.training.saving import ADAPTER, file_names, round_to_stored, save
@@ -62,6 +64,7 @@ def train(
     output: str | Path,
     *,
     data: Sequence[str],
+    validation: str | None = None,
     teacher: str | Path | None = None,
     restart: bool = False,
     trust_remote_code: bool = False,
@@ -74,7 +77,10 @@ def train(
             masks it then starts from.
         options: what to do.
         output: a new or empty folder, or that of an interrupted run to go on with.
-        data: text files, folders of them, hub data sets.
+        data: text files, folders of them, hub data sets; with ``:WEIGHT`` behind every name, in
+            these proportions.
+        validation: text file or hub data set to validate with; windows of ``data`` that are not
+            trained on if None.
         teacher: the dense model to learn from; ``model`` itself if None and that is dense.
         restart: start over in the folder of an earlier run.
         trust_remote_code: let the checkpoint's own Python code run.
@@ -94,6 +100,7 @@ def train(
                     options,
                     target,
                     data=data,
+                    validation=validation,
                     teacher=teacher,
                     restart=restart and ranks.first,
                     trust_remote_code=trust_remote_code,
@@ -114,8 +121,25 @@ def _execute(job: Job, progress: Progress) -> None:
         torch.cuda.reset_peak_memory_stats(job.device)
     seconds: dict[str, float] = {}
     watch = Stopwatch(seconds, job.device)
-    holding = load_student(job, job.model.folder, job.model.masks)
+    source, start = job.model.folder, None
+    if job.prunes_first:
+        for mine in job.ranks.in_turn():
+            if mine:
+                source, start = prune_first(job, progress)
+        watch.lap("one-shot")
+    holding = load_student(job, source)
     watch.lap("start")
+    if job.options.fits_boosts and not states(job.work):
+        fit_boosts(
+            holding.blocks,
+            holding.linears,
+            job.dense,
+            job.text.train_WL,
+            batch=job.options.micro_batch_windows,
+            dtype=job.dtype,
+            progress=progress,
+        )
+        watch.lap("low rank")
     teacher, dense_loss = _teacher(job, progress)
     watch.lap("teacher")
 
@@ -142,6 +166,7 @@ def _execute(job: Job, progress: Progress) -> None:
         model=job.model.name,
         teacher=None if job.teacher is None else job.teacher[0],
         options=job.options.model_dump(mode="json"),
+        start=start,
         text=job.run.calibration,
         forward_dtype=str(job.dtype).removeprefix("torch."),
         sparsity=sparsity,
@@ -172,6 +197,7 @@ def _execute(job: Job, progress: Progress) -> None:
         shutil.rmtree(state)
     for targets in job.work.glob("targets-*.safetensors"):
         targets.unlink()
+    forget_start(job)
 
 
 def _teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None]:

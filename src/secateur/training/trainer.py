@@ -15,12 +15,14 @@ from secateur.evaluation.readout import find_readout
 from secateur.evaluation.scores import score_windows
 from secateur.training.distillation import Loss, backward_in_parts
 from secateur.training.holding import Holding, recomputed
-from secateur.training.masks import choose_mask, flips, magnitude, sensitivity
+from secateur.training.masked_linear import MaskedLinear
+from secateur.training.masks import favoured, flips, magnitude, renew_mask, sensitivity
 from secateur.training.optimiser import MaskedAdamW
 from secateur.training.options import Training
 from secateur.training.ranks import ALONE, Ranks
 from secateur.training.schedule import learning_rate_share, ramp
 from secateur.training.teacher import Teacher
+from secateur.training.together import keep_highest_together
 from secateur.walk.precision import forward_precision
 
 
@@ -100,6 +102,7 @@ class Trainer:
             epsilon=chosen.epsilon,
             weight_decay=chosen.weight_decay,
             decay_place=options.decay.place,
+            decay_norm=options.decay.norm,
             second_moment=chosen.second_moment,
         )
         with holding.masked():
@@ -140,19 +143,41 @@ class Trainer:
     @torch.no_grad()
     def refresh(self) -> float:
         """Choose every mask anew; returns the share of all entries that changed."""
-        options = self._options.masks
+        if self._options.masks.scope == "global":
+            return self._refresh_together()
         changed = torch.zeros((), dtype=torch.int64, device=self.model.device)
         for each in self.linears:
-            if options.score == "magnitude":
-                score = magnitude(each.weight)
-            else:
-                score = sensitivity(each.weight, self.optimiser.second[f"{each.name}.weight"])
-            score_OI = score.T if each.linear.transposed else score
-            mask_OI = choose_mask(score_OI, each.rows, each.mask_OI, options.hysteresis)
-            changed += flips(each.mask_OI, mask_OI)
-            each.replace_mask(mask_OI)
+            changed += renew_mask(
+                each.mask_OI,
+                each.rows,
+                partial(self._score, each),
+                self._options.masks.hysteresis,
+            )
         self._ranks.sum([changed])
         return int(changed) / self._weights
+
+    def _refresh_together(self) -> float:
+        """Choose all masks by one threshold."""
+        hysteresis = self._options.masks.hysteresis
+
+        def score(each: MaskedLinear) -> Tensor:
+            return favoured(self._score(each, slice(None)), each.mask_OI, hysteresis)
+
+        zeros = sum(int(torch.count_nonzero(~each.mask)) for each in self.linears)
+        masks = keep_highest_together([partial(score, each) for each in self.linears], zeros)
+        changed = torch.zeros((), dtype=torch.int64, device=self.model.device)
+        for each, mask_OI in zip(self.linears, masks, strict=True):
+            changed += flips(each.mask_OI, mask_OI)
+            each.mask_OI.copy_(mask_OI)
+        return int(changed) / self._weights
+
+    def _score(self, each: MaskedLinear, rows: slice) -> Tensor:
+        """How much some rows of a linear want their weights kept (rows, in)."""
+        weight_PI = each.in_rows(each.weight)[rows]
+        if self._options.masks.score == "magnitude":
+            return magnitude(weight_PI)
+        second = self.optimiser.second[f"{each.name}.weight"]
+        return sensitivity(weight_PI, each.in_rows(second)[rows])
 
     def figures(self) -> list[StepFigures]:
         """Return the figures of the steps since the last call.
@@ -190,18 +215,21 @@ class Trainer:
         return held_out_loss(self.holding, windows_WL, self._dtype, self._ranks)
 
     def remove(self) -> None:
-        """Set all removed weights to zero."""
+        """Set all removed weights to zero, with all that was trained in the others."""
         for each in self.linears:
+            each.merge()
             each.remove()
 
     def _freeze(self) -> None:
         """From here on the masks stay, and removed weights are zero and stay so."""
         if all(each.frozen for each in self.linears):
             return
-        self.remove()
-        self.optimiser.forget_removed()
+        resumed = self.done > self._options.frozen_from
         for each in self.linears:
+            # A run that goes on behind the freeze has rescaled them before.
+            each.remove(rescale=self._options.masks.rescale and not resumed)
             each.frozen = True
+        self.optimiser.forget_removed()
 
     def _accumulate(self, first: int) -> Tensor:
         """Gradients of one step's windows; sums of cross-entropy and divergence (2,).
@@ -216,8 +244,9 @@ class Trainer:
         windows = self._windows_WL[first : first + share.stop - share.start]
         scale = 1 / (options.step_windows * (options.length - 1))
         # One context for the step: autocast keeps the weights it has converted.
+        dense = options.masks.forward == "dense" and not self.linears[0].frozen
         with (
-            self.holding.masked(),
+            self.holding.masked(dense=dense),
             recomputed(self.holding.blocks, options.activation_checkpointing),
             forward_precision(self._dtype, device),
         ):
