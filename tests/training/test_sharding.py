@@ -31,7 +31,7 @@ from torchrun import together
 _LENGTH, _STEPS, _RATE = 32, 6, 3e-3
 
 
-def options(**values: Any) -> Training:
+def options(preset: str = "ast", **values: Any) -> Training:
     return Training.from_mapping(
         {
             "tokens": _STEPS * 4 * _LENGTH,
@@ -47,7 +47,7 @@ def options(**values: Any) -> Training:
             "device": "cpu",
             **values,
         },
-        "ast",
+        preset,
     )
 
 
@@ -94,6 +94,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "distillation": {"top_k": 8},
         "activation_checkpointing": True,
     },
+    "one-shot start": {"preset": "default", "distillation": {"top_k": 8}},
     "every pass": {"reduce_every_pass": True},
     "bfloat16": {"dtype": "bfloat16"},
     "dense, then frozen": {
@@ -113,6 +114,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         ("gemma2", 4, "paper"),
         ("qwen2", 2, "bfloat16"),
         ("llama", 2, "dense, then frozen"),
+        ("llama", 2, "one-shot start"),
     ],
 )
 def test_several_processes_give_the_result_of_one(

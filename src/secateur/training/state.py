@@ -58,6 +58,12 @@ def read_state(work: Path, trainer: Trainer, ranks: Ranks) -> None:
     trainer.optimiser.steps = int(found[-1].name.removeprefix("state-"))
 
 
+def forget_states(work: Path) -> None:
+    """Delete what states there are, and what a killed run left of one."""
+    for path in work.glob("state*"):
+        shutil.rmtree(path)
+
+
 def states(work: Path) -> list[Path]:
     """Folders of states, the latest last."""
     return sorted(work.glob("state-*"))

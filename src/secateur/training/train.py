@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +31,7 @@ from secateur.training.options import Training
 from secateur.training.ranks import joined
 from secateur.training.saving import ADAPTER, file_names, round_to_stored, save
 from secateur.training.start import count_zeros
-from secateur.training.state import read_state, states, write_state
+from secateur.training.state import forget_states, read_state, states, write_state
 from secateur.training.teacher import CachedTeacher, ResidentTeacher, Teacher
 from secateur.training.trainer import Trainer, held_out_loss
 from secateur.walk.precision import resolve_device
@@ -193,8 +192,7 @@ def _execute(job: Job, progress: Progress) -> None:
     write_json(job.run.output / "report.json", report.model_dump(mode="json"))
     job.run.record_complete()
     # Only an unfinished run needs them, and they are larger than the model.
-    for state in states(job.work):
-        shutil.rmtree(state)
+    forget_states(job.work)
     for targets in job.work.glob("targets-*.safetensors"):
         targets.unlink()
     forget_start(job)
