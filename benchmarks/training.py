@@ -141,7 +141,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pattern", default="2:4")
     parser.add_argument("--tokens", type=int, default=1_500_000)
     parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--window", type=int, default=1024)
     windows = parser.add_mutually_exclusive_group()
@@ -156,7 +156,8 @@ def parse_arguments() -> argparse.Namespace:
 def settings_of(arguments: argparse.Namespace) -> Json:
     """All that a result depends on, our code and the contenders' options aside."""
     names = "pattern tokens length batch_tokens seed window max_windows full".split()
-    files = arguments.data.rglob("*.*") if arguments.data.is_dir() else [arguments.data]
+    data = arguments.data
+    files = [f for f in data.rglob("*") if f.is_file()] if data.is_dir() else [data]
     return {
         **{name: getattr(arguments, name) for name in names},
         "model": digest_of(arguments.model.glob("*.safetensors")),

@@ -41,7 +41,7 @@ def test_values_are_put_over_a_preset_one_by_one() -> None:
     ("values", "message"),
     [
         ({}, "tokens is not valid: Field required"),
-        ({"tokens": 1000}, "1000 tokens are less than one step of 8192"),
+        ({"tokens": 1000}, "1000 tokens are less than one step of 4096"),
         ({"tokens": 10**6, "batch_tokens": 512}, "512 tokens holds no window of 1024"),
         ({"tokens": 10**6, "pattern": "5:4"}, "keeps 5 of every 4"),
         ({"tokens": 10**6, "masks": {"refresh": 3}}, r"masks\.refresh is not valid"),

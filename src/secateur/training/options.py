@@ -274,7 +274,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # For budgets of some hundred small steps from a good one-shot mask.
     "default": {
         "start": "auto",
-        "batch_tokens": 8192,
+        "batch_tokens": 4096,
         "masks": {"score": "sensitivity", "hysteresis": 0.1, "frozen_share": 0.5},
         "decay": {"strength": 0.0, "place": "outside"},
         "distillation": {"top_k": 64},

@@ -86,17 +86,7 @@ def find_texts(names: Sequence[str]) -> list[Part]:
 
 
 def _find_part(name: str) -> Part:
-    bare, colon, number = name.rpartition(":")
-    weight = None
-    if colon and not Path(name).exists():
-        try:
-            weight = float(number)
-        except ValueError:
-            bare = name
-    else:
-        bare = name
-    if weight is not None and not (weight > 0 and math.isfinite(weight)):
-        raise SecateurError(f"The weight of {bare} is {number}; give a positive number.")
+    bare, weight = _split_weight(name)
     folder = Path(bare).expanduser()
     if not folder.is_dir():
         return Part(bare, weight, (resolve_source(bare),))
@@ -106,6 +96,20 @@ def _find_part(name: str) -> Part:
             f"The folder {bare} holds no text files; put {', '.join(TEXT_SUFFIXES)} into it."
         )
     return Part(bare, weight, tuple(files))
+
+
+def _split_weight(name: str) -> tuple[str, float | None]:
+    bare, colon, number = name.rpartition(":")
+    if not colon or Path(name).expanduser().exists():
+        return name, None
+    try:
+        weight = float(number)
+    except ValueError:
+        # A configuration or split of a hub data set.
+        return name, None
+    if not (weight > 0 and math.isfinite(weight)):
+        raise SecateurError(f"The weight of {bare} is {number}; give a positive number.")
+    return bare, weight
 
 
 def load_text(
