@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,14 @@ from transformers.pytorch_utils import Conv1D
 
 from secateur.architecture import Linear
 from secateur.errors import SecateurError
-from secateur.pattern import NM, Unstructured, check_mask
-from secateur.progress import silent
+from secateur.pattern import NM, Unstructured
 from secateur.report.training import TrainingReport
-from secateur.training import Training, train
-from secateur.training.job import prepare
-from secateur.training.loading import load_student
+from secateur.training import Training
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import RowBudget, choose_mask
-from secateur.training.ranks import Ranks, joined
+from secateur.training.ranks import Ranks
 from secateur.training.sharding import check_shardable
-from secateur.training.trainer import Trainer
-from torchrun import together
+from torchrun import check_parts, run, together
 
 _LENGTH, _STEPS, _RATE = 32, 6, 3e-3
 
@@ -49,22 +43,6 @@ def options(preset: str = "ast", **values: Any) -> Training:
         },
         preset,
     )
-
-
-def run(source: Path, text: Path, output: Path, chosen: Training, kill_at: int = 0) -> None:
-    """Train; ``kill_at`` ends the process after so many steps, by the signal nothing can catch."""
-    step = Trainer.step
-
-    def killing(trainer: Trainer) -> None:
-        step(trainer)
-        if trainer.done == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    Trainer.step = killing  # type: ignore[method-assign]
-    try:
-        train(source, chosen, output, data=[str(text)])
-    finally:
-        Trainer.step = step  # type: ignore[method-assign]
 
 
 def assert_same_result(first: Path, second: Path) -> None:
@@ -164,47 +142,6 @@ def test_killed_run_resumes_with_another_number_of_processes(
     assert together(after, run, source, text_file, output, chosen) == [0] * after
     assert_same_result(tmp_path / "whole", output)
     assert not list((output / "secateur" / "training").glob("state*"))
-
-
-def check_parts(source: Path, text: Path, output: Path, chosen: Training) -> None:
-    """In every process: it has its share of everything, and no group or row is split."""
-    with joined(torch.device("cpu")) as (ranks, device):
-        for mine in ranks.in_turn():
-            if mine:
-                job = prepare(
-                    source,
-                    chosen,
-                    output,
-                    data=[str(text)],
-                    validation=None,
-                    teacher=None,
-                    restart=False,
-                    trust_remote_code=False,
-                    progress=silent,
-                    device=device,
-                    ranks=ranks,
-                )
-        student = load_student(job, source)
-        trainer = Trainer(student, None, job.text.train_WL, chosen, job.dtype, ranks)
-        trainer.step()
-        trainer.step()
-        total = sum(parameter.numel() for parameter in student.model.parameters())
-        # Rows that do not come out even are padded.
-        limit = total // ranks.world * 1.05
-        optimiser = trainer.optimiser
-        for tensors in (trainer.parameters, optimiser.first, optimiser.second):
-            assert sum(t.untyped_storage().nbytes() for t in tensors.values()) <= 4 * limit
-        weights = ranks.total(sum(each.mask.numel() for each in trainer.linears))
-        held = sum(each.mask.untyped_storage().nbytes() for each in trainer.linears)
-        assert held == weights // ranks.world
-        for each in trainer.linears:
-            check_mask(each.mask_OI, each.rows.budget)
-            assert (
-                each.mask_OI.shape[1]
-                == student.model.get_parameter(f"{each.name}.weight").shape[
-                    0 if each.linear.transposed else 1
-                ]
-            )
 
 
 @pytest.mark.slow
