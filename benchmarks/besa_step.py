@@ -46,7 +46,13 @@ from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
 from secateur.solvers.besa import apply_counts, ascending_ranks, masked_linear
 from secateur.solvers.block_loss import relative_loss
-from secateur.solvers.margin import follow_margin, margin_threshold
+from secateur.solvers.margin import (
+    RowCosts,
+    cheapest,
+    follow_margin,
+    margin_threshold,
+    thresholded_linear,
+)
 from secateur.solvers.rates import (
     candidate_counts,
     candidate_rates,
@@ -90,7 +96,7 @@ class Contender:
 
 
 class Dense(Contender):
-    def __init__(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
+    def __init__(self, weights: Sequence[Tensor], squares: Sequence[Tensor]) -> None:
         self.weights = weights
 
     def linear(self, index: int, x: Tensor) -> Tensor:
@@ -105,10 +111,13 @@ class Dense(Contender):
 class Released(Contender):
     """Section by section what the released code does; everything dense, in every forward."""
 
-    def __init__(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
-        self.weights, self.scores = weights, scores
+    def __init__(self, weights: Sequence[Tensor], squares: Sequence[Tensor]) -> None:
+        self.weights = weights
         device = weights[0].device
-        self.orders = [score.sort(dim=1, stable=True).indices for score in scores]
+        self.orders = [
+            wanda_score(w, square).sort(dim=1, stable=True).indices
+            for w, square in zip(weights, squares, strict=True)
+        ]
         self.rates = torch.linspace(1, 0, 101, device=device)
         self.probability_maps = []
         for w in weights:
@@ -165,10 +174,13 @@ class Finished(Contender):
 
 
 class Candidates(Finished):
-    def __init__(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
+    def __init__(self, weights: Sequence[Tensor], squares: Sequence[Tensor]) -> None:
         self.weights = weights
         device = weights[0].device
-        self.ranks = [ascending_ranks(score) for score in scores]
+        self.ranks = [
+            ascending_ranks(wanda_score(w, square))
+            for w, square in zip(weights, squares, strict=True)
+        ]
         self.rates = candidate_rates()
         self.candidates = [
             torch.tensor(candidate_counts(self.rates, w.shape[1])).to(device) for w in weights
@@ -204,34 +216,37 @@ class Rates(Contender):
     """`besa-rates`: costs of whole rows follow the loss's slope at their margin."""
 
     sequences = BESARates().batch_sequences
+    finished: list[Tensor] | None = None
 
-    def __init__(self, weights: Sequence[Tensor], scores: Sequence[Tensor]) -> None:
-        self.dense = weights
-        self.costs = [score.square() for score in scores]
-        self.weights = [w.clone().requires_grad_() for w in weights]
-        for w, dense, cost in zip(self.weights, self.dense, self.costs, strict=True):
-            w.register_post_accumulate_grad_hook(partial(self.follow, dense, cost))
-        self.mask()
-
-    def follow(self, dense: Tensor, cost: Tensor, w: Tensor) -> None:
-        assert w.grad is not None
-        follow_margin(cost, w.grad.mul_(dense).neg_(), self.threshold, pull=0.5)
-        w.grad = None
-
-    def mask(self) -> None:
+    def __init__(self, weights: Sequence[Tensor], squares: Sequence[Tensor]) -> None:
+        self.costs = [
+            RowCosts(w, square.sqrt(), torch.ones(len(w), device=w.device))
+            for w, square in zip(weights, squares, strict=True)
+        ]
+        self.removed = [torch.zeros(len(w), device=w.device).requires_grad_() for w in weights]
         self.threshold = margin_threshold(self.costs, TARGET)
-        with torch.no_grad():
-            for w, dense, cost in zip(self.weights, self.dense, self.costs, strict=True):
-                w.copy_(dense.where(cost > self.threshold, 0))
 
     def linear(self, index: int, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weights[index])
+        if self.finished:
+            return functional.linear(x, self.finished[index])
+        return thresholded_linear(x, self.costs[index], self.threshold, self.removed[index])
 
     def step(self, output: Tensor, reference: Tensor) -> float:
         loss = relative_loss(output, reference)
         loss.backward()
-        self.mask()
+        for each, removed in zip(self.costs, self.removed, strict=True):
+            assert removed.grad is not None
+            follow_margin(each.root_O, removed.grad, self.threshold, pull=0.5)
+            removed.grad = None
+        self.threshold = margin_threshold(self.costs, TARGET)
         return loss.item()
+
+    def finish(self) -> None:
+        zeros = round(TARGET * sum(each.w_OI.numel() for each in self.costs))
+        masks = cheapest(self.costs, zeros)
+        self.finished = [
+            each.w_OI.where(mask, 0) for each, mask in zip(self.costs, masks, strict=True)
+        ]
 
 
 CONTENDERS: dict[str, type] = {
@@ -276,7 +291,7 @@ class Problem:
     block: nn.Module
     routes: list[Routed]
     weights: list[Tensor]
-    scores: Callable[[], list[Tensor]]
+    squares: list[Tensor]
     x: Tensor
     rotary: tuple[Tensor, Tensor]
     autocast: Callable[[], Any]
@@ -318,13 +333,10 @@ def make_problem(arguments: argparse.Namespace, tokens: int) -> Problem:
             setattr(block.get_submodule(parent), child, routes[-1])
     squares = [torch.rand(w.shape[1], device=device) for w in weights]
 
-    def scores() -> list[Tensor]:
-        return [wanda_score(w, square) for w, square in zip(weights, squares, strict=True)]
-
     def autocast() -> Any:
         return torch.autocast(device.type, dtype=low) if low else nullcontext()
 
-    problem = Problem(block, routes, weights, scores, x, rotary, autocast)
+    problem = Problem(block, routes, weights, squares, x, rotary, autocast)
     with torch.no_grad():
         problem.reference = problem.run(Dense(weights, []), len(x))
     return problem
@@ -332,7 +344,7 @@ def make_problem(arguments: argparse.Namespace, tokens: int) -> Problem:
 
 def measure(problem: Problem, names: Sequence[str], steps: int) -> dict[str, tuple[float, float]]:
     """Fastest step and fastest pass of each contender, by sequence; they take turns."""
-    contenders = {name: CONTENDERS[name](problem.weights, problem.scores()) for name in names}
+    contenders = {name: CONTENDERS[name](problem.weights, problem.squares) for name in names}
     device = problem.x.device
     step_times: dict[str, list[float]] = {name: [] for name in names}
     pass_times: dict[str, list[float]] = {name: [] for name in names}
@@ -361,7 +373,7 @@ def peak_bytes(problem: Problem, name: str) -> int:
     counter = LiveBytes()
     before = torch.cuda.memory_allocated() if cuda else 0
     with nullcontext() if cuda else counter:
-        contender = CONTENDERS[name](problem.weights, problem.scores())
+        contender = CONTENDERS[name](problem.weights, problem.squares)
         step_once(problem, contender)  # makes the optimiser's state
         gc.collect()
         counter.peak = counter.live

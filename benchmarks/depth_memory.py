@@ -21,8 +21,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.measuring import Measured, child_environment, describe_machine, measure
+from harness.measuring import child_environment, describe_machine, measure
 from harness.results import commit
+from secateur.processes import Measured
 
 HERE = Path(__file__).resolve().parent
 SECATEUR = [sys.executable, "-m", "secateur"]

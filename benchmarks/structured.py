@@ -23,8 +23,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness.measuring import Json, apart, describe_machine, digest_of, measure, perplexity
+from harness.measuring import Json, describe_machine, digest_of, measure, perplexity
 from harness.results import Results
+from secateur.processes import apart
 
 BASELINES = Path(__file__).with_name("structured_baselines.py")
 PRESETS = {

@@ -76,9 +76,11 @@ def make_checkpoint(
     *,
     seed: int = 0,
     max_shard_size: str = "5GB",
+    **changes: Any,
 ) -> None:
-    """Save a random model of the family, with its tokenizer."""
-    options = {k: v for k, v in (_COMMON | FAMILIES[family]).items() if v is not None}
+    """Save a random model of the family, with its tokenizer; changes are of its configuration."""
+    values = _COMMON | FAMILIES[family] | changes
+    options = {k: v for k, v in values.items() if v is not None}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(

@@ -16,7 +16,6 @@ from harness.contender import OURS, PEER, Contender
 from harness.measuring import (
     Count,
     Json,
-    apart,
     count_zeros,
     describe_machine,
     digest_of,
@@ -28,6 +27,7 @@ from harness.measuring import (
 from harness.peer import PEER_SCRIPT, check_versions, peer_python, pinned_versions
 from harness.results import REPOSITORY, Results
 from harness.table import table
+from secateur.processes import apart
 
 SPARSITY_TOLERANCE = 0.0005
 

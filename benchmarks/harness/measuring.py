@@ -5,42 +5,25 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import multiprocessing
 import os
 import re
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
-# Neither torch nor numpy is imported here: a child's peak resident size starts at that of the
-# process that forked it, so this process has to stay small. Work that needs them is `apart`.
+from secateur.processes import Measured
+from secateur.processes import measure as measure_process
+
+# Neither torch nor numpy is imported here, so that this process stays small: secateur.processes
+# says why.
 
 BLOCK_LINEAR = re.compile(r"\.(?:layers|h|blocks)\.\d+\..*weight$")
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Json: TypeAlias = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a process cost, seen from outside.
-
-    Attributes:
-        seconds: wall time from start to exit.
-        cpu_seconds: user and system time; far below cores x seconds if others used the machine.
-        peak_bytes: largest resident size.
-    """
-
-    seconds: float
-    cpu_seconds: float
-    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -64,44 +47,17 @@ class Count:
 
 
 def measure(command: Sequence[str], log: Path) -> Measured:
-    """Run a command to its end, its output in ``log``, and measure it.
+    """Run a contender to its end, its output in ``log``, and measure it.
 
     Raises:
-        SystemExit: it failed; the end of its output is shown.
+        SecateurError: it failed; the end of its output is shown.
     """
-    os.sync()  # what the run before wrote is not this one's work
-    with log.open("wb") as output:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=child_environment()
-        )
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.kill()
-            raise
-        seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        tail = log.read_text(encoding="utf-8", errors="replace")[-3000:]
-        raise SystemExit(f"{tail}\n{shlex.join(command)} ended with {process.returncode}.")
-    return Measured(
-        seconds=seconds,
-        cpu_seconds=usage.ru_utime + usage.ru_stime,
-        peak_bytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-    )
+    return measure_process(command, log, child_environment())
 
 
 def child_environment() -> dict[str, str]:
     """Return the environment of every contender: the same threads, no look-ups on the hub."""
     return {**os.environ, "HF_HUB_OFFLINE": "1"}
-
-
-def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function in a fresh process, so that this one imports nothing large."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(function, *args, **kwargs).result()
 
 
 def write_tokens(

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from secateur.comparison import ComparisonResult, compare
     from secateur.deploy.accelerator import Accelerator, Memory
     from secateur.deploy.simulation import Simulation, simulate
     from secateur.errors import SecateurError
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "NM",
     "Accelerator",
+    "ComparisonResult",
     "Estimate",
     "Evaluation",
     "Inspection",
@@ -42,6 +44,7 @@ __all__ = [
     "TrainResult",
     "Training",
     "Unstructured",
+    "compare",
     "estimate",
     "evaluate",
     "inspect",
@@ -56,6 +59,7 @@ __all__ = [
 _HOMES = {
     "NM": "pattern",
     "Accelerator": "deploy.accelerator",
+    "ComparisonResult": "comparison",
     "Estimate": "estimation",
     "Evaluation": "evaluation",
     "Inspection": "inspection",
@@ -70,6 +74,7 @@ _HOMES = {
     "TrainResult": "training.train",
     "Training": "training.options",
     "Unstructured": "pattern",
+    "compare": "comparison",
     "estimate": "estimation",
     "evaluate": "evaluation",
     "inspect": "inspection",

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.allocation import DenseModel
 from secateur.allocation.edited import FromFile
-from secateur.architecture import find_blocks
+from secateur.architecture import BlockList, find_blocks
 from secateur.calibration import Calibration, load_calibration, source_files
 from secateur.calibration.saved import calibrate_once
 from secateur.checkpoint.files import write_json, write_text
@@ -26,6 +26,7 @@ from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.resident import ResidentStore
 from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
 from secateur.checkpoint.skeleton import (
+    TensorMap,
     build_skeleton,
     check_length,
     map_tensors,
@@ -201,6 +202,71 @@ def _job_in_memory(
     )
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """A checkpoint and a recipe that fit each other; nothing large has been read."""
+
+    folder: Path
+    reader: CheckpointReader
+    blocks: BlockList
+    tensors: TensorMap | str
+    plan: Plan
+    tokenizer: PreTrainedTokenizerBase
+    texts: list[Path]
+    recipe: Recipe
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def check(
+        cls,
+        name: str | Path,
+        recipe: Recipe,
+        tokenizer: PreTrainedTokenizerBase | None,
+        trust_remote_code: bool,
+    ) -> _Inputs:
+        device = resolve_device(recipe.device)
+        dtype = resolve_dtype(recipe.dtype, device)
+        folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
+        reader = CheckpointReader(folder)
+        blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
+        plan = recipe.allocation.prepare(blocks, recipe.pattern)
+        check_length(blocks.model.config, recipe.calibration.length)
+        return cls(
+            folder=folder,
+            reader=reader,
+            blocks=blocks,
+            tensors=map_tensors(blocks, reader),
+            plan=plan,
+            tokenizer=tokenizer or load_tokenizer(folder, trust_remote_code=trust_remote_code),
+            texts=source_files(recipe.calibration),
+            recipe=recipe,
+            device=device,
+            dtype=dtype,
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that decides the bytes of the result."""
+        return {
+            "model": fingerprint_checkpoint(self.reader),
+            "recipe": _deciding_options(self.recipe, self.plan),
+            "calibration text": fingerprint_files(self.texts),
+            "forward": f"{self.dtype} on {self.device.type}",
+            "versions": package_versions(),
+        }
+
+
+def fingerprint_run(
+    model: str | Path, recipe: Recipe, *, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Check the inputs of a run as ``prune`` does, and say all that decides its result.
+
+    Raises:
+        SecateurError: whatever ``prune`` would raise before it reads weights or writes.
+    """
+    return _Inputs.check(model, recipe, None, trust_remote_code).fingerprint()
+
+
 def _job_from_checkpoint(
     name: str | Path,
     recipe: Recipe,
@@ -209,50 +275,30 @@ def _job_from_checkpoint(
     restart: bool,
     trust_remote_code: bool,
 ) -> _Job:
-    device = resolve_device(recipe.device)
-    dtype = resolve_dtype(recipe.dtype, device)
-    folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
-    if output is not None:
-        check_apart(output, folder)
-    reader = CheckpointReader(folder)
-    blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
-    plan = recipe.allocation.prepare(blocks, recipe.pattern)
-    check_length(blocks.model.config, recipe.calibration.length)
-    tokenizer = tokenizer or load_tokenizer(folder, trust_remote_code=trust_remote_code)
-    texts = source_files(recipe.calibration)
-    tensors = map_tensors(blocks, reader)
-
+    given = _Inputs.check(name, recipe, tokenizer, trust_remote_code)
+    folder, device, dtype = given.folder, given.device, given.dtype
     run = None
     if output is not None:
-        run = Run.open(
-            output,
-            {
-                "model": fingerprint_checkpoint(reader),
-                "recipe": _deciding_options(recipe, plan),
-                "calibration text": fingerprint_files(texts),
-                "forward": f"{dtype} on {device.type}",
-                "versions": package_versions(),
-            },
-            restart=restart,
-        )
-        _check_space(run, reader)
+        check_apart(output, folder)
+        run = Run.open(output, given.fingerprint(), restart=restart)
+        _check_space(run, given.reader)
 
     load = partial(load_model, folder, trust_remote_code=trust_remote_code)
 
     notes: list[str] = []
     store: BlockStore
-    if isinstance(tensors, str):
-        notes.append(f"The whole model was loaded instead of one block at a time: {tensors}.")
+    if isinstance(given.tensors, str):
+        notes.append(f"The whole model was loaded instead of one block at a time: {given.tensors}.")
         resident = load("auto")
         store = ResidentStore(find_blocks(resident), output, device, side_files=folder)
     else:
         resident = None
-        store = StreamedStore(blocks, reader, tensors, output, device)
+        store = StreamedStore(given.blocks, given.reader, given.tensors, output, device)
     return _Job(
         name=str(name),
         store=store,
-        plan=plan,
-        tokenizer=tokenizer,
+        plan=given.plan,
+        tokenizer=given.tokenizer,
         load_dense=lambda: load(dtype, device) if resident is None else resident,
         device=device,
         dtype=dtype,

@@ -82,7 +82,26 @@ def test_eval_against_the_dense_model(
     assert result["model"]["perplexity"] > 1
     assert result["divergence"]["kl"] > 0
     assert result["protocol"]["windows"] == 5
-    assert "5 windows of 32 tokens" in run("eval", str(pruned[0]), *flags)
+    shown = run("eval", str(pruned[0]), *flags)
+    assert "5 windows of 32 tokens" in shown
+    assert "dense - model" in shown
+
+
+def test_eval_on_tasks(
+    pruned: tuple[Path, dict[str, object]], checkpoints: Callable[..., Path], tmp_path: Path
+) -> None:
+    item = {"goal": "dry", "sol1": "use a towel", "sol2": "wet it", "label": 0}
+    for task in ("piqa", "boolq"):
+        fields = item | {"passage": "Ice is cold.", "question": "is ice hot"}
+        (tmp_path / f"{task}_valid.jsonl").write_text((json.dumps(fields) + "\n") * 3)
+    flags = ["--tasks", "piqa, boolq", "--task-data", str(tmp_path), "--limit", "2"]
+    result = json.loads(run("eval", str(pruned[0]), *flags, "--json"))
+    assert result["model"] is None
+    assert set(result["zero_shot"]["model"]["tasks"]) == {"piqa", "boolq"}
+    shown = run("eval", str(pruned[0]), *flags, "--against", str(checkpoints("llama")))
+    assert "dense acc_norm" in shown
+    assert "mean" in shown
+    assert "local files, first 2 questions" in " ".join(shown.split())
 
 
 def test_estimate_knows_the_zeros_before_the_run(checkpoints: Callable[..., Path]) -> None:
@@ -94,7 +113,7 @@ def test_estimate_knows_the_zeros_before_the_run(checkpoints: Callable[..., Path
     assert more["activation_bytes"] > estimate["activation_bytes"]
 
 
-@pytest.mark.parametrize("what", ["methods", "patterns", "allocations", "calibrations"])
+@pytest.mark.parametrize("what", ["methods", "patterns", "allocations", "calibrations", "tasks"])
 def test_ls(what: str) -> None:
     rows = json.loads(run("ls", what, "--json"))
     assert rows

@@ -64,6 +64,7 @@ def test_prune_evaluate_and_load(smollm2: Path, texts: tuple[Path, Path], tmp_pa
         evaluation = secateur.evaluate(
             tmp_path / name, text=judge, window=512, max_windows=8, against=smollm2
         )
+        assert evaluation.model is not None
         assert evaluation.dense is not None
         assert evaluation.divergence is not None
         perplexity[name] = evaluation.model.perplexity

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from secateur.errors import SecateurError
 from secateur.evaluation import Evaluation, evaluate, perplexity
+from secateur.evaluation.perplexity import split_windows
+from secateur.evaluation.scores import score_windows
 from tiny import make_tokenizer
 
 
@@ -74,6 +76,37 @@ def test_against_the_dense_model(
     assert calls[-1] == ("Evaluating", 4, 4)
 
 
+def test_intervals_come_from_resampled_windows(
+    pruned_folder: Path,
+    pruned: PreTrainedModel,
+    dense_folder: Path,
+    dense: PreTrainedModel,
+    text_file: Path,
+) -> None:
+    settings = {"text": text_file, "window": 32, "max_windows": 12, "dtype": "float32"}
+    result = evaluate(pruned_folder, against=dense_folder, **settings)
+    tokens_N = torch.tensor(make_tokenizer().encode(text_file.read_text()))
+    scores = score_windows(pruned, split_windows(tokens_N, 32, 12), dense=dense)
+    assert scores.comparison is not None
+    drawn_RW = torch.randint(12, (10_000, 12), generator=torch.Generator().manual_seed(0))
+    model_R = scores.loss_W[drawn_RW].mean(1)
+    dense_R = scores.comparison.dense_loss_W[drawn_RW].mean(1)
+    kl_R = scores.comparison.divergence_W[drawn_RW].mean(1)
+
+    def middle(statistic_R: torch.Tensor) -> list[float]:
+        return [float(statistic_R.quantile(q)) for q in (0.025, 0.975)]
+
+    assert result.model is not None and result.dense is not None
+    assert result.divergence is not None and result.difference is not None
+    assert result.model.interval == pytest.approx(middle(model_R.exp()))
+    assert result.dense.interval == pytest.approx(middle(dense_R.exp()))
+    assert result.divergence.kl_interval == pytest.approx(middle(kl_R))
+    assert result.difference.loss == pytest.approx(result.dense.loss - result.model.loss)
+    assert result.difference.loss_interval == pytest.approx(middle(dense_R - model_R))
+    paired = middle(dense_R.exp() - model_R.exp())
+    assert result.difference.perplexity_interval == pytest.approx(paired)
+
+
 def test_in_memory_is_as_on_disk(
     pruned_folder: Path,
     pruned: PreTrainedModel,
@@ -121,13 +154,17 @@ def test_the_schema_is_stable(pruned_folder: Path, dense_folder: Path, text_file
         "model",
         "dense",
         "divergence",
+        "difference",
         "protocol",
+        "zero_shot",
         "seconds",
         "notes",
     }
     figures = {"model", "weights_dtype", "loss", "perplexity", "interval", "word_perplexity"}
     assert set(plain["model"]) == set(plain["dense"]) == figures
-    assert set(plain["divergence"]) == {"kl", "top1_agreement"}
+    assert set(plain["divergence"]) == {"kl", "kl_interval", "top1_agreement"}
+    paired = {"loss", "loss_interval", "perplexity", "perplexity_interval"}
+    assert set(plain["difference"]) == paired
     assert Evaluation.model_validate(plain) == result
 
 
@@ -163,7 +200,7 @@ def test_calibration_text_among_the_evaluation_text_is_noted(
 
 
 def test_a_text_or_a_dataset(pruned_folder: Path, text_file: Path) -> None:
-    with pytest.raises(SecateurError, match="either a text file or a data set"):
+    with pytest.raises(SecateurError, match="either a text file or a data set, or else tasks"):
         evaluate(pruned_folder)
     with pytest.raises(SecateurError, match="either a text file or a data set"):
         evaluate(pruned_folder, text=text_file, dataset="wikitext2")

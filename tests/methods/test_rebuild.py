@@ -33,6 +33,7 @@ STAGES = [
     Barber(batch_sequences=2, granularity="block"),
     Swaps(batch_sequences=2),
     Swaps(batch_sequences=2, reference="pruned", rounds=2, shortlist=3),
+    Barber(batch_sequences=2, windows=4),
 ]
 
 
@@ -155,6 +156,18 @@ def test_masks_that_raise_the_error_are_refused(checkpoints: Callable[..., Path]
         assert all(map(torch.equal, weights, task.block.parameters()))
         assert "none in self_attn" in task.notes[0]
         assert "none in mlp" in task.notes[0]
+
+
+def test_no_more_windows_are_taken_than_wanted(checkpoints: Callable[..., Path]) -> None:
+    with block_task(checkpoints("llama")) as task:
+        fitted = task.stream.batches.boundary
+        for most, taken in ((1, 1), (4, 4), (100, fitted)):
+            drawn = torch.cat(task.fitted_batches(2, most))
+            assert len(drawn) == len(drawn.unique()) == taken
+            assert int(drawn.max()) < fitted
+    few, all_of_them = Barber(windows=4), Barber(windows=100)
+    assert few.passes(8) < all_of_them.passes(8)
+    assert few.passes(4) == all_of_them.passes(4)
 
 
 def squares_one_by_one(task: BlockTask, part: Part) -> dict[str, Tensor]:

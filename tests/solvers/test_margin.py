@@ -1,31 +1,104 @@
-"""Following the margin, against a loop."""
+"""Costs by row and column, slopes at the margin and following them, against plain arithmetic."""
 
 from __future__ import annotations
 
 import math
 
+import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
 
-from secateur.solvers.margin import follow_margin
+from secateur.solvers import margin
+from secateur.solvers.margin import (
+    RowCosts,
+    cheapest,
+    follow_margin,
+    margin_threshold,
+    thresholded_linear,
+)
 
 
-def test_each_row_follows_the_mean_slope_at_its_margin() -> None:
-    generator = torch.Generator().manual_seed(0)
-    cost_OI = torch.rand(6, 20, generator=generator, dtype=torch.float64) * 4
-    slope_OI = torch.randn(6, 20, generator=generator, dtype=torch.float64)
-    cost_OI[5] = 100  # A row without a margin stays as it is.
-    expected_OI = cost_OI.clone()
-    for row in range(6):
-        margin = [s for c, s in zip(cost_OI[row], slope_OI[row], strict=True) if 2 / 1.5 < c < 3]
-        slope = sum(margin) / len(margin) if margin else 0.0
-        expected_OI[row] *= math.exp(0.3 * max(-1.0, min(1.0, float(slope) / 2)))
-    follow_margin(cost_OI, slope_OI, threshold=2.0, pull=0.3)
-    torch.testing.assert_close(cost_OI, expected_OI)
+@pytest.fixture(autouse=True)
+def few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_rows(like_OI: Tensor) -> list[slice]:
+        return [slice(start, start + 2) for start in range(0, len(like_OI), 2)]
+
+    monkeypatch.setattr(margin, "row_chunks", two_rows)
+
+
+def random_costs(seed: int, dtype: torch.dtype, rows: int = 5, columns: int = 40) -> RowCosts:
+    generator = torch.Generator().manual_seed(seed)
+    w_OI = torch.randn(rows, columns, generator=generator, dtype=dtype)
+    norm_I = torch.rand(columns, generator=generator, dtype=dtype)
+    return RowCosts(w_OI, norm_I, torch.rand(rows, generator=generator, dtype=dtype))
+
+
+def all_costs(costs: RowCosts) -> Tensor:
+    return costs.w_OI.abs() * costs.norm_I * costs.root_O[:, None]
+
+
+def test_the_cheapest_weights_of_all_linears_go_and_exactly_as_many_as_asked() -> None:
+    costs = [random_costs(0, torch.float32), random_costs(1, torch.float32, rows=3)]
+    flat = torch.cat([all_costs(each).flatten() for each in costs])
+    for zeros in (0, 1, 77, len(flat)):
+        masks = cheapest(costs, zeros)
+        expected = torch.ones(len(flat), dtype=torch.bool)
+        expected[flat.argsort(stable=True)[:zeros]] = False
+        assert torch.equal(torch.cat([mask.flatten() for mask in masks]), expected)
+
+
+def test_the_threshold_lies_about_where_the_asked_share_is_cheaper() -> None:
+    costs = [random_costs(seed, torch.float32, rows=200) for seed in range(3)]
+    threshold = margin_threshold(costs, 0.3)
+    cheaper = torch.cat([all_costs(each).flatten() for each in costs]) <= threshold
+    assert float(cheaper.float().mean()) == pytest.approx(0.3, abs=0.02)
+
+
+def test_outputs_and_slopes_are_those_of_dense_masks() -> None:
+    costs, threshold = random_costs(2, torch.float64), 0.1
+    costs.root_O[4] = 100  # A row without a margin has no slope.
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 7, 40, generator=generator, dtype=torch.float64)
+    bias_O = torch.randn(5, generator=generator, dtype=torch.float64)
+    weights_BLO = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)
+
+    dense_OI = costs.w_OI.where(all_costs(costs) > threshold, 0).requires_grad_()
+    wanted_x = x.clone().requires_grad_()
+    wanted = functional.linear(wanted_x, dense_OI, bias_O)
+    (wanted * weights_BLO).sum().backward()
+    assert dense_OI.grad is not None
+    rise_OI = all_costs(costs).square() / threshold**2
+    near_OI = (rise_OI > 1 / 1.5) & (rise_OI < 1.5)
+    slope_OI = -costs.w_OI * dense_OI.grad
+    wanted_O = torch.stack(
+        [slope[near].mean() if near.any() else slope.new_zeros(()) for slope, near in
+         zip(slope_OI, near_OI, strict=True)]
+    )  # fmt: skip
+    assert near_OI.sum(1).tolist()[-1] == 0 and bool(near_OI.sum(1)[:4].all())
+
+    removed_O = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    found_x = x.clone().requires_grad_()
+    found = thresholded_linear(found_x, costs, threshold, removed_O, bias_O)
+    (found * weights_BLO).sum().backward()
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(found_x.grad, wanted_x.grad)
+    torch.testing.assert_close(removed_O.grad, wanted_O)
+
+
+def test_products_are_in_the_dtype_of_autocast() -> None:
+    costs = random_costs(4, torch.float32)
+    removed_O = torch.zeros(5, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = thresholded_linear(torch.randn(3, 40), costs, 0.1, removed_O, torch.ones(5))
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert removed_O.grad is not None and removed_O.grad.dtype == torch.float32
 
 
 def test_a_row_whose_weights_are_missed_becomes_dearer_and_another_cheaper() -> None:
-    cost_OI = torch.full((2, 8), 1.0)
-    slope_OI = torch.tensor([[0.5] * 8, [-0.5] * 8])
-    follow_margin(cost_OI, slope_OI, threshold=1.0, pull=0.5)
-    assert (cost_OI[0] > 1).all()
-    assert (cost_OI[1] < 1).all()
+    root_O = torch.full((3,), 2.0)
+    follow_margin(root_O, torch.tensor([2.0, -2.0, 100.0]), threshold=2.0, pull=0.5)
+    # Squares: costs are roots of what a removal is expected to do.
+    expected = [4 * math.exp(0.25), 4 * math.exp(-0.25), 4 * math.exp(0.5)]
+    torch.testing.assert_close(root_O.square(), torch.tensor(expected))

@@ -14,8 +14,8 @@ from secateur.allocation.profile import DenseBlock
 
 Rows = Literal["even", "free"]
 ROWS = (
-    "even: each row of a linear will lose the same share, as with Wanda and SparseGPT; free: the "
-    "method divides a linear's zeros among its rows, as ADMM, BESA and magnitude do"
+    "even: each row of a linear will lose the same share, as with Wanda; free: the method divides "
+    "a linear's zeros among its rows, as BESA and magnitude do"
 )
 
 

@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from secateur.errors import SecateurError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -22,6 +22,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         SecateurError: the disk is full.
     """
+    # Writing text has to do without torch: secateur.processes says why.
+    from safetensors.torch import save_file
+
     whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     _write(path, lambda temporary: save_file(whole, temporary, metadata={"format": "pt"}))
 

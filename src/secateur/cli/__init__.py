@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from secateur.cli.compare import compare
 from secateur.cli.demo import demo
 from secateur.cli.estimate import estimate
 from secateur.cli.evaluate import evaluate
@@ -31,6 +32,7 @@ app.command()(plan)
 app.command()(shrink)
 app.command()(train)
 app.command("eval")(evaluate)
+app.command()(compare)
 app.command()(inspect)
 app.command()(simulate)
 app.command()(estimate)
@@ -42,6 +44,7 @@ def main() -> None:
     """Run the command line; errors a user can act on are one sentence and exit code 1."""
     # Libraries that print progress of their own would break ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:

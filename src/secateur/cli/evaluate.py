@@ -18,8 +18,18 @@ def evaluate(
     ] = None,
     window: Annotated[int, typer.Option(help="Tokens per window; windows do not overlap.")] = 1024,
     max_windows: Annotated[int | None, typer.Option(help="Only the first N windows.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Zero-shot tasks, by commas; `secateur ls tasks`.")
+    ] = None,
+    task_data: Annotated[
+        Path | None, typer.Option(help="Folder of TASK_SPLIT.jsonl files. (default: the hub)")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first N questions of each task.")
+    ] = None,
     against: Annotated[
-        str | None, typer.Option(help="The dense model: adds KL divergence and top-1 agreement.")
+        str | None,
+        typer.Option(help="The dense model: its figures, KL divergence and top-1 agreement."),
     ] = None,
     bos: Annotated[
         bool, typer.Option("--bos", help="Begin every window with the beginning-of-text token.")
@@ -31,7 +41,7 @@ def evaluate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure perplexity, and the distance from the dense model."""
+    """Measure perplexity, zero-shot accuracy, and the distance from the dense model."""
     from secateur.cli.console import print_json, progress_bars, stdout
     from secateur.evaluation import evaluate as run
     from secateur.report.terminal import evaluation_table
@@ -43,6 +53,9 @@ def evaluate(
             dataset=dataset,
             window=window,
             max_windows=max_windows,
+            tasks=[name.strip() for name in tasks.split(",")] if tasks else (),
+            task_data=task_data,
+            limit=limit,
             against=against,
             bos=bos,
             device=device,

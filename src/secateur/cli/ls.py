@@ -15,10 +15,13 @@ class What(StrEnum):
     PATTERNS = "patterns"
     ALLOCATIONS = "allocations"
     CALIBRATIONS = "calibrations"
+    TASKS = "tasks"
 
 
 def ls(
-    what: Annotated[What, typer.Argument(help="methods, patterns, allocations or calibrations.")],
+    what: Annotated[
+        What, typer.Argument(help="methods, patterns, allocations, calibrations or tasks.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what can be chosen, a line each."""
@@ -60,6 +63,10 @@ def _rows(what: What) -> list[tuple[str, str]]:
             from secateur.calibration import SOURCES
 
             return list(SOURCES.items())
+        case What.TASKS:
+            from secateur.evaluation import TASKS
+
+            return [(name, task.description) for name, task in TASKS.items()]
 
 
 def _first_line(thing: object) -> str:

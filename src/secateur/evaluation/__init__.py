@@ -1,6 +1,21 @@
-"""Evaluation: perplexity of a model on a text, and its distance from the dense model."""
+"""Evaluation: perplexity, distance from the dense model, and answers to zero-shot tasks."""
 
-from secateur.evaluation.evaluate import Divergence, Evaluation, Figures, Protocol, evaluate
+from secateur.evaluation.document import Difference, Divergence, Evaluation, Figures, Protocol
+from secateur.evaluation.evaluate import evaluate
 from secateur.evaluation.perplexity import perplexity
+from secateur.evaluation.tasks import TASKS
+from secateur.evaluation.zero_shot import TaskScore, TaskScores, ZeroShot
 
-__all__ = ["Divergence", "Evaluation", "Figures", "Protocol", "evaluate", "perplexity"]
+__all__ = [
+    "TASKS",
+    "Difference",
+    "Divergence",
+    "Evaluation",
+    "Figures",
+    "Protocol",
+    "TaskScore",
+    "TaskScores",
+    "ZeroShot",
+    "evaluate",
+    "perplexity",
+]

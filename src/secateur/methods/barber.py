@@ -41,6 +41,9 @@ class Barber(BlockStage):
         "best",
         description="share of the pairs in wrong order to exchange, in [0, 1]; best tries several",
     )
+    windows: int = Field(
+        32, ge=1, description="most calibration windows that gradients are taken from"
+    )
 
     def check_pattern(self, pattern: Pattern) -> None:
         """Raise ValueError for exchanges that would leave the groups of n:m."""
@@ -58,7 +61,8 @@ class Barber(BlockStage):
     def passes(self, sequences: int) -> float:
         # Each part as it is, dense, and backwards; attention once more on the way to the MLP.
         # Then the held-out third, before and after each offer to one of two parts.
-        return 4.5 + (1 + 2 * len(self.ratios)) / 3
+        looked_at = min(self.windows / max(sequences, 1), 1)
+        return 4.5 * looked_at + (1 + 2 * len(self.ratios)) / 3
 
     def apply(self, task: BlockTask) -> None:
         rebuild = Rebuild(task, self.method, self.reference)
@@ -86,7 +90,7 @@ class Barber(BlockStage):
         squares = {
             linear.name: torch.zeros_like(task.dense[linear.name]) for linear in part.linears
         }
-        batches = task.fitted_batches(self.batch_sequences)
+        batches = task.fitted_batches(self.batch_sequences, self.windows)
         for batch in batches:
             passes, error_B = _dense_pass(task, part, batch)
             in_order = all(len(each.x_NI) == len(batch) * task.length for each in passes)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from secateur.architecture import Linear
 from secateur.methods.block_task import BlockTask, relative_error
 from secateur.methods.rows import take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
-from secateur.pattern import lowest
-from secateur.solvers.margin import follow_margin, margin_threshold
+from secateur.solvers.margin import (
+    RowCosts,
+    cheapest,
+    follow_margin,
+    margin_threshold,
+    thresholded_linear,
+)
 from secateur.walk.probes import RowSensitivity, random_projection
 
 
@@ -22,7 +28,7 @@ class BESARates(BlockStage):
 
     needs_norms: ClassVar[bool] = True
     unstructured_only: ClassVar[bool] = True
-    copies: ClassVar[int] = 4
+    copies: ClassVar[int] = 1
 
     method: Literal["besa-rates"] = "besa-rates"
     probe_sequences: int = Field(
@@ -43,7 +49,7 @@ class BESARates(BlockStage):
             candidates["straight-through steps"] = _cheapest(task, costs)
         take_best(task, self.method, self.reference, candidates)
 
-    def _closed_form(self, task: BlockTask) -> dict[str, Tensor]:
+    def _closed_form(self, task: BlockTask) -> dict[str, RowCosts]:
         """Expected rise of the loss for each weight removed, from probes of the dense block."""
         write_masks(task, {})
         sensitivity = RowSensitivity(task.linears)
@@ -61,13 +67,13 @@ class BESARates(BlockStage):
             square_I = task.mean_squares[name]
             # A linear that no token reached costs nothing, which is no reason to empty it.
             if square_I.any():
-                row_O1 = sensitivity.sums[name][:, None] / tokens
-                costs[name] = dense_OI.square().mul_(square_I).mul_(row_O1)
+                root_O = (sensitivity.sums[name] / tokens).sqrt_()
+                costs[name] = RowCosts(dense_OI, square_I.sqrt(), root_O)
         return costs
 
-    def _follow(self, task: BlockTask, costs: dict[str, Tensor]) -> None:
+    def _follow(self, task: BlockTask, costs: Mapping[str, RowCosts]) -> None:
         """Scale the costs of each row, step by step, by what the loss says at its margin."""
-        weights = sum(cost.numel() for cost in costs.values())
+        weights = sum(each.w_OI.numel() for each in costs.values())
         share = sum(task.zeros[name] for name in costs) / weights
         batches: list[Tensor] = []
         while len(batches) < self.steps:
@@ -75,36 +81,38 @@ class BESARates(BlockStage):
         for step, batch in enumerate(batches[: self.steps]):
             # The last masks are exact, those between steps need not be.
             threshold = margin_threshold(costs.values(), share)
-            for linear in task.linears:
-                if linear.name in costs:
-                    kept_OI = costs[linear.name] > threshold
-                    linear.weight_OI.copy_(task.dense[linear.name].where(kept_OI, 0))
-            self._step(task, batch, costs, threshold, pull=self.rate * (1 - step / self.steps))
+            slopes = self._slopes(task, batch, costs, threshold)
+            for name, slope_O in slopes.items():
+                pull = self.rate * (1 - step / self.steps)
+                follow_margin(costs[name].root_O, slope_O, threshold, pull)
 
-    def _step(
-        self,
-        task: BlockTask,
-        batch: Tensor,
-        costs: dict[str, Tensor],
-        threshold: float,
-        pull: float,
-    ) -> None:
-        def loss() -> Tensor:
-            return relative_error(task.output(batch), task.target(batch, self.reference)).mean()
+    def _slopes(
+        self, task: BlockTask, batch: Tensor, costs: Mapping[str, RowCosts], threshold: float
+    ) -> dict[str, Tensor]:
+        """The loss's slope at the margin of each row, for linears that the batch reached."""
+        removed = {
+            name: torch.zeros_like(each.root_O, requires_grad=True) for name, each in costs.items()
+        }
+        chosen = [linear for linear in task.linears if linear.name in costs]
+        for linear in chosen:
+            linear.module.forward = partial(
+                thresholded_linear,
+                costs=costs[linear.name],
+                threshold=threshold,
+                removed_O=removed[linear.name],
+                bias_O=linear.bias_O,
+            )
+        try:
+            error_BL = relative_error(task.output(batch), task.target(batch, self.reference))
+            error_BL.mean().backward()
+        finally:
+            for linear in chosen:
+                del linear.module.forward
+        return {name: each.grad for name, each in removed.items() if each.grad is not None}
 
-        def follow(linear: Linear, gradient_OI: Tensor) -> None:
-            if linear.name in costs:
-                slope_OI = gradient_OI.mul_(task.dense[linear.name]).neg_()
-                follow_margin(costs[linear.name], slope_OI, threshold, pull)
 
-        task.visit_gradients(loss, follow)
-
-
-def _cheapest(task: BlockTask, costs: dict[str, Tensor]) -> dict[str, Tensor]:
+def _cheapest(task: BlockTask, costs: Mapping[str, RowCosts]) -> dict[str, Tensor]:
     """Remove the cheapest weights of the block, exactly as many as the plan says."""
-    zeros = sum(task.zeros[name] for name in costs)
-    flat_1N = torch.cat([cost.flatten() for cost in costs.values()])[None]
-    kept_N = ~lowest(flat_1N, [zeros])[0]
-    parts = kept_N.split([cost.numel() for cost in costs.values()])
-    masks = {name: part.view(costs[name].shape) for name, part in zip(costs, parts, strict=True)}
+    found = cheapest(list(costs.values()), sum(task.zeros[name] for name in costs))
+    masks = dict(zip(costs, found, strict=True))
     return uniform_masks(task, leave_out=masks) | masks

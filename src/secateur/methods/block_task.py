@@ -64,9 +64,14 @@ class BlockTask:
         """Tokens in a calibration window."""
         return self.stream.x_SLD.shape[1]
 
-    def fitted_batches(self, size: int) -> list[Tensor]:
-        """Indices of the sequences that may be fitted on, shuffled, in batches of one size."""
-        order = torch.randperm(self.stream.batches.boundary, generator=self.generator)
+    def fitted_batches(self, size: int, most: int | None = None) -> list[Tensor]:
+        """Indices of the sequences that may be fitted on, shuffled, in batches of one size.
+
+        Args:
+            size: sequences in a batch.
+            most: sequences in all, if not every one is wanted.
+        """
+        order = torch.randperm(self.stream.batches.boundary, generator=self.generator)[:most]
         return [batch for batch in order.split(size) if len(batch) == min(size, len(order))]
 
     def output(self, batch: Tensor | slice, with_graph: bool = False) -> Tensor:
@@ -83,30 +88,6 @@ class BlockTask:
     def target(self, batch: Tensor | slice, reference: Reference) -> Tensor:
         """What the block should return for these sequences."""
         return self.targets[reference][batch].to(self.device)
-
-    def visit_gradients(
-        self, loss: Callable[[], Tensor], visit: Callable[[Linear, Tensor], None]
-    ) -> None:
-        """Call ``visit(linear, gradient (out, in))`` for each linear that the loss depends on.
-
-        One gradient at a time is held; ``visit`` may write into it.
-        """
-        handles = []
-        for linear in self.linears:
-            weight = linear.module.get_parameter("weight").requires_grad_(True)
-
-            def take(weight: Tensor, linear: Linear = linear) -> None:
-                assert weight.grad is not None
-                visit(linear, weight.grad.T if linear.transposed else weight.grad)
-                weight.grad = None
-
-            handles.append(weight.register_post_accumulate_grad_hook(take))
-        try:
-            loss().backward()
-        finally:
-            for handle, linear in zip(handles, self.linears, strict=True):
-                handle.remove()
-                linear.module.get_parameter("weight").requires_grad_(False)
 
     def held_out_error(self, reference: Reference) -> float:
         """Relative squared error of the output, token by token, mean over some held-out tokens.

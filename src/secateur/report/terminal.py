@@ -12,7 +12,7 @@ from rich.text import Text
 from secateur.deploy.accelerator import Formula, Memory
 from secateur.deploy.simulation import Cycles, CycleSum, Simulation
 from secateur.estimation import Estimate
-from secateur.evaluation import Evaluation
+from secateur.evaluation import Evaluation, Figures, Protocol, ZeroShot
 from secateur.inspection import Inspection
 from secateur.planning import Plan
 from secateur.report.document import LinearReport, Report
@@ -24,6 +24,8 @@ from secateur.structured.report import ShrinkReport, SubBlockReport
 # Blocks whose sparsities differ by more than this were not pruned evenly.
 _UNEVEN = 0.005
 _BARS = " ▁▂▃▄▅▆▇█"
+# Metrics of zero-shot tasks, and their standard errors.
+_METRICS = {"acc": "acc_stderr", "acc_norm": "acc_norm_stderr"}
 
 
 def report_table(report: Report) -> RenderableType:
@@ -306,28 +308,78 @@ def estimate_table(estimate: Estimate) -> RenderableType:
 
 
 def evaluation_table(evaluation: Evaluation) -> RenderableType:
-    """Perplexities with their protocol, dense beside pruned."""
+    """Perplexities and accuracies with their protocol, dense beside pruned."""
+    parts: list[RenderableType] = []
+    if evaluation.model is not None and evaluation.protocol is not None:
+        parts += _perplexity_lines(evaluation, evaluation.model, evaluation.protocol)
+    if parts and evaluation.zero_shot is not None:
+        parts.append(Text())
+    if evaluation.zero_shot is not None:
+        parts += _task_lines(evaluation.zero_shot)
+    return Group(*parts, *(Text(f"· {note}", style="dim") for note in evaluation.notes))
+
+
+def _perplexity_lines(
+    evaluation: Evaluation, model: Figures, protocol: Protocol
+) -> list[RenderableType]:
     table = Table(box=None, header_style="dim", pad_edge=False)
     table.add_column("")
     for name in ("perplexity", "95 % interval", "per word", "KL from dense", "top-1 agreement"):
         table.add_column(name, justify="right")
-    for label, figures in (("dense", evaluation.dense), ("model", evaluation.model)):
+    for label, figures in (("dense", evaluation.dense), ("model", model)):
         if figures is None:
             continue
-        low, high = figures.interval or (None, None)
         distance = evaluation.divergence if label == "model" else None
         table.add_row(
             label,
             f"{figures.perplexity:.2f}",
-            "" if low is None else f"{low:.2f} - {high:.2f}",
+            _interval_text(figures.interval),
             "" if figures.word_perplexity is None else f"{figures.word_perplexity:.2f}",
             f"{distance.kl:.4f} nats" if distance else "",
             f"{100 * distance.top1_agreement:.1f} %" if distance else "",
         )
-    protocol = evaluation.protocol
+    if (paired := evaluation.difference) is not None:
+        interval = _interval_text(paired.perplexity_interval)
+        table.add_row("dense - model", f"{paired.perplexity:.2f}", interval)
     line = (
         f"{protocol.text}, {protocol.windows} windows of {protocol.window} tokens, no overlap, "
-        f"{protocol.forward_dtype} on {protocol.device}; weights {evaluation.model.weights_dtype}"
+        f"{protocol.forward_dtype} on {protocol.device}; weights {model.weights_dtype}"
     )
-    notes = [Text(f"· {note}", style="dim") for note in evaluation.notes]
-    return Group(table, Text(line, style="dim"), *notes)
+    return [table, Text(line, style="dim")]
+
+
+def _task_lines(zero_shot: ZeroShot) -> list[RenderableType]:
+    table = Table(box=None, header_style="dim", pad_edge=False)
+    table.add_column("task")
+    models = [("dense ", zero_shot.dense), ("", zero_shot.model)]
+    shown = [(label, scores) for label, scores in models if scores is not None]
+    for name in ("questions", *(f"{label}{kind}" for label, _ in shown for kind in _METRICS)):
+        table.add_column(name, justify="right")
+    for task, score in zero_shot.model.tasks.items():
+        cells = [
+            _share_text(getattr(scores.tasks[task], kind), getattr(scores.tasks[task], error))
+            for _, scores in shown
+            for kind, error in _METRICS.items()
+        ]
+        table.add_row(task, str(score.items), *cells)
+    if len(zero_shot.model.tasks) > 1:
+        table.add_section()
+        means = [(_share_text(scores.mean_acc, scores.mean_acc_stderr), "") for _, scores in shown]
+        table.add_row("mean", "", *(cell for pair in means for cell in pair), style="bold")
+    place = "local files" if set(zero_shot.data.values()) != {"hub"} else "hub data"
+    line = (
+        f"lm-eval {zero_shot.lm_eval}, no examples, {place}, "
+        f"{'all' if zero_shot.limit is None else f'first {zero_shot.limit}'} questions, "
+        f"{zero_shot.forward_dtype}; ± is one standard error"
+    )
+    return [table, Text(line, style="dim")]
+
+
+def _interval_text(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.2f} - {interval[1]:.2f}"
+
+
+def _share_text(share: float | None, error: float | None) -> str:
+    if share is None:
+        return ""
+    return f"{100 * share:.1f} %" + ("" if error is None else f" ± {100 * error:.1f}")

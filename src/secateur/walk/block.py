@@ -20,6 +20,7 @@ from secateur.walk.inputs import (
     InputAccumulator,
     LinearGroup,
     find_groups,
+    judged_tokens,
     observed_inputs,
 )
 from secateur.walk.pruned import PrunedBlock, Stopwatch
@@ -222,7 +223,7 @@ def linear_errors(
     groups: list[LinearGroup],
     dense: Mapping[str, Tensor],
 ) -> dict[str, float]:
-    """Relative squared output error of each linear on the first held-out batch.
+    """Relative squared output error of each linear on tokens of the first held-out batch.
 
     Both versions of a linear get the input that the pruned block gives it.
     """
@@ -231,7 +232,7 @@ def linear_errors(
     def measure(number: int, x_NI: Tensor) -> None:
         for linear in groups[number].linears:
             with torch.autocast(x_NI.device.type, enabled=False):
-                x, w_OI = x_NI.float(), dense[linear.name]
+                x, w_OI = judged_tokens(x_NI).float(), dense[linear.name]
                 error = (x @ (linear.weight_OI - w_OI).T).square().sum()
                 power = (x @ w_OI.T).square().sum().clamp_min(torch.finfo(torch.float32).tiny)
             errors[linear.name] = float(error / power)

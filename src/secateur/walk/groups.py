@@ -19,15 +19,13 @@ from secateur.walk.inputs import (
     InputStatistics,
     LinearGroup,
     Needs,
+    judged_tokens,
     steps,
     visit_inputs,
 )
 from secateur.walk.pruned import PrunedBlock, Stopwatch
 from secateur.walk.replay import Replay
 from secateur.walk.streams import Stream
-
-# So many held-out tokens tell a good update from a bad one, at a small part of a solver's time.
-_JUDGED_TOKENS = 1024
 
 
 class GroupPruner:
@@ -97,7 +95,7 @@ class GroupPruner:
             sums[group].add(x_NI)
 
         def keep(group: int, x_NI: Tensor) -> None:
-            held_out[group] = x_NI[:: -(-len(x_NI) // _JUDGED_TOKENS)].to(self._dtype)
+            held_out[group] = judged_tokens(x_NI).to(self._dtype)
 
         if self._needs != "nothing":
             for batch in stream.batches.fitted:

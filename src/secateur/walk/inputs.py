@@ -15,6 +15,10 @@ from secateur.walk.precision import products_of_bfloat16
 
 Needs = Literal["nothing", "norms", "gram"]
 
+# So many held-out tokens tell a good update of a linear from a bad one, at a small part of a
+# solver's time.
+_JUDGED_TOKENS = 1024
+
 
 @dataclass(frozen=True)
 class InputStatistics:
@@ -85,6 +89,11 @@ def _add_upper_gram(gram_II: Tensor, x_NI: Tensor) -> None:
     for start in range(0, width, strip):
         part_NS = x_NI[:, start : start + strip]
         gram_II[start : start + strip, start:].addmm_(part_NS.T, x_NI[:, start:])
+
+
+def judged_tokens(x_NI: Tensor) -> Tensor:
+    """Some inputs from all over the batch, to measure the errors of linears on; a view."""
+    return x_NI[:: -(-len(x_NI) // _JUDGED_TOKENS)]
 
 
 def find_groups(linears: Sequence[Linear], run: Callable[[], object]) -> list[LinearGroup]:

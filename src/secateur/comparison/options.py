@@ -1,0 +1,180 @@
+"""What is compared: the file, and what its check says."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from secateur.calibration import CalibrationOptions
+from secateur.checkpoint.locate import locate_checkpoint
+from secateur.errors import SecateurError
+from secateur.evaluation.inputs import fingerprint_evaluation
+from secateur.evaluation.options import EvaluationOptions
+from secateur.pruning import fingerprint_run
+from secateur.recipe import Recipe
+from secateur.report.document import describe_machine
+from secateur.walk.precision import DtypeName, resolve_device
+
+DENSE = "dense"
+# What the rows have in common and may not say themselves.
+_SHARED = ("calibration", "device", "dtype")
+
+
+class Comparison(BaseModel):
+    """The content of a comparison file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(description="checkpoint folder, hub id or GGUF file")
+    calibration: CalibrationOptions = Field(
+        default_factory=CalibrationOptions, description="the text that statistics come from"
+    )
+    evaluation: EvaluationOptions
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: DtypeName = Field("auto", description="dtype of forward passes")
+    trust_remote_code: bool = Field(False, description="let the checkpoint's own code run")
+    rows: dict[str, dict[str, Any]] = Field(min_length=1, description="recipes by name")
+
+    @field_validator("evaluation")
+    @classmethod
+    def _one_text(cls, evaluation: EvaluationOptions) -> EvaluationOptions:
+        if (evaluation.text is None) == (evaluation.dataset is None):
+            raise ValueError("give either a text file or a dataset")
+        return evaluation
+
+    @classmethod
+    def from_file(cls, path: Path) -> Comparison:
+        """Read a YAML file.
+
+        Raises:
+            SecateurError: it is missing, no YAML mapping, or has an unknown key or a bad value.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SecateurError(f"The comparison {path} cannot be read; check the path.") from error
+        except yaml.YAMLError as error:
+            raise SecateurError(f"The comparison {path} is not valid YAML ({error}).") from error
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SecateurError(_explain(error)) from error
+
+    def recipe(self, name: str) -> Recipe:
+        """The complete recipe of a row.
+
+        Raises:
+            SecateurError: it is not valid, or speaks of what all rows share.
+        """
+        values = self.rows[name]
+        if own := [key for key in _SHARED if key in values]:
+            raise SecateurError(
+                f"it has {own[0]} of its own, which all rows share; move it to the top of the file."
+            )
+        shared = self.model_dump(mode="json", include=set(_SHARED))
+        return Recipe.from_mapping({**values, **shared})
+
+
+@dataclass(frozen=True)
+class CheckedRow:
+    """A recipe that can run.
+
+    Attributes:
+        name: as the file has it.
+        folder: name of its folder, the same for the same result.
+        recipe: complete, as YAML; None for the dense model.
+    """
+
+    name: str
+    folder: str
+    recipe: str | None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A comparison that can run, in plain values.
+
+    Attributes:
+        model: local folder of the dense model.
+        evaluation: fingerprint of the evaluation, which does not hang on the row.
+        rows: the dense model, then the recipes in their order.
+    """
+
+    model: str
+    options: dict[str, Any]
+    evaluation: str
+    rows: list[CheckedRow]
+    machine: dict[str, Any]
+
+
+def check(file: Path) -> Checked:
+    """Find out all that is wrong before anything runs.
+
+    Raises:
+        SecateurError: the file, the model, a row or the evaluation cannot be used.
+    """
+    comparison = Comparison.from_file(file)
+    model, remote = comparison.model, comparison.trust_remote_code
+    rows: list[CheckedRow] = []
+    for name in comparison.rows:
+        if name == DENSE:
+            raise SecateurError(
+                f"The row {DENSE} is always there, for the model itself; name yours otherwise."
+            )
+        try:
+            recipe = comparison.recipe(name)
+            decides = fingerprint_run(model, recipe, trust_remote_code=remote)
+        except SecateurError as error:
+            raise SecateurError(f"The row {name} cannot run: {error}") from error
+        rows.append(CheckedRow(name, _folder_name(name, decides), recipe.to_yaml()))
+    dense = {key: decides[key] for key in ("model", "versions")}
+    evaluated = fingerprint_evaluation(
+        model,
+        comparison.evaluation,
+        device=comparison.device,
+        dtype=comparison.dtype,
+        trust_remote_code=remote,
+    )
+    options = comparison.model_dump(mode="json", exclude={"rows"})
+    folder = locate_checkpoint(model, trust_remote_code=remote)
+    return Checked(
+        model=str(folder),
+        options=options,
+        evaluation=_digest({**dense, **evaluated}),
+        rows=[CheckedRow(DENSE, _folder_name(DENSE, dense), None), *rows],
+        machine=describe_machine(resolve_device(comparison.device)).model_dump(mode="json"),
+    )
+
+
+def _folder_name(name: str, decides: dict[str, Any]) -> str:
+    plain = re.sub(r"[^\w.+@-]+", "-", name)
+    return f"{plain}-{_digest(decides)}"
+
+
+def _digest(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _explain(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = [str(part) for part in problem["loc"]]
+    where = ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        models: dict[str, type[BaseModel]] = {
+            "evaluation": EvaluationOptions,
+            "calibration": CalibrationOptions,
+        }
+        known = list(models.get(place[0] if len(place) > 1 else "", Comparison).model_fields)
+        near = difflib.get_close_matches(place[-1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}."
+        return f"The comparison has an unknown key {where}; {hint}"
+    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"The comparison's {where or 'content'} is not valid: {message}."

@@ -1,0 +1,26 @@
+"""What a model is evaluated on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class EvaluationOptions(BaseModel):
+    """The material of an evaluation, whichever model it is."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    text: str | Path | None = Field(
+        None, description="a .txt or .jsonl file; either this or dataset"
+    )
+    dataset: str | None = Field(None, description="wikitext2 or USER/NAME[:CONFIG][:SPLIT]")
+    window: int = Field(1024, description="tokens per window; windows do not overlap")
+    max_windows: int | None = Field(None, description="only the first so many windows")
+    bos: bool = Field(False, description="begin every window with the beginning-of-text token")
+    tasks: tuple[str, ...] = Field((), description="zero-shot tasks")
+    task_data: str | Path | None = Field(
+        None, description="folder of local task files; the hub if null"
+    )
+    limit: int | None = Field(None, description="only the first so many questions of each task")
