@@ -249,3 +249,18 @@ def test_a_mask_that_misses_its_budget_is_found() -> None:
     shifted = torch.tensor([[True, True, True, False, False, False, False, True]])
     with pytest.raises(SecateurError, match="2:4"):
         check_mask(shifted, Budget.uniform(NM(2, 4), [1], 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("m", [2, 4, 8])
+def test_groups_in_lanes_are_those_of_a_stable_sort(m: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(m)
+    # Few values, so that ties are common; -0.0 and infinities among them.
+    values = torch.tensor([0.0, -0.0, 1.0, 2.0, 3.0, torch.inf], dtype=dtype)
+    score = values[torch.randint(0, 6, (70, 1000, m), generator=generator)]
+    for n in range(1, m + 1):
+        order = score.argsort(dim=2, stable=True)
+        expected = torch.ones_like(score, dtype=torch.bool).scatter_(2, order[:, :, : m - n], False)
+        assert torch.equal(keep_highest(score, n, 2), expected)
+        strided = score.transpose(0, 1)
+        assert torch.equal(keep_highest(strided, n, 2), expected.transpose(0, 1))

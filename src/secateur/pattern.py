@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +18,10 @@ Scope = Literal["row", "linear"]
 
 # Up to this group size comparing all pairs is faster than a stable sort.
 _PAIRWISE_GROUP = 16
+# Groups of these sizes fit into an integer, one byte for each member.
+_LANES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+# So many scores at a time stay in a processor's cache through all operations on them.
+_CACHED = 2**17
 
 
 @dataclass(frozen=True)
@@ -199,10 +204,7 @@ def select(
         SecateurError: A score is NaN, or the budget does not fit the shape.
     """
     budget.check_fits(*score_OI.shape)
-    if score_OI.numel() and bool(score_OI.amin().isnan()):
-        raise SecateurError(
-            "a pruning score is NaN; check the weights and the calibration statistics for NaN"
-        )
+    refuse_nan(score_OI)
     pattern = budget.pattern
     if isinstance(pattern, NM):
         groups = score_OI.unflatten(1, (-1, pattern.m))
@@ -221,6 +223,14 @@ def select(
     return mask_OI
 
 
+def refuse_nan(score: Tensor) -> None:
+    """Raise SecateurError if a score is NaN."""
+    if score.numel() and bool(score.amin().isnan()):
+        raise SecateurError(
+            "a pruning score is NaN; check the weights and the calibration statistics for NaN"
+        )
+
+
 def keep_highest(score: Tensor, n: int, dim: int) -> Tensor:
     """Mark the n highest scores along a dimension; of equal scores the later ones are kept.
 
@@ -233,6 +243,13 @@ def keep_highest(score: Tensor, n: int, dim: int) -> Tensor:
         bool tensor of the same shape.
     """
     m = score.shape[dim]
+    if m in _LANES and dim % score.ndim == score.ndim - 1 and sys.byteorder == "little":
+        mask = torch.empty_like(score, dtype=torch.bool, memory_format=torch.contiguous_format)
+        size = _CACHED if score.device.type == "cpu" else max(score.numel(), 1)
+        parts = zip(score.reshape(-1).split(size), mask.view(-1).split(size), strict=True)
+        for score_N, mask_N in parts:
+            _keep_highest_in_lanes(score_N, n, m, mask_N)
+        return mask
     if m > _PAIRWISE_GROUP:
         order = score.argsort(dim=dim, stable=True)
         return torch.ones_like(score, dtype=torch.bool).scatter_(
@@ -247,6 +264,48 @@ def keep_highest(score: Tensor, n: int, dim: int) -> Tensor:
         better[later] += wins.view(torch.uint8)
         better[earlier] += (~wins).view(torch.uint8)
     return torch.stack([count < n for count in better], dim)
+
+
+def _keep_highest_in_lanes(score_N: Tensor, n: int, m: int, mask_N: Tensor) -> None:
+    """``keep_highest`` for groups of m that lie one behind another, into ``mask_N``.
+
+    Every score is compared with the one d places behind it, for all d < m, so that comparisons run
+    along contiguous memory. Read as one integer, the m results of a group then count, a byte for
+    each member, how many others are better.
+    """
+    wins_N = torch.zeros_like(mask_N)
+    wins_G, ones, every = wins_N.view(_LANES[m]), _bytes(m), 0
+    better_G = mask_N.view(_LANES[m]).zero_()
+    for distance in range(1, m):
+        _greater(score_N[:-distance], score_N[distance:], wins_N[:-distance])
+        # The others' partner lies in the next group.
+        within = _bytes(m - distance)
+        every += within
+        # An earlier member's win counts for the later one; a loss, below, for itself.
+        factor = (1 << 8 * distance) - 1
+        better_G += torch.bitwise_and(wins_G, within).mul_(_wrapped(factor, m))
+    # With 128 − n on top, the highest bit of a byte says whether n or more are better.
+    better_G += _wrapped(every + (128 - n) * ones, m)
+    better_G.bitwise_not_().bitwise_right_shift_(7).bitwise_and_(ones)
+
+
+def _bytes(count: int) -> int:
+    """The integer whose ``count`` lowest bytes are 1."""
+    return int.from_bytes(b"\1" * count, "little")
+
+
+def _wrapped(value: int, size: int) -> int:
+    """The signed integer of ``size`` bytes with these bits."""
+    bits = (value % (1 << 8 * size)).to_bytes(size, "little")
+    return int.from_bytes(bits, "little", signed=True)
+
+
+def _greater(a: Tensor, b: Tensor, out: Tensor) -> None:
+    if a.device.type == "cpu" and a.dtype in (torch.float32, torch.float64):
+        # numpy's vectorised comparison is many times faster than torch's.
+        np.greater(a.detach().numpy(), b.detach().numpy(), out=out.numpy())
+    else:
+        torch.gt(a, b, out=out)
 
 
 def lowest(score_RN: Tensor, counts: Sequence[int]) -> Tensor:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import secateur
+from interruption import interrupted_after
 from secateur.checkpoint.masks import read_masks
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.errors import SecateurError
@@ -126,6 +127,10 @@ train(source, chosen, output, data=[text])
 
 _VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"low_rank": {"group": 8}},
+    "as CAST has it": {
+        "decay": {"place": "outside", "norm": "l1", "strength": 1.0},
+        "masks": {"forward": "dense", "rescale": True, "frozen_share": 0.5},
+    },
     "cached teacher, frozen": {
         "distillation": {"top_k": 8},
         "decay": {"place": "outside"},
@@ -136,7 +141,12 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("variant", "killed_at"),
-    [("paper", 5), ("cached teacher, frozen", 5), ("cached teacher, frozen", 9)],
+    [
+        ("paper", 5),
+        ("as CAST has it", 9),
+        ("cached teacher, frozen", 5),
+        ("cached teacher, frozen", 9),
+    ],
 )
 def test_killed_run_resumes_to_the_same_bytes(
     variant: str,
@@ -171,8 +181,14 @@ def test_pruned_checkpoint_keeps_every_zero(
     values = {**recipe.model_dump(mode="json"), "calibration": calibration}
     secateur.prune(dense, secateur.Recipe.from_mapping(values), pruned)
     masks = pruned / "secateur" / "masks" / "block-001.safetensors"
-    for output, source in ((tmp_path / "a", pruned), (tmp_path / "b", tmp_path / "a")):
-        report = run(source, text_file, output, options("keep-mask"), teacher=dense)
+    sparse = {"train": "lora", "lora_rank": 4}
+    for output, source, values in [
+        (tmp_path / "a", pruned, {}),
+        (tmp_path / "b", tmp_path / "a", {}),
+        (tmp_path / "lora", pruned, sparse),
+    ]:
+        report = run(source, text_file, output, options("keep-mask", **values), teacher=dense)
+        assert report.validation.after == pytest.approx(loss_of(output), rel=1e-5)
         kept = output / "secateur" / "masks" / "block-001.safetensors"
         assert kept.read_bytes() == masks.read_bytes()
         assert report.validation.after < report.validation.before
@@ -202,6 +218,26 @@ def test_low_rank_products_are_saved_beside_and_counted(
     held_out = TrainingText.read(output / "secateur" / "training" / "text.safetensors").held_out_WL
     loss = float(score_windows(model.eval(), held_out.long()).loss_W.mean())
     assert report.validation.after == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_low_rank_products_that_fit_the_text_begin_better(
+    family: str, checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    first = {
+        start: run(
+            checkpoints(family),
+            text_file,
+            tmp_path / start,
+            options(low_rank={"group": 8, "start": start}),
+        ).curve[0]
+        for start in ("means", "covariance")
+    }
+    assert first["covariance"]["step"] == first["means"]["step"] == 1
+    assert first["covariance"]["divergence"] < 0.95 * first["means"]["divergence"]
+    values = {"low_rank": {"group": 8, "start": "covariance"}, "distillation": {"weight": 0.0}}
+    with pytest.raises(SecateurError, match="is pruned, and a low-rank start"):
+        run(tmp_path / "means", text_file, tmp_path / "c", options(**values))
 
 
 def test_bad_input_leaves_nothing_behind(
@@ -240,7 +276,31 @@ def test_loss_that_is_not_finite_keeps_the_last_state(
     wild = options(optimiser={"learning_rate": 1e30}, checkpoint_minutes=0.0)
     with pytest.raises(SecateurError, match="NaN or infinite at step"):
         run(checkpoints("llama"), text_file, tmp_path / "out", wild)
-    state = tmp_path / "out" / "secateur" / "training" / "state.safetensors"
-    if state.is_file():
+    for state in (tmp_path / "out" / "secateur" / "training").glob("state-*/*"):
         assert all(bool(t.isfinite().all()) for t in load_file(state).values())
     assert not (tmp_path / "out" / "model.safetensors.index.json").exists()
+
+
+def test_default_preset_starts_from_a_one_shot_mask(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    chosen = options("default", distillation={"top_k": 16})
+    output = tmp_path / "out"
+    # An interruption while it is pruning; the first block is not pruned again.
+    with interrupted_after(1):
+        run(checkpoints("llama"), text_file, output, chosen)
+    report = run(checkpoints("llama"), text_file, output, chosen)
+    assert report.start is not None
+    assert report.start.resumed_blocks == 1
+    assert report.start.recipe["pattern"] == "2:4"
+    assert report.validation.after < report.validation.before
+    assert report.sparsity.zeros == report.sparsity.weights // 2
+    assert "2:4" in secateur.inspect(output).patterns
+    assert not (output / "secateur" / "training" / "start").exists()
+
+    largest = run(checkpoints("llama"), text_file, tmp_path / "b", options(start="magnitude"))
+    assert largest.start is None
+    assert report.validation.before < largest.validation.before
+    again = run(output, text_file, tmp_path / "c", chosen, teacher=checkpoints("llama"))
+    assert again.start is None
+    assert again.validation.before == pytest.approx(report.validation.after, abs=0.05)

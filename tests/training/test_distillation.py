@@ -42,14 +42,16 @@ def definition(
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("weight", [0.0, 0.67, 1.0])
 @pytest.mark.parametrize("count", [None, 1, 4, VOCABULARY - 1])
+# With large logits some positions leave next to nothing for the rest, and others do not.
+@pytest.mark.parametrize("scale", [2.0, 8.0])
 def test_gradient_is_that_of_the_definition(
-    temperature: float, weight: float, count: int | None
+    temperature: float, weight: float, count: int | None, scale: float
 ) -> None:
     target: Target = full(logits(1), temperature)
     if count is not None:
-        target = TopTarget.of_logits(logits(1), temperature, count)
-    expected = definition(logits(0), target, weight, temperature)
-    found = Loss(weight, temperature).gradient(logits(0), NEXT, target)
+        target = TopTarget.of_logits(logits(1, scale), temperature, count)
+    expected = definition(logits(0, scale), target, weight, temperature)
+    found = Loss(weight, temperature).gradient(logits(0, scale), NEXT, target)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -131,3 +133,12 @@ def test_parts_give_the_gradients_of_the_whole(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(sums.double(), parts, rtol=1e-5, atol=0)
     found = [parameter.grad for parameter in (*head.parameters(), *decoder.parameters())]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_student_that_rules_out_the_rest_has_a_finite_gradient() -> None:
+    target = TopTarget.of_logits(torch.zeros(1, 4), 1.0, 2)
+    student = torch.full((1, 4), -200.0)
+    student[0, target.token_PK[0]] = 0.0
+    parts, gradient_PV = Loss(1.0, 1.0).gradient(student, torch.tensor([0]), target)
+    assert bool(gradient_PV.isfinite().all())
+    assert float(parts[1]) == pytest.approx(0.5 * 200, rel=0.01)

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from secateur.errors import SecateurError
 from secateur.pattern import NM, Pattern, Unstructured
-from secateur.training.masks import RowBudget, choose_mask, flips, magnitude, sensitivity
+from secateur.training.masks import (
+    RowBudget,
+    choose_mask,
+    flips,
+    magnitude,
+    renew_mask,
+    sensitivity,
+)
 
 
 def weights(rows: int = 6, columns: int = 16, seed: int = 0) -> torch.Tensor:
@@ -65,6 +72,7 @@ def test_hysteresis_keeps_what_is_nearly_as_good() -> None:
     swapped = choose_mask(score, rows, kept, hysteresis=0.1)
     assert swapped.tolist() == [[False, True, False, True]]
     assert torch.equal(choose_mask(score, rows, kept, hysteresis=0.3), kept)
+    assert torch.equal(choose_mask(torch.zeros(1, 4), rows, kept, hysteresis=0.1), kept)
 
 
 def test_flips_come_in_pairs_within_a_group() -> None:
@@ -78,3 +86,19 @@ def test_flips_come_in_pairs_within_a_group() -> None:
 def test_sensitivity_is_the_root_of_the_expected_change() -> None:
     w_OI, v_OI = weights(), weights(seed=3).square()
     torch.testing.assert_close(sensitivity(w_OI, v_OI).square(), w_OI.square() * v_OI)
+
+
+@pytest.mark.parametrize("pattern", [NM(2, 4), NM(3, 8), NM(2, 5), Unstructured(0.37)])
+@pytest.mark.parametrize("hysteresis", [0.0, 0.2])
+def test_mask_renewed_in_parts_is_that_of_the_whole(pattern: Pattern, hysteresis: float) -> None:
+    # Of so wide rows a few fill what is done at a time.
+    shape = (7, 40_000)
+    zeros = round(pattern.sparsity * 7 * 40_000)
+    rows = RowBudget.even(pattern, 7, zeros)
+    before = choose_mask(weights(*shape, seed=1).abs(), rows)
+    score_OI = weights(*shape, seed=2).abs()
+    expected = choose_mask(score_OI, rows, before, hysteresis)
+    mask_OI = before.clone()
+    changed = renew_mask(mask_OI, rows, lambda part: score_OI[part], hysteresis)
+    assert torch.equal(mask_OI, expected)
+    assert int(changed) == int(flips(before, expected)) > 0

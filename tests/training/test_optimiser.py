@@ -131,3 +131,32 @@ def test_vectors_are_not_decayed() -> None:
     made.step(0.1, decay=0.0)
     assert torch.equal(gain.data, torch.ones(4))
     torch.testing.assert_close(matrix.data, torch.full((4, 4), 0.95))
+
+
+def test_decay_by_absolute_value_is_in_adams_metric_and_stops_at_zero() -> None:
+    torch.manual_seed(2)
+    start = torch.randn(3, 4).double()
+    mask = torch.tensor([[True, False, False, True]] * 3)
+    decayed, made = optimiser(
+        start, mask, decay_place="outside", decay_norm="l1", second_moment="gradient"
+    )
+    plain, without = optimiser(start, mask, decay_place="outside", second_moment="gradient")
+    gradient = torch.randn(3, 4).double()
+    for weight, each in ((decayed, made), (plain, without)):
+        weight.grad = gradient.clone()
+        each.step(1e-2, decay=50.0 if each is made else 0.0)
+    v = made.second["w"]
+    lost = 1e-2 * 50.0 * (v.mean() / v).sqrt()
+    expected = (plain.data.abs() - lost).clamp_min(0) * plain.data.sign()
+    torch.testing.assert_close(decayed.data[~mask], expected[~mask])
+    assert torch.equal(decayed.data[mask], plain.data[mask])
+    assert bool((decayed.data[~mask] == 0).any())
+    assert bool((decayed.data[~mask] != 0).any())
+
+
+def test_decay_by_absolute_value_without_gradients_is_finite() -> None:
+    mask = torch.tensor([[True, False]])
+    weight, made = optimiser(torch.ones(1, 2), mask, decay_place="outside", decay_norm="l1")
+    weight.grad = torch.zeros(1, 2)
+    made.step(1e-2, decay=1.0)
+    assert bool(weight.data.isfinite().all())

@@ -41,11 +41,19 @@ def test_values_are_put_over_a_preset_one_by_one() -> None:
     ("values", "message"),
     [
         ({}, "tokens is not valid: Field required"),
-        ({"tokens": 1000}, "1000 tokens are less than one step of 131072"),
+        ({"tokens": 1000}, "1000 tokens are less than one step of 4096"),
         ({"tokens": 10**6, "batch_tokens": 512}, "512 tokens holds no window of 1024"),
         ({"tokens": 10**6, "pattern": "5:4"}, "keeps 5 of every 4"),
         ({"tokens": 10**6, "masks": {"refresh": 3}}, r"masks\.refresh is not valid"),
         ({"tokens": 10**6, "train": "vectors"}, "use the preset keep-mask"),
+        ({"tokens": 10**6, "decay": {"norm": "l1", "place": "inside"}}, "needs place: outside"),
+        ({"tokens": 10**6, "masks": {"forward": "dense", "frozen_share": 0}}, "frozen_share betw"),
+        ({"tokens": 10**6, "masks": {"scope": "global"}}, "2:4 compete within their group"),
+        ({"tokens": 10**6, "masks": {"frozen_share": 1.0}}, "start: auto prunes a dense model"),
+        (
+            {"tokens": 10**6, "masks": {"forward": "dense"}, "low_rank": {"group": 8}},
+            "use forward: masked",
+        ),
         ({"tokens": 10**6, "distillation": {"weight": 2}}, r"distillation\.weight is not valid"),
     ],
 )
@@ -55,7 +63,7 @@ def test_bad_values_are_named(values: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_preset_names_those_there_are() -> None:
-    with pytest.raises(SecateurError, match="presets are ast, keep-mask"):
+    with pytest.raises(SecateurError, match="presets are default, ast, keep-mask"):
         Training.from_mapping({"tokens": 10**6}, "fast")
 
 

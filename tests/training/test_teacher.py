@@ -9,9 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from secateur.architecture import find_blocks
 from secateur.progress import silent
 from secateur.training import teacher
 from secateur.training.distillation import FullTarget, TopTarget
+from secateur.training.holding import Whole
 from secateur.training.teacher import CachedTeacher, ResidentTeacher, cache_bytes
 
 WINDOWS, LENGTH, COUNT = 7, 12, 16
@@ -47,7 +49,8 @@ def test_resident_teacher_foresees_what_the_model_does(
 ) -> None:
     with torch.no_grad():
         expected = (model(windows_WL[3:5]).logits[:, :-1].flatten(0, 1) / 2).log_softmax(-1)
-    target = ResidentTeacher(model, windows_WL, 2.0).targets(3, windows_WL[3:5])(slice(4, 20))
+    teacher = ResidentTeacher(Whole(find_blocks(model), []), windows_WL, 2.0)
+    target = teacher.targets(3, windows_WL[3:5])(slice(4, 20))
     assert isinstance(target, FullTarget)
     assert not target.teacher_PV.requires_grad
     torch.testing.assert_close(target.teacher_PV, expected[4:20])

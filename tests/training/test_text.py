@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 from pathlib import Path
@@ -40,11 +41,8 @@ def load(
 
 def test_folders_give_their_text_files_by_name(folder: Path) -> None:
     found = find_texts([str(folder / "b.txt"), str(folder)])
-    assert [path.name for path in found if isinstance(path, Path)] == [
-        "b.txt",
-        "b.txt",
-        "a.jsonl.gz",
-    ]
+    names = [[path.name for path in part.sources if isinstance(path, Path)] for part in found]
+    assert names == [["b.txt"], ["b.txt", "a.jsonl.gz"]]
 
 
 def test_order_is_the_seeds(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -80,7 +78,14 @@ def test_too_little_text_names_both_numbers(
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [([], "needs text"), (["EMPTY"], "holds no text files"), (["missing.txt"], "There is no file")],
+    [
+        ([], "needs text"),
+        (["EMPTY"], "holds no text files"),
+        (["missing.txt"], "There is no file"),
+        (["missing.txt:0.5"], "There is no file"),
+        (["c4:0.5", "wikitext2"], "wikitext2 has no weight"),
+        (["c4:0"], "The weight of c4 is 0; give a positive number"),
+    ],
 )
 def test_bad_sources(names: list[str], message: str, tmp_path: Path) -> None:
     (tmp_path / "EMPTY").mkdir()
@@ -96,3 +101,53 @@ def test_kept_windows_are_read_back(
     again = TrainingText.read(tmp_path / "text.safetensors")
     assert torch.equal(text.train_WL, again.train_WL)
     assert torch.equal(text.held_out_WL, again.held_out_WL)
+
+
+def test_weights_are_shares_of_the_windows(
+    folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    parts = find_texts([f"{folder / 'b.txt'}:3", f"{folder / 'inner'}:1"])
+    assert [part.weight for part in parts] == [3, 1]
+    few, many = (
+        load_text(parts, tokenizer, windows=count, held_out=8, length=10, seed=0)
+        for count in (20, 32)
+    )
+    letter = tokenizer("b")["input_ids"][0]
+    for text, shares in ((few, (15, 6)), (many, (24, 6))):
+        found = [int((w_WL == letter).all(1).sum()) for w_WL in (text.train_WL, text.held_out_WL)]
+        assert tuple(found) == shares
+    with pytest.raises(SecateurError, match=r"b\.txt has 400"):
+        load_text(parts, tokenizer, windows=52, held_out=8, length=10, seed=0)
+
+
+def test_validation_text_of_its_own(
+    folder: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("z" * 25)
+    parts = find_texts([str(folder)])
+    text = load_text(parts, tokenizer, windows=79, held_out=5, length=10, seed=0, validation=own)
+    assert text.held_out_WL.shape == (2, 10)
+    assert set(text.held_out_WL.flatten().tolist()) == set(tokenizer("z")["input_ids"])
+    own.write_text("z")
+    with pytest.raises(SecateurError, match="less than one window of 10 tokens"):
+        load_text(parts, tokenizer, windows=79, held_out=5, length=10, seed=0, validation=own)
+
+
+def test_conversations_are_rendered(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    path = tmp_path / "chat.jsonl"
+    messages = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "so"}]
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    speaking = copy.deepcopy(tokenizer)
+    speaking.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    text = load_text(find_texts([str(path)]), speaking, windows=2, held_out=0, length=10, seed=0)
+    expected = tokenizer("<user>why<assistant>so")["input_ids"][:20]
+    assert sorted(text.train_WL.flatten().tolist()) == sorted(expected)
+    for content, message in [
+        ({"messages": messages}, "no chat template"),
+        ({"messages": []}, "Line 1 of .*no conversation"),
+        ({"messages": [{"role": "user"}]}, "no conversation"),
+    ]:
+        path.write_text(json.dumps(content) + "\n")
+        with pytest.raises(SecateurError, match=message):
+            load_text(find_texts([str(path)]), tokenizer, windows=1, held_out=0, length=2, seed=0)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from secateur.architecture import find_blocks
 from secateur.errors import SecateurError
+from secateur.training.holding import Whole
 from secateur.training.options import Training
 from secateur.training.start import masked_linears, named_linears
 from secateur.training.teacher import ResidentTeacher
@@ -36,7 +37,8 @@ def make(checkpoints: Callable[..., Path]) -> Make:
                 "optimiser": {"learning_rate": 1e-2},
                 "masks": {"refresh_steps": 2},
                 **values,
-            }
+            },
+            "ast",
         )
         folder = checkpoints(family)
         generator = torch.Generator().manual_seed(0)
@@ -46,9 +48,11 @@ def make(checkpoints: Callable[..., Path]) -> Make:
         if pruned:
             for linear in named_linears(blocks).values():
                 linear.weight_OI.unflatten(1, (-1, 4))[:, :, 1:3] = 0
-        teacher = ResidentTeacher(dense, windows_WL, options.distillation.temperature)
+        teacher = ResidentTeacher(
+            Whole(find_blocks(dense), []), windows_WL, options.distillation.temperature
+        )
         linears = masked_linears(blocks, {}, options)
-        return Trainer(model, linears, teacher, windows_WL, options, dtype)
+        return Trainer(Whole(blocks, linears), teacher, windows_WL, options, dtype)
 
     return trainer
 
@@ -72,6 +76,30 @@ def test_a_step_does_not_depend_on_how_its_windows_are_batched(make: Make, famil
     assert first.cross_entropy == pytest.approx(same.cross_entropy, rel=1e-5)
     assert first.divergence == pytest.approx(same.divergence, rel=1e-5)
     assert first.gradient_norm == pytest.approx(same.gradient_norm, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_activation_checkpointing_gives_the_same_steps(make: Make, family: str) -> None:
+    plain, recomputing = make(family), make(family, activation_checkpointing=True)
+    seen: list[list[torch.Tensor]] = []
+    block = recomputing.holding.blocks[0]
+    block.register_forward_pre_hook(lambda *_: seen.append(masks(recomputing)))
+    first = recomputing.linears[0].linear.module
+    passes: list[int] = []
+    first.register_forward_hook(lambda *_: passes.append(recomputing.done))
+    for _ in range(3):
+        before = masks(recomputing)
+        count = len(passes)
+        plain.step()
+        recomputing.step()
+        # Each of the step's passes ran this block twice, with the masks that the step began with.
+        assert len(passes) - count == 2 * len(seen)
+        assert all(torch.equal(a, b) for each in seen for a, b in zip(each, before, strict=True))
+        seen.clear()
+    for name, weight in weights(plain).items():
+        assert torch.equal(weight, recomputing.parameters[name])
+    assert plain.figures() == recomputing.figures()
+    assert "forward" not in vars(block)
 
 
 def test_bfloat16_products_give_the_gradients_of_float32(make: Make) -> None:
@@ -133,3 +161,69 @@ def test_loss_that_is_not_finite_shows_between_refreshes(make: Make) -> None:
     trainer.step()
     with pytest.raises(SecateurError, match="NaN or infinite at step 1;"):
         trainer.figures()
+
+
+def test_dense_forward_until_the_freeze(make: Make) -> None:
+    values = {"masks": {"forward": "dense", "refresh_steps": 2, "frozen_share": 0.5}}
+    trainer = make(**values, distillation={"temperature": 1.0})
+    masked = make(masks={"refresh_steps": 2, "frozen_share": 0.5})
+    for each in (trainer, masked):
+        each.step()
+    (dense,), (pruned,) = trainer.figures(), masked.figures()
+    # Nothing is removed yet, so the student is the teacher.
+    assert dense.divergence == pytest.approx(0, abs=1e-4)
+    assert pruned.divergence > 0.01
+    for _ in range(5):
+        trainer.step()
+    for each in trainer.linears:
+        assert torch.equal(each.weight.data != 0, each.mask)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_rows_keep_their_norm_when_masks_freeze(make: Make, family: str) -> None:
+    trainer = make(family, masks={"rescale": True, "frozen_share": 0.5})
+    each = trainer.linears[0]
+    norm_O = each.in_rows(each.weight.data).norm(dim=1)
+    each.remove(rescale=True)
+    torch.testing.assert_close(each.in_rows(each.weight.data).norm(dim=1), norm_O)
+    each.weight.data.zero_()
+    each.remove(rescale=True)
+    assert not bool(each.weight.data.any())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_global_scope_moves_zeros_between_linears(make: Make, family: str) -> None:
+    trainer = make(
+        family,
+        pattern="0.6",
+        masks={
+            "scope": "global",
+            "score": "sensitivity",
+            "hysteresis": 0.1,
+            "refresh_steps": 2,
+            "frozen_share": 0.5,
+        },
+        optimiser={"second_moment": "gradient", "learning_rate": 1e-3},
+    )
+    before = [int((~mask).sum()) for mask in masks(trainer)]
+    for _ in range(6):
+        trainer.step()
+    after = [int((~mask).sum()) for mask in masks(trainer)]
+    assert before != after
+    assert sum(before) == sum(after)
+    rates = [figures.flip_rate for figures in trainer.figures()]
+    assert next(rate for rate in rates if rate is not None) > 0
+
+
+def test_low_rank_changes_alone_leave_the_weights_until_the_end(make: Make) -> None:
+    trainer = make(train="lora", lora_rank=2, masks={"frozen_share": 1.0}, pruned=True)
+    assert {name.rsplit(".", 1)[1] for name in trainer.parameters} == {"a_RI", "b_OR"}
+    before = [each.weight.data.clone() for each in trainer.linears]
+    for _ in range(3):
+        trainer.step()
+    for each, weight in zip(trainer.linears, before, strict=True):
+        assert torch.equal(each.weight.data, weight)
+    trainer.remove()
+    for each, weight in zip(trainer.linears, before, strict=True):
+        assert torch.equal(each.weight.data != 0, each.mask)
+        assert not torch.equal(each.weight.data, weight)

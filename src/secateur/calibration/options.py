@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -54,11 +55,16 @@ class CalibrationOptions(BaseModel):
         """Samples per source, divided by largest remainder."""
         if isinstance(self.source, str):
             return {self.source: self.samples}
-        total = math.fsum(self.source.values())
-        quotas = {name: self.samples * weight / total for name, weight in self.source.items()}
-        shares = {name: int(quota) for name, quota in quotas.items()}
-        # sorted() is stable: among equal remainders the source named first comes first.
-        by_remainder = sorted(quotas, key=lambda name: shares[name] - quotas[name])
-        for name in by_remainder[: self.samples - sum(shares.values())]:
-            shares[name] += 1
-        return shares
+        return divide(self.samples, self.source)
+
+
+def divide(total: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """Divide a number in proportion to positive weights, by largest remainder."""
+    whole = math.fsum(weights.values())
+    quotas = {name: total * weight / whole for name, weight in weights.items()}
+    shares = {name: int(quota) for name, quota in quotas.items()}
+    # sorted() is stable: among equal remainders the source named first comes first.
+    by_remainder = sorted(quotas, key=lambda name: shares[name] - quotas[name])
+    for name in by_remainder[: total - sum(shares.values())]:
+        shares[name] += 1
+    return shares

@@ -6,7 +6,7 @@ import difflib
 import gzip
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -109,13 +109,20 @@ def find_dataset(source: str) -> HubDataset:
     return HubDataset(name, parts[0] or None, parts[1] if parts[1:] else None, one_text)
 
 
-def read_documents(source: Path | HubDataset, *, split: str, characters: int = -1) -> Iterator[str]:
+Render = Callable[[list[dict[str, str]]], str]
+"""From the messages of a conversation to its text."""
+
+
+def read_documents(
+    source: Path | HubDataset, *, split: str, characters: int = -1, render: Render | None = None
+) -> Iterator[str]:
     """Yield the documents of a source in their order.
 
     Args:
         source: from ``resolve_source``.
         split: part of a hub data set that names none itself.
         characters: stop after about so many in a source that is one text; -1 reads all of it.
+        render: makes texts of conversations; without it a line of them is refused.
 
     Raises:
         SecateurError: the source cannot be read; the message names the place.
@@ -124,7 +131,7 @@ def read_documents(source: Path | HubDataset, *, split: str, characters: int = -
         texts = _hub_texts(source, split)
         return _joined(texts, characters) if source.one_text else texts
     if ".jsonl" in source.suffixes[-2:]:
-        return _json_lines(source)
+        return _json_lines(source, render)
     return _whole_text(source, characters)
 
 
@@ -161,23 +168,25 @@ def _whole_text(path: Path, characters: int) -> Iterator[str]:
         raise _unreadable(path, error) from error
 
 
-def _json_lines(path: Path) -> Iterator[str]:
+def _json_lines(path: Path, render: Render | None) -> Iterator[str]:
     try:
         with _open(path) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield _text_of(line, f"Line {number} of {path}")
+                    yield _text_of(line, f"Line {number} of {path}", render)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
 
 
-def _text_of(line: str, place: str) -> str:
+def _text_of(line: str, place: str, render: Render | None) -> str:
     try:
         item = json.loads(line)
     except json.JSONDecodeError as error:
         raise SecateurError(f"{place} is not valid JSON ({error}); mend or remove it.") from error
     if not isinstance(item, dict):
         raise SecateurError(f'{place} is not an object; write {{"text": "..."}}.')
+    if render is not None and "text" not in item and "messages" in item:
+        return render(_messages_of(item["messages"], place))
     if "text" not in item:
         keys = ", ".join(map(str, item)) or "none"
         raise SecateurError(f"{place} has no 'text', its keys are: {keys}; rename the text's key.")
@@ -185,6 +194,21 @@ def _text_of(line: str, place: str) -> str:
     if not isinstance(text, str):
         raise SecateurError(f"{place} has a 'text' that is no string; write it as one.")
     return text
+
+
+def _messages_of(messages: object, place: str) -> list[dict[str, str]]:
+    if isinstance(messages, list) and messages and all(map(_is_message, messages)):
+        return messages
+    raise SecateurError(
+        f"{place} has 'messages' that are no conversation; write "
+        '[{"role": "user", "content": "..."}, ...].'
+    )
+
+
+def _is_message(item: object) -> bool:
+    return isinstance(item, dict) and all(
+        isinstance(item.get(key), str) for key in ("role", "content")
+    )
 
 
 def _unreadable(path: Path, error: Exception) -> SecateurError:

@@ -19,11 +19,19 @@ from secateur.errors import SecateurError
 
 
 def build_skeleton(
-    folder: Path, *, trust_remote_code: bool = False, packed: bool = False
+    folder: Path,
+    *,
+    trust_remote_code: bool = False,
+    packed: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """Return the checkpoint's model with parameters on the meta device and real buffers.
 
-    With ``packed`` weights may be packed; the model is that of the unpacked ones.
+    Args:
+        folder: the checkpoint.
+        trust_remote_code: let the checkpoint's own Python code run.
+        packed: weights may be packed; the model is that of the unpacked ones.
+        dtype: the model is to be loaded in; the checkpoint's own if None.
 
     Raises:
         SecateurError: the configuration is not that of a causal language model.
@@ -32,10 +40,10 @@ def build_skeleton(
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     # Buffers such as embedding scales are rounded to the model's dtype, as they are on loading.
-    dtype = config.dtype or torch.float32
+    loaded = dtype or config.dtype or torch.float32
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=trust_remote_code, dtype=dtype
+            config, trust_remote_code=trust_remote_code, dtype=loaded
         )
     model.eval()
     return model

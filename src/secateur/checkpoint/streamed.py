@@ -51,35 +51,27 @@ class StreamedStore:
 
     @contextmanager
     def embeddings(self) -> Iterator[None]:
-        base = self.blocks.model.base_model
-        names = self._tensors.outside
-        tensors = self._reader.read(names.values())
-        check_finite(tensors, prefix="outside the blocks")
-        _assign(base, {name: tensors[file_name] for name, file_name in names.items()}, self._device)
-        for name, buffer in base.named_buffers():
-            if not name.startswith(self._inside_base()):
-                _set(base, name, buffer.to(self._device))
+        self._load_embeddings()
         try:
             yield
         finally:
-            _forget(base, names)
+            _forget(self.blocks.model.base_model, self._tensors.outside)
 
     @contextmanager
     def head(self) -> Iterator[None]:
         model = self.blocks.model
-        names = self._tensors.head
-        tensors = self._reader.read(names.values())
-        check_finite(tensors, prefix="outside the blocks")
-        state = {name: tensors[file_name] for name, file_name in names.items()}
         try:
             with self.embeddings():
-                _assign(model, state, self._device)
-                model.tie_weights()
-                self._require_weights_outside_blocks()
+                self._load_head()
                 yield
         finally:
-            _forget(model, names)
+            _forget(model, self._tensors.head)
             model.tie_weights()
+
+    def load_outside(self) -> None:
+        """Load everything outside the blocks, to stay."""
+        self._load_embeddings()
+        self._load_head()
 
     def load(self, index: int) -> nn.Module:
         names = self._tensors.blocks[index]
@@ -104,8 +96,10 @@ class StreamedStore:
         index: int,
         masks: Mapping[str, Tensor],
         quantised: Mapping[str, QuantisedSolution] | None = None,
+        state: Mapping[str, Tensor] | None = None,
     ) -> None:
-        state = self.blocks[index].state_dict()
+        """Write a block; the tensors it holds, or those given by name."""
+        state = self.blocks[index].state_dict() if state is None else state
         names = self._tensors.blocks[index]
         quantised = quantised or {}
         write_masks(masks_path(self._output, index), masks)
@@ -155,6 +149,24 @@ class StreamedStore:
     def _output(self) -> Path:
         assert self._folder is not None, "a store without an output only reads"
         return self._folder
+
+    def _load_embeddings(self) -> None:
+        base = self.blocks.model.base_model
+        _assign(base, self._read_outside(self._tensors.outside), self._device)
+        for name, buffer in base.named_buffers():
+            if not name.startswith(self._inside_base()):
+                _set(base, name, buffer.to(self._device))
+
+    def _load_head(self) -> None:
+        model = self.blocks.model
+        _assign(model, self._read_outside(self._tensors.head), self._device)
+        model.tie_weights()
+        self._require_weights_outside_blocks()
+
+    def _read_outside(self, names: Mapping[str, str]) -> dict[str, Tensor]:
+        tensors = self._reader.read(names.values())
+        check_finite(tensors, prefix="outside the blocks")
+        return {name: tensors[file_name] for name, file_name in names.items()}
 
     def _require_weights_outside_blocks(self) -> None:
         for name, parameter in self.blocks.model.named_parameters():

@@ -18,28 +18,42 @@ def train(
         Path, typer.Option("--output", "-o", help="New folder for the trained checkpoint.")
     ],
     data: Annotated[
-        list[str], typer.Option(help="Text file, folder of them, or hub data set; repeatable.")
+        list[str],
+        typer.Option(
+            help="Text file, folder of them, or hub data set; repeatable; NAME:WEIGHT for a mix."
+        ),
     ],
     tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,
     pattern: Annotated[
         str | None, typer.Option(help="n:m such as 2:4, or a sparsity. (default: 2:4)")
     ] = None,
     preset: Annotated[
-        str, typer.Option(help="ast, the paper's recipe; keep-mask, for a pruned checkpoint.")
-    ] = "ast",
+        str,
+        typer.Option(
+            help="default, from a one-shot mask; ast, the paper's recipe; keep-mask, for a pruned "
+            "checkpoint."
+        ),
+    ] = "default",
+    validation: Annotated[
+        str | None,
+        typer.Option(help="Text to validate with. (default: windows of the data, held out)"),
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="The dense model to learn from. (default: MODEL, if dense)")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="At its highest. (default: 2e-4)")
+        float | None, typer.Option(help="At its highest. (default: the preset's)")
     ] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens per step. (default: 131072)")
+        int | None, typer.Option(help="Tokens per step. (default: the preset's)")
     ] = None,
     length: Annotated[int | None, typer.Option(help="Tokens per window. (default: 1024)")] = None,
     top_k: Annotated[
         int | None,
-        typer.Option(help="Ask the teacher once, before training, for so many likeliest tokens."),
+        typer.Option(
+            help="Ask the teacher once, before training, for so many likeliest tokens. "
+            "(default: the preset's)"
+        ),
     ] = None,
     low_rank: Annotated[
         int | None,
@@ -86,6 +100,7 @@ def train(
             Training.from_mapping(values, preset),
             output,
             data=data,
+            validation=validation,
             teacher=teacher,
             restart=restart,
             trust_remote_code=trust_remote_code,

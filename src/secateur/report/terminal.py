@@ -179,6 +179,10 @@ def training_table(report: TrainingReport) -> RenderableType:
             f"{validation['validation_loss']:.4f}",
         )
     summary = Table(box=None, show_header=False, pad_edge=False)
+    if report.start is not None:
+        stages = " + ".join(str(stage["method"]) for stage in report.start.recipe["stages"])
+        spent = seconds_text(report.start.seconds["total"])
+        summary.add_row("start", f"{stages}, {spent}")
     held_out, counted = report.validation, report.sparsity
     dense = "" if held_out.dense is None else f", dense {held_out.dense:.4f}"
     summary.add_row("held-out loss", f"{held_out.before:.4f} to {held_out.after:.4f}{dense}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from secateur.report.document import SCHEMA, Machine, SparsityReport
+from secateur.report.document import SCHEMA, Machine, Report, SparsityReport
 
 
 class ValidationReport(BaseModel):
@@ -34,6 +34,9 @@ class TrainingReport(BaseModel):
     model: str
     teacher: str | None
     options: dict[str, Any]
+    start: Report | None = Field(
+        description="the report of the pruning that came first; null if there was none"
+    )
     text: dict[str, Any]
     forward_dtype: str
     sparsity: SparsityReport

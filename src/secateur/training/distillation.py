@@ -13,6 +13,10 @@ from secateur.evaluation.divergence import kl_divergence
 
 # Logits that exist at one time, in each of a few copies.
 _LOGITS = 2**25
+# Of a smaller probability of the rest, 1 − p of the others leaves too few digits.
+_RARE = 1e-2
+# Exponents beyond it overflow.
+_LARGEST = 60.0
 
 
 class Target(Protocol):
@@ -21,8 +25,11 @@ class Target(Protocol):
     def divergence(self, student_PV: Tensor) -> Tensor:
         """KL(teacher ‖ student) in nats (positions,), given the student's log-probabilities."""
 
-    def gradient(self, student_PV: Tensor) -> Tensor:
-        """Its derivative by the logits behind the log-probabilities (positions, vocabulary)."""
+    def compare(self, student_PV: Tensor) -> tuple[Tensor, Tensor]:
+        """The divergence, and its derivative by the logits behind the log-probabilities.
+
+        The second is (positions, vocabulary).
+        """
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,9 @@ class FullTarget:
     def divergence(self, student_PV: Tensor) -> Tensor:
         return kl_divergence(self.teacher_PV, student_PV)
 
-    def gradient(self, student_PV: Tensor) -> Tensor:
-        return student_PV.exp().sub_(self.teacher_PV.exp())
+    def compare(self, student_PV: Tensor) -> tuple[Tensor, Tensor]:
+        gradient_PV = student_PV.exp().sub_(self.teacher_PV.exp())
+        return self.divergence(student_PV), gradient_PV
 
 
 @dataclass(frozen=True)
@@ -62,22 +70,40 @@ class TopTarget:
         return cls(teacher_PK, token_PK, _log_rest(teacher_PV, token_PK))
 
     def divergence(self, student_PV: Tensor) -> Tensor:
-        student_PK = student_PV.gather(1, self.token_PK)
-        top_P = kl_divergence(self.teacher_PK, student_PK)
-        rest_P = self.rest_P.exp() * (self.rest_P - _log_rest(student_PV, self.token_PK))
-        return top_P + rest_P
+        return self._divergence(
+            student_PV.gather(1, self.token_PK), _log_rest(student_PV, self.token_PK)
+        )
 
-    def gradient(self, student_PV: Tensor) -> Tensor:
+    def compare(self, student_PV: Tensor) -> tuple[Tensor, Tensor]:
         student_PK = student_PV.gather(1, self.token_PK)
+        student_rest_P = _log_rest(student_PV, self.token_PK)
         # What the teacher gives the rest is divided as the student divides its own.
-        share_P = self.rest_P - _log_rest(student_PV, self.token_PK)
-        gradient_PV = student_PV.exp().sub_((student_PV + share_P[:, None]).exp_())
+        share_P = (self.rest_P - student_rest_P).clamp_max(_LARGEST).exp()
+        gradient_PV = student_PV.exp().mul_(1 - share_P[:, None])
         top_PK = student_PK.exp() - self.teacher_PK.exp()
-        return gradient_PV.scatter_(1, self.token_PK, top_PK.to(gradient_PV.dtype))
+        gradient_PV.scatter_(1, self.token_PK, top_PK.to(gradient_PV.dtype))
+        return self._divergence(student_PK, student_rest_P), gradient_PV
+
+    def _divergence(self, student_PK: Tensor, student_rest_P: Tensor) -> Tensor:
+        top_P = kl_divergence(self.teacher_PK, student_PK)
+        return top_P + self.rest_P.exp() * (self.rest_P - student_rest_P)
 
 
 def _log_rest(log_p_PV: Tensor, token_PK: Tensor) -> Tensor:
     """Log of the probability of all tokens but the named ones."""
+    if log_p_PV.device.type != "cpu":
+        return _summed_rest(log_p_PV, token_PK)
+    # A pass over all tokens is dear; it is needed where the difference would be all rounding.
+    rest_P = 1 - log_p_PV.gather(1, token_PK).exp().sum(1)
+    rare_P = rest_P < _RARE
+    log_rest_P = rest_P.clamp_min(_RARE).log()
+    if bool(rare_P.any()):
+        summed_P = _summed_rest(log_p_PV[rare_P], token_PK[rare_P])
+        log_rest_P = log_rest_P.masked_scatter(rare_P, summed_P)
+    return log_rest_P
+
+
+def _summed_rest(log_p_PV: Tensor, token_PK: Tensor) -> Tensor:
     return log_p_PV.scatter(1, token_PK, float("-inf")).logsumexp(-1)
 
 
@@ -123,9 +149,10 @@ class Loss:
             at_temperature_PV = log_p_PV
             if self.temperature != 1:
                 at_temperature_PV = (logits_PV / self.temperature).log_softmax(-1)
-            divergence = target.divergence(at_temperature_PV).sum()
+            divergence_P, learned_PV = target.compare(at_temperature_PV)
+            divergence = divergence_P.sum()
             # T² of the loss, and 1/T from the logits being divided by it.
-            learned_PV = target.gradient(at_temperature_PV).mul_(weight * self.temperature)
+            learned_PV.mul_(weight * self.temperature)
         gradient_PV = log_p_PV.exp_().mul_(1 - weight)
         gradient_PV.scatter_add_(1, next_P1, torch.full_like(gradient_PV[:, :1], weight - 1))
         if learned_PV is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.architecture import BlockList, find_blocks
-from secateur.calibration.sources import HubDataset
+from secateur.calibration.sources import HubDataset, resolve_source
 from secateur.checkpoint.locate import load_config, load_model, load_tokenizer, locate_checkpoint
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
@@ -23,7 +23,8 @@ from secateur.progress import Progress
 from secateur.report.document import package_versions
 from secateur.training.options import Training
 from secateur.training.ranks import Ranks
-from secateur.training.start import check_model, pruned_masks
+from secateur.training.sharding import check_shardable
+from secateur.training.start import check_model, named_linears, pruned_masks
 from secateur.training.teacher import cache_bytes
 from secateur.training.text import TrainingText, find_texts, load_text
 from secateur.walk.precision import resolve_dtype
@@ -75,6 +76,16 @@ class Job:
     ranks: Ranks
 
     @property
+    def prunes_first(self) -> bool:
+        """Whether a pruned checkpoint to start from has to be made."""
+        return self.options.start == "auto" and not self.model.masks
+
+    @property
+    def dense(self) -> Path:
+        """The folder of the dense model: that of the teacher, if there is one."""
+        return self.model.folder if self.teacher is None else self.teacher[1]
+
+    @property
     def work(self) -> Path:
         """Where the run keeps what it needs to go on."""
         return work_folder(self.run.output)
@@ -98,6 +109,7 @@ def prepare(
     output: Path,
     *,
     data: Sequence[str],
+    validation: str | None,
     teacher: str | Path | None,
     restart: bool,
     trust_remote_code: bool,
@@ -107,22 +119,29 @@ def prepare(
 ) -> Job:
     """Check everything that can be checked before work starts; arguments as for ``train``."""
     dtype = resolve_dtype(options.dtype, device)
-    model = _find_model(name, options, trust_remote_code)
+    model = _find_model(name, options, trust_remote_code, ranks)
     check_apart(output, model.folder)
     ranks.share(options.step_windows)
     named = _find_teacher(model, options, teacher, trust_remote_code)
-    sources = find_texts(data)
+    if options.fits_boosts and named is None and model.masks:
+        raise SecateurError(
+            f"{model.folder} is pruned, and a low-rank start by covariance needs the dense model; "
+            "train with it as --teacher, or start from means."
+        )
+    parts = find_texts(data)
+    own = None if validation is None else resolve_source(validation)
     # Too little text must show before the folder is taken.
     path = work_folder(output) / "text.safetensors"
     text = None
     if restart or not path.is_file():
         text = load_text(
-            sources,
+            parts,
             load_tokenizer(model.folder, trust_remote_code=trust_remote_code),
             windows=options.steps * options.step_windows,
             held_out=options.validation_windows,
             length=options.length,
             seed=options.seed,
+            validation=own,
             progress=progress,
         )
     dense = None if named is None else fingerprint_checkpoint(CheckpointReader(named[1]))
@@ -132,7 +151,8 @@ def prepare(
             "model": fingerprint_checkpoint(model.reader),
             "teacher": dense,
             "options": _deciding_options(options),
-            "text": [_identity(source) for source in sources],
+            "text": [[part.weight, *map(_identity, part.sources)] for part in parts],
+            "validation text": None if own is None else _identity(own),
             "forward": f"{dtype} on {device.type}",
             "versions": package_versions(),
         },
@@ -149,11 +169,14 @@ def prepare(
     return job
 
 
-def _find_model(name: str | Path, options: Training, trust_remote_code: bool) -> Model:
+def _find_model(
+    name: str | Path, options: Training, trust_remote_code: bool, ranks: Ranks
+) -> Model:
     folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
     reader = CheckpointReader(folder)
     blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
     check_model(blocks, options)
+    check_shardable(options, named_linears(blocks), ranks)
     _check_length(options, blocks)
     tensors = map_tensors(blocks, reader)
     if isinstance(tensors, str):
@@ -185,7 +208,11 @@ def _identity(source: Path | HubDataset) -> str:
 def _deciding_options(options: Training) -> dict[str, Any]:
     """The options that change the bytes of the result; resolved ones are recorded apart."""
     values = options.model_dump(mode="json")
-    for name in ("device", "dtype", "checkpoint_minutes"):
+    for name in (
+        *("device", "dtype", "checkpoint_minutes"),
+        # How it is computed changes no more than the rounding of sums.
+        *("activation_checkpointing", "reduce_every_pass"),
+    ):
         values.pop(name)
     return values
 
@@ -218,11 +245,11 @@ def _check_space(job: Job) -> None:
     """Find out now, not hours later, that states and checkpoint will not fit on the disk."""
     options, reader = job.options, job.model.reader
     weights = sum(torch.Size(shape).numel() for shape in reader.shapes.values())
-    # Weights and two moments in fp32, and a new state is whole before the old one goes.
-    need = 2 * 12 * weights + reader.bytes_of(reader.files)
+    # Weights and two moments in fp32, masks; and a new state is whole before the old one goes.
+    need = 2 * 13 * weights + reader.bytes_of(reader.files) * (1 + job.prunes_first)
     if options.distillation.top_k is not None and job.teacher is not None:
         need += cache_bytes(len(job.text.train_WL), options.length, options.distillation.top_k)
-    need -= sum(path.stat().st_size for path in job.work.glob("*.safetensors"))
+    need -= sum(path.stat().st_size for path in job.work.rglob("*.safetensors"))
     have = shutil.disk_usage(job.run.output).free
     if have < need:
         raise SecateurError(

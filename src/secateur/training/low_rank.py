@@ -28,6 +28,12 @@ class LowRank(nn.Module):
         self.x_RI = nn.Parameter(x_RI, requires_grad=train_projection)
         self.s_OR = nn.Parameter(removed_OI.unflatten(1, (-1, group)).mean(2))
 
+    @torch.no_grad()
+    def begin_with(self, s_OR: Tensor, x_RI: Tensor) -> None:
+        """Take other factors of the same shapes."""
+        self.s_OR.copy_(s_OR)
+        self.x_RI.copy_(x_RI)
+
     def forward(self, x: Tensor) -> Tensor:
         """The product, in the dtype of products."""
         return functional.linear(functional.linear(x, self.x_RI), self.s_OR)

@@ -13,6 +13,7 @@ from torch.nn import functional
 from secateur.architecture import Linear
 from secateur.training.low_rank import LowRank
 from secateur.training.masks import RowBudget, as_factor
+from secateur.training.sparse_lora import SparseLoRA
 
 
 class _Masked(torch.autograd.Function):
@@ -56,10 +57,12 @@ class MaskedLinear:
     Attributes:
         name: full name in the model.
         linear: where it is.
+        weight: the parameter, removed weights included.
         rows: what each row keeps.
         mask: bool in the layout of the module's weight, which may be (in, out); True = kept.
         frozen: the mask stays, and removed weights are zero and get no gradient.
         low_rank: added to the output, or None.
+        lora: trained in place of the weight, or None.
     """
 
     def __init__(
@@ -69,32 +72,65 @@ class MaskedLinear:
         rows: RowBudget,
         mask_OI: Tensor,
         low_rank: LowRank | None = None,
+        lora: SparseLoRA | None = None,
     ) -> None:
         self.name = name
         self.linear = linear
+        self.weight = linear.module.get_parameter("weight")
         self.rows = rows
         self.mask = (mask_OI.T if linear.transposed else mask_OI).contiguous()
         self.frozen = False
         self.low_rank = low_rank
+        self.lora = lora
 
-    @property
-    def weight(self) -> nn.Parameter:
-        """The parameter, removed weights included."""
-        return self.linear.module.get_parameter("weight")
+    def part(self, weight: nn.Parameter, rows: slice) -> MaskedLinear:
+        """The same linear where only some of its rows are held.
+
+        Args:
+            weight: these rows in the layout of the module's weight.
+            rows: which they are.
+        """
+        part = MaskedLinear(
+            self.name, self.linear, self.rows.part(rows), self.mask_OI[rows].clone(), self.low_rank
+        )
+        part.weight = weight
+        assert weight.shape == part.mask.shape, "rows are whole, so no group of a row is split"
+        return part
 
     @property
     def mask_OI(self) -> Tensor:
         """The mask as (out, in), a view."""
-        return self.mask.T if self.linear.transposed else self.mask
+        return self.in_rows(self.mask)
 
-    def replace_mask(self, mask_OI: Tensor) -> None:
-        """Take another mask."""
-        self.mask.copy_(mask_OI.T if self.linear.transposed else mask_OI)
+    def in_rows(self, tensor: Tensor) -> Tensor:
+        """A tensor in the layout of the weight as (out, in), or the other way; a view."""
+        return tensor.T if self.linear.transposed else tensor
 
     @torch.no_grad()
-    def remove(self) -> None:
-        """Set the removed weights to zero."""
+    def remove(self, *, rescale: bool = False) -> None:
+        """Set the removed weights to zero; if asked to, give each row the norm that it had."""
+        weight_OI = self.in_rows(self.weight)
+        norm_O1 = weight_OI.norm(dim=1, keepdim=True)
         self.weight.mul_(as_factor(self.mask, self.weight.dtype))
+        if rescale:
+            left_O1 = weight_OI.norm(dim=1, keepdim=True)
+            # A row that kept nothing but zeros has nothing to scale.
+            weight_OI.mul_(torch.where(left_O1 > 0, norm_O1 / left_O1, 1.0))
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add what was trained in place of the weight to it, where the mask keeps weights."""
+        if self.lora is not None:
+            self.weight.copy_(masked_weight(self._whole(), self.mask, self.weight.dtype))
+            self.lora.b_OR.zero_()
+
+    def _whole(self) -> Tensor:
+        """The weight before it is masked."""
+        if self.lora is None:
+            return self.weight
+        # Left to autocast, the product would be rounded before it is added.
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return self.weight + self.in_rows(self.lora.product())
 
     def forward(self, x: Tensor) -> Tensor:
         """What the module returns in place of its own forward."""
@@ -102,7 +138,7 @@ class MaskedLinear:
         dtype = (
             torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight.dtype
         )
-        weight = masked_weight(self.weight, self.mask, dtype, straight_through=not self.frozen)
+        weight = masked_weight(self._whole(), self.mask, dtype, straight_through=not self.frozen)
         bias = self.linear.module._parameters.get("bias")
         y = functional.linear(x, weight.T if self.linear.transposed else weight, bias)
         return y if self.low_rank is None else y + self.low_rank(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.pattern import NM, Budget, Pattern, check_mask, select
+from secateur.solvers.chunks import row_chunks
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,15 @@ class RowBudget:
         check_mask(mask_OI, budget)
         return cls(budget, None if isinstance(pattern, NM) else counts)
 
+    def part(self, rows: slice) -> RowBudget:
+        """What some of the rows keep."""
+        pattern, whole = self.budget.pattern, self.budget.rows[0]
+        first, behind, _ = rows.indices(whole)
+        counts = None if self.row_zeros is None else self.row_zeros[rows]
+        # Rows of an n:m linear have equally many zeros.
+        zeros = self.budget.zeros[0] * (behind - first) // whole if counts is None else sum(counts)
+        return RowBudget(Budget(pattern, (behind - first,), (zeros,)), counts)
+
 
 def choose_mask(
     score_OI: Tensor, rows: RowBudget, kept_OI: Tensor | None = None, hysteresis: float = 0.0
@@ -65,9 +76,48 @@ def choose_mask(
     Raises:
         SecateurError: a score is NaN.
     """
-    if kept_OI is not None and hysteresis > 0:
-        score_OI = score_OI * (1 + hysteresis * as_factor(kept_OI, score_OI.dtype))
+    if kept_OI is not None:
+        score_OI = favoured(score_OI, kept_OI, hysteresis)
     return select(score_OI, rows.budget, row_zeros=rows.row_zeros)
+
+
+def favoured(score_OI: Tensor, kept_OI: Tensor, hysteresis: float) -> Tensor:
+    """Scores in which what is kept so far counts for more, by a share of it."""
+    if hysteresis == 0:
+        return score_OI
+    kept = as_factor(kept_OI, score_OI.dtype)
+    score_OI = torch.addcmul(score_OI, score_OI, kept, value=hysteresis)
+    # Of scores that are all zero, as where no gradient arrives, the kept ones stay.
+    return score_OI.add_(kept, alpha=torch.finfo(score_OI.dtype).tiny)
+
+
+def renew_mask(
+    mask_OI: Tensor,
+    rows: RowBudget,
+    score: Callable[[slice], Tensor],
+    hysteresis: float = 0.0,
+) -> Tensor:
+    """Replace a mask by that of the present scores, a few rows at a time.
+
+    Args:
+        mask_OI: the mask so far, changed in place.
+        rows: what each row keeps.
+        score: of some of the rows, (rows, in), not negative.
+        hysteresis: as for ``choose_mask``.
+
+    Returns:
+        How many entries changed, a number on the mask's device.
+
+    Raises:
+        SecateurError: a score is NaN.
+    """
+    changed = torch.zeros((), dtype=torch.int64, device=mask_OI.device)
+    for part in row_chunks(mask_OI):
+        kept_PI = mask_OI[part]
+        mask_PI = choose_mask(score(part), rows.part(part), kept_PI, hysteresis)
+        changed += flips(kept_PI, mask_PI)
+        kept_PI.copy_(mask_PI)
+    return changed
 
 
 def magnitude(weight: Tensor) -> Tensor:

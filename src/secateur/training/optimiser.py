@@ -12,6 +12,7 @@ from torch.optim.adamw import adamw
 from secateur.training.masks import as_factor
 
 DecayPlace = Literal["inside", "outside"]
+DecayNorm = Literal["l2", "l1"]
 SecondMoment = Literal["update", "gradient"]
 
 # So many numbers at a time stay in a processor's cache through all operations of an update.
@@ -28,7 +29,10 @@ class MaskedAdamW:
         v ← β₂ v + (1 − β₂) U²       w ← w − γ / (1 − β₁ᵗ) · U / (√(v / (1 − β₂ᵗ)) + ε)
 
     (``second_moment="gradient"`` takes g² for U², as Adam does). With ``"outside"`` the update is
-    AdamW's, and w ← w (1 − γλ) for removed weights, which means the same in every model.
+    AdamW's, and w ← w (1 − γλ) for removed weights, which means the same in every model. With
+    ``decay_norm="l1"`` besides, a removed weight loses γλ · √(v̄ / v), with v̄ the mean of v over
+    its linear, and stops at zero: a decay by absolute value in Adam's metric, after CAST (arXiv
+    2509.25996). At λ = 1 that is about as far as an update moves a weight.
 
     Attributes:
         parameters: by name.
@@ -47,6 +51,7 @@ class MaskedAdamW:
         epsilon: float = 1e-8,
         weight_decay: float = 0.1,
         decay_place: DecayPlace = "inside",
+        decay_norm: DecayNorm = "l2",
         second_moment: SecondMoment = "update",
     ) -> None:
         self.parameters = dict(parameters)
@@ -58,6 +63,7 @@ class MaskedAdamW:
         self._epsilon = epsilon
         self._weight_decay = weight_decay
         self._decay_place = decay_place
+        self._decay_norm = decay_norm
         self._second_moment = second_moment
 
     @torch.no_grad()
@@ -75,6 +81,12 @@ class MaskedAdamW:
         for name, mask in self.masks.items():
             if inside:
                 self._annealed(name, mask, learning_rate, decay)
+            elif decay > 0 and self._decay_norm == "l1":
+                second = self.second[name]
+                tensors = (self.parameters[name].data, mask, second)
+                _in_chunks(
+                    _lower, *tensors, by=learning_rate * decay, mean=float(second.mean().sqrt())
+                )
             elif decay > 0:
                 weight = self.parameters[name].data
                 _in_chunks(_shrink, weight, mask, factor=1 - learning_rate * decay)
@@ -169,6 +181,13 @@ def annealed_update(
 
 def _shrink(weight: Tensor, mask: Tensor, *, factor: float) -> None:
     weight.mul_(1 - (1 - factor) * as_factor(~mask, weight.dtype))
+
+
+def _lower(weight: Tensor, mask: Tensor, second: Tensor, *, by: float, mean: float) -> None:
+    least = torch.finfo(weight.dtype).tiny
+    lost = second.sqrt().clamp_min_(least).reciprocal_().mul_(by * mean)
+    lowered = (weight.abs() - lost).clamp_min_(0).copysign_(weight)
+    torch.where(mask, weight, lowered, out=weight)
 
 
 def _in_chunks(function: Callable[..., None], *tensors: Tensor, **options: object) -> None:

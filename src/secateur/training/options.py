@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from secateur.errors import SecateurError
 from secateur.pattern import NM
 from secateur.recipe import PatternText
-from secateur.training.optimiser import DecayPlace, SecondMoment
+from secateur.training.optimiser import DecayNorm, DecayPlace, SecondMoment
 from secateur.walk.precision import DtypeName
 
 
@@ -25,9 +25,21 @@ class MaskOptions(_Options):
     score: Literal["magnitude", "sensitivity"] = Field(
         "magnitude", description="|w|, or |w| times the root of the gradient's second moment"
     )
+    scope: Literal["row", "global"] = Field(
+        "row",
+        description="where weights of an unstructured pattern compete, after the first mask",
+    )
     refresh_steps: int = Field(10, ge=1, description="steps between two choices of the mask")
     hysteresis: float = Field(
         0.0, ge=0, description="a weight comes back if its score is higher by this share"
+    )
+    forward: Literal["masked", "dense"] = Field(
+        "masked",
+        description="with the mask; or with all weights until it is frozen, while the decay draws "
+        "removed ones to zero",
+    )
+    rescale: bool = Field(
+        False, description="when masks are frozen, give each row its norm with removed weights"
     )
     frozen_share: float = Field(
         0.0,
@@ -44,6 +56,15 @@ class DecayOptions(_Options):
     strength: float = Field(1e-4, ge=0, description="λ at its highest")
     ramp_share: float = Field(0.25, ge=0, le=1, description="share of the steps in which λ rises")
     place: DecayPlace = Field("inside", description="of Adam's normalisation, or outside it")
+    norm: DecayNorm = Field(
+        "l2", description="in proportion to the weight; or l1, by its absolute value, outside only"
+    )
+
+    @model_validator(mode="after")
+    def _absolute_values_decay_outside(self) -> DecayOptions:
+        if self.norm == "l1" and self.place == "inside":
+            raise ValueError("the norm l1 needs place: outside")
+        return self
 
 
 class DistillationOptions(_Options):
@@ -64,6 +85,11 @@ class LowRankOptions(_Options):
 
     group: int = Field(16, ge=1, description="input columns per rank")
     train_projection: bool = Field(True, description="train the sums of groups as well")
+    start: Literal["means", "covariance"] = Field(
+        "means",
+        description="means of removed weights; or the product that is nearest to what the linear "
+        "lacks of the dense one, for inputs such as those of the text",
+    )
 
 
 class OptimiserOptions(_Options):
@@ -86,6 +112,11 @@ class Training(_Options):
     """Everything that decides the result of a run, apart from model, teacher and text."""
 
     pattern: PatternText = Field(NM(2, 4), description="n:m, or a sparsity such as 0.5")
+    start: Literal["magnitude", "auto"] = Field(
+        "magnitude",
+        description="where a dense model begins: with its largest weights, or with masks and "
+        "weights of the recipe auto of prune, which runs first",
+    )
     tokens: int = Field(description="to train on, at most once each")
     length: int = Field(1024, ge=2, description="tokens per window")
     batch_tokens: int = Field(131_072, ge=2, description="tokens per step")
@@ -93,10 +124,12 @@ class Training(_Options):
         4096, ge=2, description="tokens in one forward pass, at least a window"
     )
     seed: int = Field(0, ge=0, description="decides the order of the text")
-    train: Literal["all", "vectors"] = Field(
+    train: Literal["all", "vectors", "lora"] = Field(
         "all",
-        description="all parameters; or norm gains and biases alone, where the mask is kept",
+        description="all parameters; or, where the mask is kept, norm gains and biases alone, or "
+        "low-rank changes of the kept weights alone",
     )
+    lora_rank: int = Field(16, ge=1, description="of the changes, with train: lora")
     masks: MaskOptions = Field(default_factory=MaskOptions)
     decay: DecayOptions = Field(default_factory=DecayOptions)
     distillation: DistillationOptions = Field(default_factory=DistillationOptions)
@@ -106,6 +139,14 @@ class Training(_Options):
     validations: int = Field(10, ge=1, description="how often they are looked at")
     checkpoint_minutes: float = Field(
         10.0, ge=0, description="between two states from which a killed run goes on"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="run each block again on the way back instead of keeping what it made"
+    )
+    reduce_every_pass: bool = Field(
+        False,
+        description="of several processes: add up gradients after every forward pass, not once a "
+        "step; less memory, more traffic",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: DtypeName = Field("auto", description="dtype of forward passes")
@@ -122,11 +163,41 @@ class Training(_Options):
 
     @model_validator(mode="after")
     def _masks_have_weights_to_follow(self) -> Training:
-        if self.train == "vectors" and not self.keeps_mask:
+        if self.train != "all" and not self.keeps_mask:
             raise ValueError(
-                "train: vectors leaves the weights as they are, and masks nothing to follow; use "
-                "the preset keep-mask, or train: all"
+                f"train: {self.train} leaves the removed weights as they are, and masks nothing "
+                "to follow; use the preset keep-mask, or train: all"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _start_has_a_mask_to_choose(self) -> Training:
+        if self.start == "auto" and self.keeps_mask:
+            raise ValueError(
+                "start: auto prunes a dense model, and a frozen share of 1 keeps the mask that is "
+                "there; leave one of them out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _zeros_may_move(self) -> Training:
+        if self.masks.scope == "global" and isinstance(self.pattern, NM):
+            raise ValueError(
+                f"weights of {self.pattern} compete within their group; give a sparsity as "
+                "pattern, or leave masks.scope at row"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dense_steps_end(self) -> Training:
+        share = self.masks.frozen_share
+        if (self.masks.forward == "dense" or self.masks.rescale) and not 0 < share < 1:
+            raise ValueError(
+                "a dense forward and rescaling end with the freezing of masks; give a frozen_share "
+                "between 0 and 1"
+            )
+        if self.masks.forward == "dense" and self.low_rank is not None:
+            raise ValueError("a low-rank boost stands in for removed weights; use forward: masked")
         return self
 
     @property
@@ -155,12 +226,17 @@ class Training(_Options):
         return self.masks.frozen_share == 1
 
     @property
+    def fits_boosts(self) -> bool:
+        """Low-rank products begin with what the dense model has more."""
+        return self.low_rank is not None and self.low_rank.start == "covariance"
+
+    @property
     def frozen_from(self) -> int:
         """The step from which on the masks stay."""
         return round((1 - self.masks.frozen_share) * self.steps)
 
     @classmethod
-    def from_mapping(cls, values: dict[str, Any], preset: str = "ast") -> Training:
+    def from_mapping(cls, values: dict[str, Any], preset: str = "default") -> Training:
         """A preset with values, nested ones too, put over it.
 
         Raises:
@@ -195,6 +271,15 @@ def read_options(path: Path) -> dict[str, Any]:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # For budgets of some hundred small steps from a good one-shot mask.
+    "default": {
+        "start": "auto",
+        "batch_tokens": 4096,
+        "masks": {"score": "sensitivity", "hysteresis": 0.1, "frozen_share": 0.5},
+        "decay": {"strength": 0.0, "place": "outside"},
+        "distillation": {"top_k": 64},
+        "optimiser": {"second_moment": "gradient", "learning_rate": 3e-4, "weight_decay": 0.0},
+    },
     # Every default is that of the GPT-2 recipe of AST.
     "ast": {},
     # The mask of a pruned checkpoint stays, so nothing is left to decay.

@@ -1,11 +1,13 @@
-"""The processes of a run: each takes its windows of a step, and gradients are added up."""
+"""The processes of a run: each takes as many windows of a step as the others."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
@@ -34,20 +36,56 @@ class Ranks:
         """The windows of a step that are this process's; consecutive, and as many for each.
 
         Raises:
-            SecateurError: there are fewer windows than processes.
+            SecateurError: the windows cannot be divided so.
         """
-        if windows < self.world:
+        if windows % self.world:
             raise SecateurError(
-                f"A step of {windows} windows cannot be divided among {self.world} processes; "
-                "give more --batch-tokens, or start fewer processes."
+                f"A step of {windows} windows cannot be divided evenly among {self.world} "
+                "processes; give other --batch-tokens, or start another number of processes."
             )
-        return slice(windows * self.rank // self.world, windows * (self.rank + 1) // self.world)
+        size = windows // self.world
+        return slice(size * self.rank, size * (self.rank + 1))
+
+    def deal(self, windows: int) -> Tensor:
+        """Indices of this process's windows, as many for each, of any number of windows.
+
+        The last window is repeated where they do not come out even; ``collect`` drops it.
+        """
+        size = -(-windows // self.world)
+        return torch.arange(size * self.rank, size * (self.rank + 1)).clamp_(max=windows - 1)
+
+    def rows(self, count: int) -> slice:
+        """The rows of a matrix that are this process's, as ``torch.chunk`` divides them."""
+        size = -(-count // self.world)
+        return slice(min(size * self.rank, count), min(size * (self.rank + 1), count))
+
+    def collect(self, values_W: Tensor, windows: int) -> Tensor:
+        """The values of all windows, given those of the windows that ``deal`` named."""
+        if self.world == 1:
+            return values_W
+        parts = [torch.empty_like(values_W) for _ in range(self.world)]
+        distributed.all_gather(parts, values_W)
+        return torch.cat(parts)[:windows]
+
+    def agree(self, choice: bool) -> bool:
+        """What the first process chose."""
+        if self.world == 1:
+            return choice
+        chosen = torch.tensor([choice], dtype=torch.uint8)
+        distributed.broadcast(chosen, 0)
+        return bool(chosen)
 
     def sum(self, tensors: Iterable[Tensor]) -> None:
         """Replace tensors by their sums over all processes."""
         if self.world > 1:
             for tensor in tensors:
                 distributed.all_reduce(tensor)
+
+    def total(self, count: int) -> int:
+        """The sum of the counts of all processes."""
+        counted = torch.tensor(count)
+        self.sum([counted])
+        return int(counted)
 
     def wait(self) -> None:
         """Wait for all processes."""
@@ -74,8 +112,14 @@ def joined(device: torch.device) -> Iterator[tuple[Ranks, torch.device]]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # While the first process prunes or tokenises, the others wait.
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7)
+    )
     try:
-        yield Ranks(distributed.get_rank(), world), device
+        with warnings.catch_warnings():
+            # What models return may be a view; nothing is written into it.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
+            yield Ranks(distributed.get_rank(), world), device
     finally:
         distributed.destroy_process_group()

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from secateur.architecture import BlockList
 from secateur.checkpoint.files import write_json, write_safetensors
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import TensorMap
 from secateur.checkpoint.streamed import StreamedStore
-from secateur.training.low_rank import LowRank, adapter_files
+from secateur.training.holding import Holding
+from secateur.training.low_rank import adapter_files
 from secateur.training.masked_linear import MaskedLinear
+from secateur.training.ranks import ALONE, Ranks
 
 ADAPTER = "low-rank"
 
@@ -39,34 +42,55 @@ def round_to_stored(blocks: BlockList, reader: CheckpointReader, names: Mapping[
         state[name].copy_(state[name].to(reader.dtypes[file]))
 
 
+@torch.no_grad()
 def save(
-    blocks: BlockList,
+    holding: Holding,
     reader: CheckpointReader,
     tensors: TensorMap,
     names: Mapping[str, str],
-    linears: Sequence[MaskedLinear],
     output: Path,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Write shards, masks, side files and the index, in this order; the index makes it whole."""
-    boosts = {each.name: each.low_rank for each in linears if each.low_rank is not None}
+    """Write shards, masks, side files and the index, in this order; the index makes it whole.
+
+    Several processes gather a block at a time, and the first writes it.
+    """
+    blocks = holding.blocks
+    boosts = {each.name: each.low_rank for each in holding.linears if each.low_rank is not None}
     if boosts:
-        save_adapter(output / ADAPTER, boosts)
+        config, adapter = adapter_files(boosts)
+        adapter = _gathered(adapter)
+        if ranks.first:
+            write_safetensors(output / ADAPTER / "adapter_model.safetensors", adapter)
+            write_json(output / ADAPTER / "adapter_config.json", config)
     store = StreamedStore(blocks, reader, tensors, output, blocks.model.device)
-    masks = {each.name: each.mask_OI for each in linears}
-    for index in range(len(blocks)):
+    for index, block in enumerate(blocks):
         prefix = f"{blocks.name(index)}."
-        store.save(
-            index, {n.removeprefix(prefix): m for n, m in masks.items() if n.startswith(prefix)}
+        masks = _gathered(
+            {
+                each.name.removeprefix(prefix): _mask_OI(holding, each)
+                for each in holding.linears
+                if each.name.startswith(prefix)
+            }
         )
+        state = block.state_dict()
+        state = _gathered({name: state[name] for name in tensors.blocks[index]})
+        if ranks.first:
+            store.save(index, {name: mask.bool() for name, mask in masks.items()}, state=state)
     state = blocks.model.state_dict()
-    rest: dict[str, Tensor] = {
-        file: state[names[file]].to(reader.dtypes[file]) for file in tensors.rest if file in names
+    rest = _gathered({file: state[names[file]] for file in tensors.rest if file in names})
+    if ranks.first:
+        store.finish({file: tensor.to(reader.dtypes[file]) for file, tensor in rest.items()})
+
+
+def _mask_OI(holding: Holding, each: MaskedLinear) -> Tensor:
+    mask = holding.global_tensor(f"{each.name}.weight", each.mask.view(torch.uint8))
+    return mask.T if each.linear.transposed else mask
+
+
+def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors; those that are sharded are moved to the processor, one by one."""
+    return {
+        name: tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+        for name, tensor in tensors.items()
     }
-    store.finish(rest)
-
-
-def save_adapter(folder: Path, boosts: Mapping[str, LowRank]) -> None:
-    """Write low-rank products as a LoRA adapter."""
-    config, adapter = adapter_files(boosts)
-    write_safetensors(folder / "adapter_model.safetensors", adapter)
-    write_json(folder / "adapter_config.json", config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from secateur.training.low_rank import LowRank, check_group
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import RowBudget, choose_mask, magnitude
 from secateur.training.options import Training
+from secateur.training.sparse_lora import SparseLoRA
 
 
 def named_linears(blocks: BlockList) -> dict[str, Linear]:
@@ -32,7 +33,7 @@ def named_linears(blocks: BlockList) -> dict[str, Linear]:
 def check_model(blocks: BlockList, options: Training) -> None:
     """Raise SecateurError if the model's linears cannot be trained with these options."""
     linears = named_linears(blocks)
-    plan = _plan(blocks, options)
+    plan = first_plan(blocks, options)
     if plan.weights.keys() != linears.keys():
         raise SecateurError(
             f"{type(blocks.model).__name__} stacks its experts, which training does not take; "
@@ -73,9 +74,29 @@ def masked_linears(
     Raises:
         SecateurError: the masks have not the pattern, or there is nothing to keep.
     """
-    plan = _plan(blocks, options)
+    plan = first_plan(blocks, options)
+    generator = torch.Generator().manual_seed(options.seed)
+    linears = [
+        each
+        for index in range(len(blocks))
+        for each in masked_linears_of(blocks, index, plan, masks, options, generator)
+    ]
+    check_zeros(count_zeros(linears), plan, options.keeps_mask)
+    return linears
+
+
+def masked_linears_of(
+    blocks: BlockList,
+    index: int,
+    plan: Plan,
+    masks: Mapping[str, Tensor],
+    options: Training,
+    generator: torch.Generator,
+) -> list[MaskedLinear]:
+    """Give every linear of one block, the only one with weights, its first mask."""
     linears = []
-    for name, linear in named_linears(blocks).items():
+    for linear in find_linears(blocks[index]):
+        name = f"{blocks.name(index)}.{linear.name}"
         weight_OI = linear.weight_OI
         mask_OI = masks.get(name)
         if mask_OI is None and options.keeps_mask:
@@ -93,17 +114,21 @@ def masked_linears(
                 options.low_rank.group,
                 train_projection=options.low_rank.train_projection,
             )
-        linears.append(MaskedLinear(name, linear, rows, mask_OI, boost))
-    _check_zeros(linears, plan, options.keeps_mask)
+        lora = None
+        if options.train == "lora":
+            shape = (weight_OI.shape[0], weight_OI.shape[1])
+            lora = SparseLoRA(shape, options.lora_rank, generator).to(weight_OI.device)
+        linears.append(MaskedLinear(name, linear, rows, mask_OI, boost, lora))
     return linears
 
 
-def count_zeros(linears: list[MaskedLinear]) -> int:
+def count_zeros(linears: Sequence[MaskedLinear]) -> int:
     """Zeros of all masks."""
     return sum(int(torch.count_nonzero(~each.mask)) for each in linears)
 
 
-def _plan(blocks: BlockList, options: Training) -> Plan:
+def first_plan(blocks: BlockList, options: Training) -> Plan:
+    """Zeros of every linear, by shapes alone."""
     return uniform_plan(blocks, Unstructured(0.0) if options.keeps_mask else options.pattern)
 
 
@@ -118,8 +143,9 @@ def _rows_of(name: str, mask_OI: Tensor, options: Training) -> RowBudget:
         ) from error
 
 
-def _check_zeros(linears: list[MaskedLinear], plan: Plan, kept: bool) -> None:
-    zeros, planned = count_zeros(linears), sum(plan.zeros.values())
+def check_zeros(zeros: int, plan: Plan, kept: bool) -> None:
+    """Raise SecateurError unless the masks' zeros are those planned, or there are some to keep."""
+    planned = sum(plan.zeros.values())
     if kept and zeros == 0:
         raise SecateurError(
             "The checkpoint has no mask to keep and no zeros; name a pruned one, or another preset."

@@ -1,62 +1,85 @@
-"""The state of a training run on disk: one file, whole or not at all."""
+"""The state of a training run on disk: one folder, whole or not at all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
-from secateur.checkpoint.files import write_safetensors
-from secateur.training.masked_linear import MaskedLinear
-from secateur.training.optimiser import MaskedAdamW
+from secateur.checkpoint.files import full_disk_explained, write_safetensors
+from secateur.training.ranks import Ranks
+from secateur.training.trainer import Trainer
 
 
-def write_state(
-    path: Path,
-    parameters: Mapping[str, nn.Parameter],
-    linears: Sequence[MaskedLinear],
-    optimiser: MaskedAdamW,
-) -> None:
-    """Write everything that the next step depends on.
+def write_state(work: Path, trainer: Trainer, ranks: Ranks) -> None:
+    """Write everything that the next step depends on, in place of the state before it.
 
     The order of the text follows from its seed and the step, and no step draws random numbers, so
-    there is no random state.
+    there is no random state. Several processes write what each of them holds, as safetensors.
     """
-    write_safetensors(
-        path,
-        {
-            "steps": torch.tensor(optimiser.steps),
-            **{f"weight.{name}": parameter for name, parameter in parameters.items()},
-            **optimiser.state(),
-            **{f"mask.{each.name}": _packed(each.mask) for each in linears},
-        },
-    )
+    part, whole = work / "state.part", work / f"state-{trainer.done:08d}"
+    before = states(work)
+    if ranks.first:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    ranks.wait()
+    if ranks.world == 1:
+        write_safetensors(part / "state.safetensors", _tensors(trainer))
+    else:
+        writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
+        with full_disk_explained(part):
+            save(_tensors(trainer), storage_writer=writer)
+    if ranks.first:
+        # Nothing is there under this name: a run goes on from the latest state.
+        part.replace(whole)
+        for path in before:
+            shutil.rmtree(path)
+    ranks.wait()
 
 
-def read_state(
-    path: Path,
-    parameters: Mapping[str, nn.Parameter],
-    linears: Sequence[MaskedLinear],
-    optimiser: MaskedAdamW,
-) -> None:
-    """Put everything back as it was written; bit-equal."""
-    state = load_file(path)
-    for name, parameter in parameters.items():
-        parameter.data.copy_(state[f"weight.{name}"])
-    for each in linears:
-        each.mask.copy_(_unpacked(state[f"mask.{each.name}"], each.mask.shape))
-    optimiser.restore(state, int(state["steps"]))
+def read_state(work: Path, trainer: Trainer, ranks: Ranks) -> None:
+    """Put everything back as it was written, if it was; by any number of processes."""
+    found = states(work)
+    if not found:
+        return
+    reader = HuggingFaceStorageReader(str(found[-1]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(_tensors(trainer), storage_reader=reader, no_dist=ranks.world == 1)
+    trainer.optimiser.steps = int(found[-1].name.removeprefix("state-"))
 
 
-def _packed(mask: Tensor) -> Tensor:
-    return torch.from_numpy(np.packbits(mask.cpu().numpy()))
+def forget_states(work: Path) -> None:
+    """Delete what states there are, and what a killed run left of one."""
+    for path in work.glob("state*"):
+        shutil.rmtree(path)
 
 
-def _unpacked(bits: Tensor, shape: torch.Size) -> Tensor:
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=shape.numel()).astype(bool)).view(
-        shape
-    )
+def states(work: Path) -> list[Path]:
+    """Folders of states, the latest last."""
+    return sorted(work.glob("state-*"))
+
+
+@torch.no_grad()
+def _tensors(trainer: Trainer) -> dict[str, Tensor]:
+    """Every tensor of the state, sharing memory with the trainer's."""
+    place = trainer.holding.global_tensor
+    weights = {f"weight.{name}": place(name, p.data) for name, p in trainer.parameters.items()}
+    moments = {
+        name: place(name.partition(".")[2], tensor)
+        for name, tensor in trainer.optimiser.state().items()
+    }
+    masks = {
+        f"mask.{each.name}": place(f"{each.name}.weight", each.mask.view(torch.uint8))
+        for each in trainer.linears
+    }
+    return weights | moments | masks

@@ -15,6 +15,7 @@ from secateur.checkpoint.files import write_safetensors
 from secateur.evaluation.readout import Readout, find_readout
 from secateur.progress import Progress
 from secateur.training.distillation import FullTarget, Target, TopTarget
+from secateur.training.holding import Holding
 from secateur.training.ranks import ALONE, Ranks
 from secateur.walk.precision import forward_precision
 
@@ -40,13 +41,15 @@ class Teacher(Protocol):
 class ResidentTeacher:
     """A dense model in memory; its logits are made when they are asked for."""
 
-    def __init__(self, model: PreTrainedModel, tokens_WL: Tensor, temperature: float) -> None:
-        self._readout = find_readout(model, tokens_WL)
+    def __init__(self, holding: Holding, tokens_WL: Tensor, temperature: float) -> None:
+        self._holding = holding
+        self._readout = holding.evaluate(lambda: find_readout(holding.model, tokens_WL))
         self._temperature = temperature
 
     @torch.no_grad()
     def targets(self, first: int, tokens_WL: Tensor) -> Callable[[slice], Target]:
-        states_PD = self._readout.states(tokens_WL)[:, :-1].flatten(0, 1)
+        states_WLD = self._holding.forward(lambda: self._readout.states(tokens_WL))
+        states_PD = states_WLD[:, :-1].flatten(0, 1)
         return lambda part: self._target(states_PD[part])
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from secateur.calibration.options import divide
 from secateur.calibration.packing import CHARACTERS_PER_TOKEN, tokenize
 from secateur.calibration.sources import (
     TEXT_SUFFIXES,
@@ -49,75 +51,170 @@ class TrainingText:
         return cls(tensors["train"], tensors["held_out"])
 
 
-def find_texts(names: Sequence[str]) -> list[Path | HubDataset]:
+@dataclass(frozen=True)
+class Part:
+    """Texts that are drawn from together.
+
+    Attributes:
+        name: as the user named it.
+        weight: its share of the windows, relative to that of the others; None if nothing has
+            one, and all windows are equally likely.
+        sources: the files of a folder, or one file or hub data set.
+    """
+
+    name: str
+    weight: float | None
+    sources: tuple[Path | HubDataset, ...]
+
+
+def find_texts(names: Sequence[str]) -> list[Part]:
     """Resolve files, folders (their text files, by name) and hub data sets, in order.
 
+    A name may end in ``:WEIGHT``, a number; then all have to.
+
     Raises:
-        SecateurError: nothing of that name, a folder without text files, or no name at all.
+        SecateurError: nothing of that name, a folder without text files, no name at all, or a
+            weight that is not positive or missing.
     """
     if not names:
         raise SecateurError("Training needs text; name files, folders or hub data sets.")
-    found: list[Path | HubDataset] = []
-    for name in names:
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            found.append(resolve_source(name))
-            continue
-        files = sorted(path for path in folder.rglob("*") if path.name.endswith(TEXT_SUFFIXES))
-        if not files:
-            raise SecateurError(
-                f"The folder {name} holds no text files; put {', '.join(TEXT_SUFFIXES)} into it."
-            )
-        found += files
-    return found
+    parts = [_find_part(name) for name in names]
+    if len({part.weight is None for part in parts}) > 1:
+        bare = next(part.name for part in parts if part.weight is None)
+        raise SecateurError(f"{bare} has no weight and others have; write {bare}:WEIGHT.")
+    return parts
+
+
+def _find_part(name: str) -> Part:
+    bare, weight = _split_weight(name)
+    folder = Path(bare).expanduser()
+    if not folder.is_dir():
+        return Part(bare, weight, (resolve_source(bare),))
+    files = sorted(path for path in folder.rglob("*") if path.name.endswith(TEXT_SUFFIXES))
+    if not files:
+        raise SecateurError(
+            f"The folder {bare} holds no text files; put {', '.join(TEXT_SUFFIXES)} into it."
+        )
+    return Part(bare, weight, tuple(files))
+
+
+def _split_weight(name: str) -> tuple[str, float | None]:
+    bare, colon, number = name.rpartition(":")
+    if not colon or Path(name).expanduser().exists():
+        return name, None
+    try:
+        weight = float(number)
+    except ValueError:
+        # A configuration or split of a hub data set.
+        return name, None
+    if not (weight > 0 and math.isfinite(weight)):
+        raise SecateurError(f"The weight of {bare} is {number}; give a positive number.")
+    return bare, weight
 
 
 def load_text(
-    sources: Sequence[Path | HubDataset],
+    parts: Sequence[Part],
     tokenizer: PreTrainedTokenizerBase,
     *,
     windows: int,
     held_out: int,
     length: int,
     seed: int,
+    validation: Path | HubDataset | None = None,
     progress: Progress = silent,
 ) -> TrainingText:
-    """Tokenise sources, cut them into windows, and shuffle those of all sources together.
+    """Tokenise texts, cut them into windows, and shuffle those of all together.
 
     No source is read further than the whole run could need. Held-out windows are drawn first, so
-    they are the same for every budget of the same text that is read whole.
+    they are the same for every budget of the same text that is read whole. Conversations are
+    rendered by the tokenizer's chat template.
 
     Args:
-        sources: from ``find_texts``.
+        parts: from ``find_texts``.
         tokenizer: the model's.
         windows: to train on.
         held_out: to validate with.
         length: tokens per window.
         seed: decides the order.
+        validation: a text of its own to validate with; at most its first ``held_out`` windows.
         progress: called with (phase, done, total).
 
     Raises:
         SecateurError: there is less text than asked for; the message has both numbers.
     """
-    limit = (windows + held_out) * length
-    parts: list[Tensor] = []
-    facts = []
-    for source in sources:
-        documents = read_documents(
-            source, split="train", characters=CHARACTERS_PER_TOKEN * limit + 1
-        )
-        stream = tokenize(documents, tokenizer, limit, progress)
-        whole = len(stream.tokens_N) // length
-        parts.append(stream.tokens_N[: whole * length].int().view(whole, length))
-        name = source.label("train") if isinstance(source, HubDataset) else source.name
-        facts.append({"source": name, "documents": stream.documents, "windows": whole})
-    there = sum(len(part) for part in parts)
-    if there < windows + held_out:
-        raise SecateurError(
-            f"Training needs {windows * length:,} tokens and {held_out * length:,} held-out ones, "
-            f"and the text has {there * length:,} in whole windows; name more text or ask for "
-            "fewer tokens."
-        )
-    order = torch.randperm(there, generator=torch.Generator().manual_seed(seed))
-    drawn_WL = torch.cat(parts)[order[: windows + held_out]]
-    return TrainingText(drawn_WL[held_out:], drawn_WL[:held_out], tuple(facts))
+    pool = _Pool(tokenizer, length, progress)
+    generator = torch.Generator().manual_seed(seed)
+    held_out_WL = None
+    if validation is not None:
+        held_out_WL, held_out = pool.windows([validation], held_out, purpose="validation"), 0
+        if len(held_out_WL) == 0:
+            raise SecateurError(
+                f"The validation text has less than one window of {length} tokens; name a longer "
+                "one."
+            )
+    if parts[0].weight is None:
+        parts = [Part("the text", 1.0, tuple(source for part in parts for source in part.sources))]
+    weights = {str(index): part.weight or 1.0 for index, part in enumerate(parts)}
+    drawn: list[Tensor] = []
+    left_out: list[Tensor] = []
+    shares = zip(divide(windows, weights).values(), divide(held_out, weights).values(), strict=True)
+    for part, (train, aside) in zip(parts, shares, strict=True):
+        found_WL = pool.windows(part.sources, train + aside)
+        there = len(found_WL)
+        if there < train + aside:
+            raise SecateurError(
+                f"Training needs {train * length:,} tokens and {aside * length:,} held-out ones, "
+                f"and {part.name} has {there * length:,} in whole windows; name more text or ask "
+                "for fewer tokens."
+            )
+        order = torch.randperm(there, generator=generator)
+        left_out.append(found_WL[order[:aside]])
+        drawn.append(found_WL[order[aside : aside + train]])
+    train_WL = torch.cat(drawn)
+    if len(parts) > 1:
+        train_WL = train_WL[torch.randperm(len(train_WL), generator=generator)]
+    if held_out_WL is None:
+        held_out_WL = torch.cat(left_out)
+    return TrainingText(train_WL, held_out_WL, tuple(pool.facts))
+
+
+class _Pool:
+    """Windows of sources, and what the report says of each."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int, progress: Progress) -> None:
+        self._tokenizer = tokenizer
+        self._length = length
+        self._progress = progress
+        self.facts: list[dict[str, Any]] = []
+
+    def windows(
+        self, sources: Sequence[Path | HubDataset], most: int, purpose: str = "training"
+    ) -> Tensor:
+        """All windows of sources in their order, of none more than so many; int32."""
+        limit = most * self._length
+        found: list[Tensor] = []
+        for source in sources:
+            documents = read_documents(
+                source,
+                split="train",
+                characters=CHARACTERS_PER_TOKEN * limit + 1,
+                render=self._render,
+            )
+            stream = tokenize(documents, self._tokenizer, limit, self._progress)
+            whole = len(stream.tokens_N) // self._length
+            tokens_N = stream.tokens_N[: whole * self._length]
+            found.append(tokens_N.int().view(whole, self._length))
+            name = source.label("train") if isinstance(source, HubDataset) else source.name
+            facts = {"source": name, "documents": stream.documents, "windows": whole}
+            self.facts.append({**facts, "purpose": purpose})
+        return torch.cat(found)
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        if self._tokenizer.chat_template is None:
+            raise SecateurError(
+                "The data holds conversations and the tokenizer has no chat template; give their "
+                "texts under 'text'."
+            )
+        rendered = self._tokenizer.apply_chat_template(messages, tokenize=False)
+        assert isinstance(rendered, str), "one conversation has one text"
+        return rendered

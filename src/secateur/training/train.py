@@ -11,9 +11,7 @@ import torch
 
 from secateur.architecture import find_blocks
 from secateur.checkpoint.files import write_json
-from secateur.checkpoint.store import check_finite
 from secateur.errors import SecateurError
-from secateur.evaluation.scores import score_windows
 from secateur.inspection import inspect
 from secateur.progress import Progress, silent
 from secateur.report.document import (
@@ -24,15 +22,19 @@ from secateur.report.document import (
 )
 from secateur.report.page import write_report
 from secateur.report.training import LowRankReport, TrainingReport, ValidationReport
+from secateur.training.boosts import fit_boosts
+from secateur.training.holding import Whole
 from secateur.training.job import Job, prepare
+from secateur.training.loading import load_student, load_teacher
 from secateur.training.log import Log
+from secateur.training.one_shot import forget_start, prune_first
 from secateur.training.options import Training
 from secateur.training.ranks import joined
 from secateur.training.saving import ADAPTER, file_names, round_to_stored, save
-from secateur.training.start import count_zeros, masked_linears
-from secateur.training.state import read_state, write_state
+from secateur.training.start import count_zeros
+from secateur.training.state import forget_states, read_state, states, write_state
 from secateur.training.teacher import CachedTeacher, ResidentTeacher, Teacher
-from secateur.training.trainer import Trainer
+from secateur.training.trainer import Trainer, held_out_loss
 from secateur.walk.precision import resolve_device
 from secateur.walk.pruned import Stopwatch
 
@@ -62,6 +64,7 @@ def train(
     output: str | Path,
     *,
     data: Sequence[str],
+    validation: str | None = None,
     teacher: str | Path | None = None,
     restart: bool = False,
     trust_remote_code: bool = False,
@@ -74,7 +77,10 @@ def train(
             masks it then starts from.
         options: what to do.
         output: a new or empty folder, or that of an interrupted run to go on with.
-        data: text files, folders of them, hub data sets.
+        data: text files, folders of them, hub data sets; with ``:WEIGHT`` behind every name, in
+            these proportions.
+        validation: text file or hub data set to validate with; windows of ``data`` that are not
+            trained on if None.
         teacher: the dense model to learn from; ``model`` itself if None and that is dense.
         restart: start over in the folder of an earlier run.
         trust_remote_code: let the checkpoint's own Python code run.
@@ -94,6 +100,7 @@ def train(
                     options,
                     target,
                     data=data,
+                    validation=validation,
                     teacher=teacher,
                     restart=restart and ranks.first,
                     trust_remote_code=trust_remote_code,
@@ -109,44 +116,57 @@ def train(
 
 
 def _execute(job: Job, progress: Progress) -> None:
-    """Train; the first process then writes checkpoint and report."""
+    """Train, and write checkpoint and report."""
     if job.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.device)
     seconds: dict[str, float] = {}
     watch = Stopwatch(seconds, job.device)
-    model = job.load(job.model.folder, torch.float32)
-    blocks = find_blocks(model)
-    for index, block in enumerate(blocks):
-        check_finite(block.state_dict(), blocks.name(index))
-    linears = masked_linears(blocks, job.model.masks, job.options)
+    source, start = job.model.folder, None
+    if job.prunes_first:
+        for mine in job.ranks.in_turn():
+            if mine:
+                source, start = prune_first(job, progress)
+        watch.lap("one-shot")
+    holding = load_student(job, source)
     watch.lap("start")
+    if job.options.fits_boosts and not states(job.work):
+        fit_boosts(
+            holding.blocks,
+            holding.linears,
+            job.dense,
+            job.text.train_WL,
+            batch=job.options.micro_batch_windows,
+            dtype=job.dtype,
+            progress=progress,
+        )
+        watch.lap("low rank")
     teacher, dense_loss = _teacher(job, progress)
     watch.lap("teacher")
 
-    trainer = Trainer(model, linears, teacher, job.text.train_WL, job.options, job.dtype, job.ranks)
-    state = job.work / "state.safetensors"
-    if state.is_file():
-        read_state(state, trainer.parameters, trainer.linears, trainer.optimiser)
+    trainer = Trainer(holding, teacher, job.text.train_WL, job.options, job.dtype, job.ranks)
+    read_state(job.work, trainer, job.ranks)
     resumed = trainer.done
-    if not job.ranks.first:
-        _follow(trainer, job.options.steps)
-        return
-    log = _lead(job, trainer, state, progress)
+    log = Log(job.work / "log.jsonl", resumed) if job.ranks.first else None
+    _do_steps(job, trainer, log, progress)
     watch.lap("steps")
 
     trainer.remove()
     reader, tensors = job.model.reader, job.model.tensors
-    names = file_names(blocks, reader, tensors)
-    round_to_stored(blocks, reader, names)
+    names = file_names(holding.blocks, reader, tensors)
+    round_to_stored(holding.blocks, reader, names)
     after = trainer.validation_loss(job.text.held_out_WL)
-    save(blocks, reader, tensors, names, linears, job.run.output)
-    sparsity = _count_zeros(job, count_zeros(linears))
+    save(holding, reader, tensors, names, job.run.output, job.ranks)
+    zeros = job.ranks.total(count_zeros(holding.linears))
+    if log is None:
+        return
+    sparsity = _count_zeros(job, zeros)
     watch.lap("checkpoint")
     validations = log.with_key("validation_loss")
     report = TrainingReport(
         model=job.model.name,
         teacher=None if job.teacher is None else job.teacher[0],
         options=job.options.model_dump(mode="json"),
+        start=start,
         text=job.run.calibration,
         forward_dtype=str(job.dtype).removeprefix("torch."),
         sparsity=sparsity,
@@ -173,8 +193,10 @@ def _execute(job: Job, progress: Progress) -> None:
     write_json(job.run.output / "report.json", report.model_dump(mode="json"))
     job.run.record_complete()
     # Only an unfinished run needs them, and they are larger than the model.
-    for left in [state, *job.work.glob("targets-*.safetensors")]:
-        left.unlink(missing_ok=True)
+    forget_states(job.work)
+    for targets in job.work.glob("targets-*.safetensors"):
+        targets.unlink()
+    forget_start(job)
     write_report(job.run.output)
 
 
@@ -183,15 +205,16 @@ def _teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None
     if job.teacher is None:
         return None, None
     options, text = job.options.distillation, job.text
-    dense = job.load(job.teacher[1], job.dtype)
-    loss = None
-    if job.ranks.first:
-        loss = float(score_windows(dense, text.held_out_WL.long(), dtype=job.dtype).loss_W.mean())
     if options.top_k is None:
+        dense = load_teacher(job, job.teacher[1])
+        loss = held_out_loss(dense, text.held_out_WL, job.dtype, job.ranks)
         return ResidentTeacher(dense, text.train_WL[:1], options.temperature), loss
+    # Each process asks it about other windows, so each has it as a whole, and lets it go.
+    whole = Whole(find_blocks(job.load(job.teacher[1], job.dtype)), [])
+    loss = held_out_loss(whole, text.held_out_WL, job.dtype, job.ranks)
     teacher = CachedTeacher.make(
         job.work,
-        dense,
+        whole.model,
         text.train_WL,
         temperature=options.temperature,
         count=options.top_k,
@@ -203,43 +226,41 @@ def _teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None
     return teacher, loss
 
 
-def _follow(trainer: Trainer, steps: int) -> None:
-    """Do all steps in a process that writes nothing."""
-    while trainer.done < steps:
-        trainer.step()
-        if trainer.done % _FETCH_STEPS == 0:
-            trainer.figures()
-
-
-def _lead(job: Job, trainer: Trainer, state: Path, progress: Progress) -> Log:
-    """Do all steps, validate, and write log and state."""
+def _do_steps(job: Job, trainer: Trainer, log: Log | None, progress: Progress) -> None:
+    """Do all steps, validate, and write states; the first process writes the log."""
     options, resumed = job.options, trainer.done
-    log = Log(job.work / "log.jsonl", resumed)
     if resumed == 0:
-        log.add({"step": 0, "validation_loss": trainer.validation_loss(job.text.held_out_WL)})
+        _validate(job, trainer, log)
     every = max(1, options.steps // options.validations)
     saved = began = time.monotonic()
     progress("Training", resumed, options.steps)
     while trainer.done < options.steps:
         trainer.step()
         validate = trainer.done % every == 0 or trainer.done == options.steps
-        save_state = time.monotonic() - saved >= 60 * options.checkpoint_minutes
+        due = time.monotonic() - saved >= 60 * options.checkpoint_minutes
+        # A state is written by all processes at the same step, whatever their clocks say.
+        save_state = job.ranks.agree(due)
         if validate or save_state or trainer.done % _FETCH_STEPS == 0:
             tokens = (trainer.done - resumed) * options.step_tokens
             _write_figures(trainer, log, tokens / (time.monotonic() - began))
         if validate:
-            loss = trainer.validation_loss(job.text.held_out_WL)
-            log.add({"step": trainer.done, "validation_loss": loss})
+            _validate(job, trainer, log)
         if save_state:
-            write_state(state, trainer.parameters, trainer.linears, trainer.optimiser)
+            write_state(job.work, trainer, job.ranks)
             saved = time.monotonic()
         progress("Training", trainer.done, options.steps)
-    return log
 
 
-def _write_figures(trainer: Trainer, log: Log, tokens_per_second: float) -> None:
+def _validate(job: Job, trainer: Trainer, log: Log | None) -> None:
+    loss = trainer.validation_loss(job.text.held_out_WL)
+    if log is not None:
+        log.add({"step": trainer.done, "validation_loss": loss})
+
+
+def _write_figures(trainer: Trainer, log: Log | None, tokens_per_second: float) -> None:
     for figures in trainer.figures():
-        log.add({**asdict(figures), "tokens_per_second": round(tokens_per_second, 1)})
+        if log is not None:
+            log.add({**asdict(figures), "tokens_per_second": round(tokens_per_second, 1)})
 
 
 def _curve(log: Log) -> list[dict[str, float]]:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from secateur.errors import SecateurError
 from secateur.evaluation.readout import find_readout
 from secateur.evaluation.scores import score_windows
 from secateur.training.distillation import Loss, backward_in_parts
-from secateur.training.masked_linear import MaskedLinear, masked_forward
-from secateur.training.masks import choose_mask, flips, magnitude, sensitivity
+from secateur.training.holding import Holding, recomputed
+from secateur.training.masked_linear import MaskedLinear
+from secateur.training.masks import favoured, flips, magnitude, renew_mask, sensitivity
 from secateur.training.optimiser import MaskedAdamW
 from secateur.training.options import Training
 from secateur.training.ranks import ALONE, Ranks
 from secateur.training.schedule import learning_rate_share, ramp
 from secateur.training.teacher import Teacher
+from secateur.training.together import keep_highest_together
 from secateur.walk.precision import forward_precision
 
 
@@ -61,24 +63,25 @@ class Trainer:
     """Trains a model whose linears are masked, a step at a time.
 
     Attributes:
-        parameters: what is trained, by name; fp32.
-        linears: those with a mask.
+        holding: the model, and what this process has of it.
+        parameters: what is trained, by name; fp32; this process's part.
+        linears: those with a mask; this process's part.
         optimiser: with the steps done so far.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        linears: Sequence[MaskedLinear],
+        holding: Holding,
         teacher: Teacher | None,
         windows_WL: Tensor,
         options: Training,
         dtype: torch.dtype,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.model = model
-        self.linears = linears
-        self.parameters = trained_parameters(model, linears, options)
+        self.holding = holding
+        self.model = holding.model
+        self.linears = linears = holding.linears
+        self.parameters = holding.train(options)
         self._teacher = teacher
         self._windows_WL = windows_WL
         self._options = options
@@ -87,7 +90,7 @@ class Trainer:
         self._loss = Loss(
             options.distillation.weight if teacher else 0.0, options.distillation.temperature
         )
-        self._weights = sum(each.mask.numel() for each in linears)
+        self._weights = ranks.total(sum(each.mask.numel() for each in linears))
         self._pending: list[_Pending] = []
         self._figures: list[StepFigures] = []
         masked = {f"{each.name}.weight": each.mask for each in linears}
@@ -99,14 +102,11 @@ class Trainer:
             epsilon=chosen.epsilon,
             weight_decay=chosen.weight_decay,
             decay_place=options.decay.place,
+            decay_norm=options.decay.norm,
             second_moment=chosen.second_moment,
         )
-        with masked_forward(linears):
-            self._readout = find_readout(model, windows_WL[:1])
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
+        with holding.masked():
+            self._readout = holding.evaluate(lambda: find_readout(self.model, windows_WL[:1]))
 
     @property
     def done(self) -> int:
@@ -121,7 +121,7 @@ class Trainer:
         if frozen:
             self._freeze()
         sums = self._accumulate(step * options.step_windows)
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), options.optimiser.clip)
+        norm = self._clip()
         rate = options.optimiser.learning_rate * learning_rate_share(
             step,
             options.steps,
@@ -143,18 +143,41 @@ class Trainer:
     @torch.no_grad()
     def refresh(self) -> float:
         """Choose every mask anew; returns the share of all entries that changed."""
-        options = self._options.masks
+        if self._options.masks.scope == "global":
+            return self._refresh_together()
         changed = torch.zeros((), dtype=torch.int64, device=self.model.device)
         for each in self.linears:
-            if options.score == "magnitude":
-                score = magnitude(each.weight)
-            else:
-                score = sensitivity(each.weight, self.optimiser.second[f"{each.name}.weight"])
-            score_OI = score.T if each.linear.transposed else score
-            mask_OI = choose_mask(score_OI, each.rows, each.mask_OI, options.hysteresis)
-            changed += flips(each.mask_OI, mask_OI)
-            each.replace_mask(mask_OI)
+            changed += renew_mask(
+                each.mask_OI,
+                each.rows,
+                partial(self._score, each),
+                self._options.masks.hysteresis,
+            )
+        self._ranks.sum([changed])
         return int(changed) / self._weights
+
+    def _refresh_together(self) -> float:
+        """Choose all masks by one threshold."""
+        hysteresis = self._options.masks.hysteresis
+
+        def score(each: MaskedLinear) -> Tensor:
+            return favoured(self._score(each, slice(None)), each.mask_OI, hysteresis)
+
+        zeros = sum(int(torch.count_nonzero(~each.mask)) for each in self.linears)
+        masks = keep_highest_together([partial(score, each) for each in self.linears], zeros)
+        changed = torch.zeros((), dtype=torch.int64, device=self.model.device)
+        for each, mask_OI in zip(self.linears, masks, strict=True):
+            changed += flips(each.mask_OI, mask_OI)
+            each.mask_OI.copy_(mask_OI)
+        return int(changed) / self._weights
+
+    def _score(self, each: MaskedLinear, rows: slice) -> Tensor:
+        """How much some rows of a linear want their weights kept (rows, in)."""
+        weight_PI = each.in_rows(each.weight)[rows]
+        if self._options.masks.score == "magnitude":
+            return magnitude(weight_PI)
+        second = self.optimiser.second[f"{each.name}.weight"]
+        return sensitivity(weight_PI, each.in_rows(second)[rows])
 
     def figures(self) -> list[StepFigures]:
         """Return the figures of the steps since the last call.
@@ -189,28 +212,29 @@ class Trainer:
 
     def validation_loss(self, windows_WL: Tensor) -> float:
         """Mean negative log-likelihood of held-out windows, nats per token."""
-        with masked_forward(self.linears):
-            scores = score_windows(self.model, windows_WL.long(), dtype=self._dtype)
-        return float(scores.loss_W.mean())
+        return held_out_loss(self.holding, windows_WL, self._dtype, self._ranks)
 
     def remove(self) -> None:
-        """Set all removed weights to zero."""
+        """Set all removed weights to zero, with all that was trained in the others."""
         for each in self.linears:
+            each.merge()
             each.remove()
 
     def _freeze(self) -> None:
         """From here on the masks stay, and removed weights are zero and stay so."""
         if all(each.frozen for each in self.linears):
             return
-        self.remove()
-        self.optimiser.forget_removed()
+        resumed = self.done > self._options.frozen_from
         for each in self.linears:
+            # A run that goes on behind the freeze has rescaled them before.
+            each.remove(rescale=self._options.masks.rescale and not resumed)
             each.frozen = True
+        self.optimiser.forget_removed()
 
     def _accumulate(self, first: int) -> Tensor:
         """Gradients of one step's windows; sums of cross-entropy and divergence (2,).
 
-        With several processes each goes through its share of the windows, and all have the sums.
+        Each process goes through its share of the windows, and all have the sums.
         """
         options = self._options
         device = self.model.device
@@ -220,7 +244,12 @@ class Trainer:
         windows = self._windows_WL[first : first + share.stop - share.start]
         scale = 1 / (options.step_windows * (options.length - 1))
         # One context for the step: autocast keeps the weights it has converted.
-        with masked_forward(self.linears), forward_precision(self._dtype, device):
+        dense = options.masks.forward == "dense" and not self.linears[0].frozen
+        with (
+            self.holding.masked(dense=dense),
+            recomputed(self.holding.blocks, options.activation_checkpointing),
+            forward_precision(self._dtype, device),
+        ):
             for at, tokens in _batches(windows, options.micro_batch_windows):
                 tokens_WL = tokens.to(device).long()
                 target = (
@@ -228,9 +257,12 @@ class Trainer:
                     if self._teacher is not None
                     else None
                 )
-                states_PD = self._readout.states(tokens_WL)[:, :-1].flatten(0, 1)
+                states_WLD = self.holding.forward(
+                    partial(self._readout.states, tokens_WL),
+                    last=at + len(tokens) == len(windows),
+                )
                 sums += backward_in_parts(
-                    states_PD,
+                    states_WLD[:, :-1].flatten(0, 1),
                     tokens_WL[:, 1:].flatten(),
                     self._readout.project,
                     target,
@@ -238,34 +270,30 @@ class Trainer:
                     vocabulary=self.model.config.get_text_config().vocab_size,
                     scale=scale,
                 )
-        self._ranks.sum([sums, *self._gradients()])
+        self.holding.collect_gradients()
+        self._ranks.sum([sums])
         return sums
 
-    def _gradients(self) -> Iterator[Tensor]:
-        """Gradients in an order common to all processes, zero where one has none."""
-        if self._ranks.world == 1:
-            return
-        for parameter in self.parameters.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            yield parameter.grad
+    def _clip(self) -> Tensor:
+        """Scale all gradients if they are too long together; returns the norm before."""
+        parameters = list(self.parameters.values())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._ranks.world > 1:
+            square = norm.square()
+            self._ranks.sum([square])
+            norm = square.sqrt()
+        nn.utils.clip_grads_with_norm_(parameters, self._options.optimiser.clip, norm)
+        return norm
 
 
-def trained_parameters(
-    model: PreTrainedModel, linears: Sequence[MaskedLinear], options: Training
-) -> Mapping[str, nn.Parameter]:
-    """What is trained, by name: parameters of the model, then those of low-rank products."""
-    parameters = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if options.train == "all" or parameter.ndim == 1
-    }
-    for each in linears:
-        if each.low_rank is not None:
-            parameters[f"{each.name}.low_rank.s"] = each.low_rank.s_OR
-            if each.low_rank.x_RI.requires_grad:
-                parameters[f"{each.name}.low_rank.x"] = each.low_rank.x_RI
-    return parameters
+def held_out_loss(
+    holding: Holding, windows_WL: Tensor, dtype: torch.dtype, ranks: Ranks = ALONE
+) -> float:
+    """Mean negative log-likelihood of windows, nats per token; each process takes its share."""
+    mine_WL = windows_WL[ranks.deal(len(windows_WL))].long()
+    with holding.masked():
+        scores = holding.evaluate(lambda: score_windows(holding.model, mine_WL, dtype=dtype))
+    return float(ranks.collect(scores.loss_W, len(windows_WL)).mean())
 
 
 def _batches(windows_WL: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
