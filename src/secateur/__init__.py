@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from secateur.planning import Plan
     from secateur.pruning import PruneResult, plan, prune
     from secateur.recipe import Recipe
+    from secateur.recovery.options import Recovery
+    from secateur.recovery.recover import RecoverResult, recover
     from secateur.structured.options import ShrinkOptions
     from secateur.structured.shrinking import ShrinkResult, shrink
     from secateur.training import Training, TrainResult, train
@@ -35,6 +37,8 @@ __all__ = [
     "Plan",
     "PruneResult",
     "Recipe",
+    "RecoverResult",
+    "Recovery",
     "SecateurError",
     "ShrinkOptions",
     "ShrinkResult",
@@ -48,6 +52,7 @@ __all__ = [
     "parse_pattern",
     "plan",
     "prune",
+    "recover",
     "shrink",
     "simulate",
     "train",
@@ -63,6 +68,8 @@ _HOMES = {
     "Plan": "planning",
     "PruneResult": "pruning",
     "Recipe": "recipe",
+    "RecoverResult": "recovery.recover",
+    "Recovery": "recovery.options",
     "SecateurError": "errors",
     "ShrinkOptions": "structured.options",
     "ShrinkResult": "structured.shrinking",
@@ -76,6 +83,7 @@ _HOMES = {
     "parse_pattern": "pattern",
     "plan": "pruning",
     "prune": "pruning",
+    "recover": "recovery.recover",
     "shrink": "structured.shrinking",
     "simulate": "deploy.simulation",
     "train": "training.train",

@@ -95,7 +95,8 @@ class StreamedStore:
     def save(self, index: int, masks: Mapping[str, Tensor]) -> None:
         state = self.blocks[index].state_dict()
         names = self._tensors.blocks[index]
-        write_masks(masks_path(self._output, index), masks)
+        if masks:
+            write_masks(masks_path(self._output, index), masks)
         write_safetensors(
             self._output / self._shard(index),
             {file: state[name].to(self._reader.dtypes[file]) for name, file in names.items()},

@@ -14,6 +14,7 @@ from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
 from secateur.cli.plan import plan
 from secateur.cli.prune import prune
+from secateur.cli.recover import recover
 from secateur.cli.shrink import shrink
 from secateur.cli.simulate import simulate
 from secateur.cli.train import train
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(prune)
 app.command()(plan)
 app.command()(shrink)
+app.command()(recover)
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(inspect)

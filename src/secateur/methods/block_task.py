@@ -57,7 +57,7 @@ class BlockTask:
     @property
     def device(self) -> torch.device:
         """Where the block is."""
-        return self.linears[0].weight_OI.device
+        return self.stream.device
 
     @property
     def length(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -119,7 +119,7 @@ def _execute(job: Job, progress: Progress) -> None:
         check_finite(block.state_dict(), blocks.name(index))
     linears = masked_linears(blocks, job.model.masks, job.options)
     watch.lap("start")
-    teacher, dense_loss = _teacher(job, progress)
+    teacher, dense_loss = load_teacher(job, progress)
     watch.lap("teacher")
 
     trainer = Trainer(model, linears, teacher, job.text.train_WL, job.options, job.dtype, job.ranks)
@@ -130,7 +130,7 @@ def _execute(job: Job, progress: Progress) -> None:
     if not job.ranks.first:
         _follow(trainer, job.options.steps)
         return
-    log = _lead(job, trainer, state, progress)
+    log = lead(job, trainer, state, progress)
     watch.lap("steps")
 
     trainer.remove()
@@ -159,7 +159,7 @@ def _execute(job: Job, progress: Progress) -> None:
             before=validations[0]["validation_loss"],
             after=after,
         ),
-        curve=_curve(log),
+        curve=curve(log),
         validations=[dict(entry) for entry in validations],
         seconds={phase: round(value, 3) for phase, value in seconds.items()}
         | {"total": round(sum(seconds.values()), 3)},
@@ -176,7 +176,7 @@ def _execute(job: Job, progress: Progress) -> None:
         left.unlink(missing_ok=True)
 
 
-def _teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None]:
+def load_teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None]:
     """The teacher and its held-out loss; a cached one has left memory."""
     if job.teacher is None:
         return None, None
@@ -209,25 +209,45 @@ def _follow(trainer: Trainer, steps: int) -> None:
             trainer.figures()
 
 
-def _lead(job: Job, trainer: Trainer, state: Path, progress: Progress) -> Log:
-    """Do all steps, validate, and write log and state."""
+def lead(
+    job: Job,
+    trainer: Trainer,
+    state: Path,
+    progress: Progress,
+    validated: Callable[[float], None] | None = None,
+) -> Log:
+    """Do all steps, validate, and write log and state.
+
+    Args:
+        job: the run.
+        trainer: with the steps done so far.
+        state: the file that a killed run goes on from.
+        progress: told how many steps are done.
+        validated: called with every held-out loss, before the next step.
+    """
     options, resumed = job.options, trainer.done
     log = Log(job.work / "log.jsonl", resumed)
+
+    def validate() -> None:
+        loss = trainer.validation_loss(job.text.held_out_WL)
+        log.add({"step": trainer.done, "validation_loss": loss})
+        if validated is not None:
+            validated(loss)
+
     if resumed == 0:
-        log.add({"step": 0, "validation_loss": trainer.validation_loss(job.text.held_out_WL)})
+        validate()
     every = max(1, options.steps // options.validations)
     saved = began = time.monotonic()
     progress("Training", resumed, options.steps)
     while trainer.done < options.steps:
         trainer.step()
-        validate = trainer.done % every == 0 or trainer.done == options.steps
+        due = trainer.done % every == 0 or trainer.done == options.steps
         save_state = time.monotonic() - saved >= 60 * options.checkpoint_minutes
-        if validate or save_state or trainer.done % _FETCH_STEPS == 0:
+        if due or save_state or trainer.done % _FETCH_STEPS == 0:
             tokens = (trainer.done - resumed) * options.step_tokens
             _write_figures(trainer, log, tokens / (time.monotonic() - began))
-        if validate:
-            loss = trainer.validation_loss(job.text.held_out_WL)
-            log.add({"step": trainer.done, "validation_loss": loss})
+        if due:
+            validate()
         if save_state:
             write_state(state, trainer.parameters, trainer.linears, trainer.optimiser)
             saved = time.monotonic()
@@ -240,7 +260,8 @@ def _write_figures(trainer: Trainer, log: Log, tokens_per_second: float) -> None
         log.add({**asdict(figures), "tokens_per_second": round(tokens_per_second, 1)})
 
 
-def _curve(log: Log) -> list[dict[str, float]]:
+def curve(log: Log) -> list[dict[str, float]]:
+    """Up to a hundred steps of a log, the last one included."""
     steps = log.with_key("cross_entropy")
     stride = max(1, -(-len(steps) // _CURVE_POINTS))
     return [dict(entry) for entry in steps[::-1][::stride][::-1]]

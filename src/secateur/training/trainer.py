@@ -75,10 +75,14 @@ class Trainer:
         options: Training,
         dtype: torch.dtype,
         ranks: Ranks = ALONE,
+        parameters: Mapping[str, nn.Parameter] | None = None,
     ) -> None:
         self.model = model
         self.linears = linears
-        self.parameters = trained_parameters(model, linears, options)
+        # What the options say, unless the caller says it.
+        self.parameters = (
+            trained_parameters(model, linears, options) if parameters is None else parameters
+        )
         self._teacher = teacher
         self._windows_WL = windows_WL
         self._options = options
