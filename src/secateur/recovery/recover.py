@@ -186,10 +186,10 @@ def _fit_blocks(job: Job, stage: Reconstruct, progress: Progress) -> Checkpoint:
     done = len(run.finished) - 1
     count = len(store.blocks)
     if not (folder / "model.safetensors.index.json").is_file():
-        streams = [_stream(job, each, stage) for each in (store, dense)]
-        pass_fitted(store, dense, *streams, count=done)
+        stream, dense_stream = (_stream(job, each, stage) for each in (store, dense))
+        pass_fitted(store, dense, stream, dense_stream, done)
         progress("Fitting blocks", done, count)
-        for fitted in fit_blocks(store, dense, *streams, stage=stage, seed=job.options.seed):
+        for fitted in fit_blocks(store, dense, stream, dense_stream, stage, job.options.seed):
             run.record(_described(fitted))
             progress("Fitting blocks", fitted.index + 1, count)
         store.finish()

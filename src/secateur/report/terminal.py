@@ -140,6 +140,13 @@ def shrink_table(report: ShrinkReport) -> RenderableType:
         f"{counted.removed:.4%} removed",
     )
     summary.add_row("in files", f"{counted.model_after:,} of {counted.model_before:,} parameters")
+    if report.latency is not None:
+        before, expected = report.latency.before, report.latency.expected
+        summary.add_row(
+            "expected speed",
+            f"{1e3 * before:.1f} to {1e3 * expected:.1f} ms for {report.latency.tokens} tokens "
+            "through the blocks",
+        )
     summary.add_row("forward passes", f"{report.forward_tokens:,} tokens")
     summary.add_row(
         "time", f"{seconds_text(report.seconds['total'])} on {report.machine.cores} cores"
