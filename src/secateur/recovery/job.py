@@ -86,6 +86,12 @@ class Job:
         return self.training.run
 
     @property
+    def teacher(self) -> str:
+        """The dense model, as the user named it."""
+        assert self.training.teacher is not None, "options of recovery ask for a teacher"
+        return self.training.teacher[0]
+
+    @property
     def block_windows_SL(self) -> Tensor:
         """Text that blocks are fitted to."""
         return self.training.text.train_WL[: self.options.block_windows]

@@ -114,13 +114,8 @@ def _execute(job: Job, progress: Progress) -> RecoveryReport:
     watch = Stopwatch(seconds, device)
     resumed = max(0, len(run.finished) - 1)
     if not run.finished:
-        assert job.training.teacher is not None
-        run.record(
-            {
-                "dense": _loss_of(job, job.training.teacher[1]),
-                "before": _loss_of(job, job.cut.folder),
-            }
-        )
+        folders = {"dense": job.dense.folder, "before": job.cut.folder}
+        run.record({name: _loss_of(job, folder) for name, folder in folders.items()})
     watch.lap("start")
     before = run.finished[0]["before"]
     checkpoint, after, after_blocks = job.cut, before, None
@@ -143,10 +138,9 @@ def _execute(job: Job, progress: Progress) -> RecoveryReport:
     if kept.is_file():
         copy_file(kept, run.folder / _KEPT)
     watch.lap("checkpoint")
-    assert job.training.teacher is not None
     return RecoveryReport(
         model=job.training.model.name,
-        teacher=job.training.teacher[0],
+        teacher=job.teacher,
         options=options.model_dump(mode="json"),
         text=run.calibration,
         forward_dtype=str(job.training.dtype).removeprefix("torch."),
