@@ -20,6 +20,17 @@ Reference = Literal["pruned", "dense"]
 _JUDGED_TOKENS = 4096
 
 
+def relative_error(y_BLD: Tensor, target_BLD: Tensor) -> Tensor:
+    """Squared error of every token's hidden state over its squared norm; (batch, length).
+
+    What follows a block normalises each token by itself, and a few tokens with huge hidden states
+    would hide all others in a sum.
+    """
+    error_BL = (y_BLD - target_BLD).square().sum(-1)
+    power_BL = target_BLD.square().sum(-1)
+    return error_BL / power_BL.clamp_min(torch.finfo(torch.float32).tiny)
+
+
 @dataclass
 class BlockTask:
     """One block as the stages so far left it.
@@ -38,6 +49,7 @@ class BlockTask:
         targets: by reference, what the block should return (sequences, length, hidden).
         generator: for every random choice.
         notes: sentences for the report.
+        error: of outputs against targets, (batch, length).
     """
 
     name: str
@@ -53,6 +65,7 @@ class BlockTask:
     targets: Mapping[Reference, Tensor]
     generator: torch.Generator
     notes: list[str] = field(default_factory=list)
+    error: Callable[[Tensor, Tensor], Tensor] = relative_error
 
     @property
     def device(self) -> torch.device:
@@ -109,7 +122,7 @@ class BlockTask:
                 linear.module.get_parameter("weight").requires_grad_(False)
 
     def held_out_error(self, reference: Reference) -> float:
-        """Relative squared error of the output, token by token, mean over some held-out tokens.
+        """Error of the output, token by token, mean over some held-out tokens.
 
         The same ones in every call, as many as tell two versions of a block apart.
         """
@@ -118,7 +131,7 @@ class BlockTask:
             for batch in self.stream.batches.held_out:
                 if tokens >= _JUDGED_TOKENS:
                     break
-                error_BL = relative_error(self.output(batch), self.target(batch, reference))
+                error_BL = self.error(self.output(batch), self.target(batch, reference))
                 total += float(error_BL.sum(dtype=torch.float64))
                 tokens += error_BL.numel()
         return total / max(tokens, 1)
@@ -156,14 +169,3 @@ class BlockTask:
             self.notes.append(
                 f"{stage} rejected, held-out error would rise from {before:.4g} to {after:.4g}"
             )
-
-
-def relative_error(y_BLD: Tensor, target_BLD: Tensor) -> Tensor:
-    """Squared error of every token's hidden state over its squared norm; (batch, length).
-
-    What follows a block normalises each token by itself, and a few tokens with huge hidden states
-    would hide all others in a sum.
-    """
-    error_BL = (y_BLD - target_BLD).square().sum(-1)
-    power_BL = target_BLD.square().sum(-1)
-    return error_BL / power_BL.clamp_min(torch.finfo(torch.float32).tiny)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from secateur.architecture import find_linears
 from secateur.checkpoint.store import BlockStore
@@ -22,8 +23,8 @@ class FittedBlock:
 
     Attributes:
         index: its number.
-        before: squared distance of its output from the dense model's hidden state over that
-            state's square, mean over held-out tokens, with the weights it had.
+        before: distance of its output from the dense model's hidden states (``bounded_error``),
+            mean over held-out tokens, with the weights it had.
         after: the same with those it has.
         notes: for the user.
     """
@@ -32,6 +33,25 @@ class FittedBlock:
     before: float
     after: float
     notes: tuple[str, ...] = ()
+
+
+def bounded_error(y_BLD: Tensor, target_BLD: Tensor) -> Tensor:
+    """Squared distance of every token's hidden states over the larger of their squares, at most 4.
+
+    Models have a few tokens whose hidden states are hundreds of times as large as others. A model
+    that was cut may have them in other places, and relative to the small state that the dense
+    model has there, their error would outweigh all other tokens.
+
+    Args:
+        y_BLD: hidden states (batch, length, hidden), with their graph.
+        target_BLD: those of the dense model.
+
+    Returns:
+        error_BL.
+    """
+    error_BL = (y_BLD - target_BLD).square().sum(-1)
+    power_BL = torch.maximum(target_BLD.square().sum(-1), y_BLD.detach().square().sum(-1))
+    return error_BL / power_BL.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def fit_blocks(
@@ -79,6 +99,7 @@ def fit_blocks(
             stream=stream,
             targets={"dense": dense_stream.x_SLD},
             generator=torch.Generator().manual_seed(seed + index),
+            error=bounded_error,
         )
         before = after = task.held_out_error("dense")
         # Nothing is left in a block that was removed as a whole.

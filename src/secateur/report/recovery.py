@@ -10,7 +10,7 @@ from secateur.report.document import SCHEMA, Machine
 
 
 class FittedBlockReport(BaseModel):
-    """A block's distance from the dense model's hidden states on held-out text, relative."""
+    """A block's squared distance from the dense model's hidden states, over the larger square."""
 
     index: int
     before: float = Field(description="behind the fitted blocks, with the weights it had")
