@@ -273,7 +273,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--round-samples", type=int, default=32, help="of each round of paper")
     parser.add_argument("--masks", type=int, default=200, help="of each round of paper")
     parser.add_argument("--sub-models", type=int, default=96)
-    parser.add_argument("--tokens", type=int, default=524_288, help="to recover with")
+    parser.add_argument("--tokens", type=int, default=262_144, help="to recover with")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--window", type=int, default=1024)

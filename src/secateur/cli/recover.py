@@ -39,7 +39,7 @@ def recover(
         ),
     ] = True,
     tokens: Annotated[
-        int | None, typer.Option(help="Tokens to train the network on. (default: 524288)")
+        int | None, typer.Option(help="Tokens to train the network on. (default: 262144)")
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Of the adapters. (default: 32)")] = None,
     learning_rate: Annotated[

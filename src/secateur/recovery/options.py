@@ -33,7 +33,7 @@ class Recovery(BaseModel):
         "lora", description="then train low-rank adapters, all parameters, or nothing"
     )
     rank: int = Field(32, ge=1, description="of the adapters")
-    tokens: int = Field(524_288, ge=2, description="to train the network on, at most once each")
+    tokens: int = Field(262_144, ge=2, description="to train the network on, at most once each")
     length: int = Field(512, ge=2, description="tokens per window")
     batch_tokens: int = Field(4096, ge=2, description="tokens per step")
     learning_rate: float | None = Field(
