@@ -5,14 +5,16 @@
 
 Every contender is a whole process from a model on disk to a smaller one on disk, uneven widths
 where it chooses them: `default` and `uniform` of `secateur shrink`, its `paper` preset, and the
-baselines `wanda-sp` and `flap`. Results are written as they come, and a run that is already in the
-output file is not repeated.
+baselines `wanda-sp` and `flap`; `+recover` has `secateur recover` behind it. Results are written as
+they come, and a run that is already in the output file is not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import shlex
 import shutil
 import signal
@@ -20,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.measuring import Json, describe_machine, digest_of, measure, perplexity
@@ -34,23 +36,51 @@ PRESETS = {
     "paper": ["--preset", "paper"],
 }
 METHODS = ("paper", "wanda-sp", "flap", "uniform", "default")
+CONTENDERS = ",".join(
+    f"{method}-{percent}"
+    for percent in (20, 30, 50)
+    for method in ("paper", "wanda-sp", "flap", "uniform", "default", "default+recover")
+)
 TOLERANCE = 0.005
+TOOL = "structured"
+BLOCK_TENSOR = re.compile(r"\.(?:layers|h|blocks)\.\d+\.")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to shrink, and the share of the blocks' parameters to remove in percent."""
+    """A way to shrink, the share of the blocks' parameters to remove, and what follows.
 
+    Written ``METHOD[+recover]-PERCENT``.
+    """
+
+    name: str
     method: str
+    recovered: bool
     percent: int
 
-    @property
-    def name(self) -> str:
-        return f"{self.method}-{self.percent}"
+    @classmethod
+    def parse(cls, name: str) -> Contender:
+        """Read a contender's name.
+
+        Raises:
+            SystemExit: it has another form.
+        """
+        match = re.fullmatch(rf"({'|'.join(METHODS)})(\+recover)?-(\d+)", name)
+        if match is None:
+            raise SystemExit(
+                f"{name!r} is not a contender; write METHOD[+recover]-PERCENT, such as "
+                f"default+recover-30, METHOD one of {', '.join(METHODS)}."
+            )
+        method, recovered, percent = match.groups()
+        return cls(name, method, recovered is not None, int(percent))
+
+    def place(self) -> tuple[int, int, bool]:
+        """Where it stands in the table."""
+        return self.percent, METHODS.index(self.method), self.recovered
 
 
-def command(arguments: argparse.Namespace, contender: Contender, output: Path) -> list[str]:
-    """Return the command line of a contender."""
+def shrinking(arguments: argparse.Namespace, contender: Contender, output: Path) -> list[str]:
+    """Return the command line that removes parameters."""
     text = ["--sparsity", str(contender.percent / 100), "--calibration", str(arguments.calibration)]
     text += ["--length", str(arguments.length), "--seed", str(arguments.seed)]
     samples = ["--samples", str(arguments.samples)]
@@ -63,6 +93,29 @@ def command(arguments: argparse.Namespace, contender: Contender, output: Path) -
     else:
         flags += [*samples, "--sub-models", str(arguments.sub_models)]
     return [sys.executable, "-m", "secateur", "shrink", str(arguments.model), *flags]
+
+
+def recovering(arguments: argparse.Namespace, small: Path, output: Path) -> list[str]:
+    """Return the command line that recovers what was cut."""
+    flags = ["--teacher", str(arguments.model), "--output", str(output), "--trust-remote-code"]
+    flags += [flag for data in arguments.data for flag in ("--data", str(data))]
+    flags += ["--tokens", str(arguments.tokens), "--length", str(arguments.length)]
+    flags += ["--seed", str(arguments.seed)]
+    return [sys.executable, "-m", "secateur", "recover", str(small), *flags]
+
+
+def count_parameters(dense: Path, small: Path) -> list[int]:
+    """Parameters in the blocks of two checkpoints, of tensors that the dense one has."""
+    from safetensors import safe_open
+
+    sizes: list[dict[str, int]] = []
+    for folder in (dense, small):
+        sizes.append({})
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                for name in filter(BLOCK_TENSOR.search, tensors.keys()):
+                    sizes[-1][name] = math.prod(tensors.get_slice(name).get_shape())
+    return [sum(size for name, size in each.items() if name in sizes[0]) for each in sizes]
 
 
 def speeds(dense: Path, small: Path, length: int, repeats: int, new_tokens: int) -> Json:
@@ -107,23 +160,35 @@ def speeds(dense: Path, small: Path, length: int, repeats: int, new_tokens: int)
 
 
 def run(arguments: argparse.Namespace, contender: Contender, work: Path) -> Json:
-    """Run a contender once; measure and evaluate what it has saved."""
-    output = work / "small"
-    shutil.rmtree(output, ignore_errors=True)
-    measured = measure(command(arguments, contender, output), work / f"{contender.name}.log")
-    report = json.loads((output / "report.json").read_text())
-    removed = report["parameters"]["removed"]
+    """Run a contender once; measure, count and evaluate what it has saved."""
+    output, recovered = work / "small", work / "recovered"
+    for folder in (output, recovered):
+        shutil.rmtree(folder, ignore_errors=True)
+    steps = [measure(shrinking(arguments, contender, output), work / f"{contender.name}.log")]
+    forward_tokens = json.loads((output / "report.json").read_text())["forward_tokens"]
+    trained_tokens = 0
+    if contender.recovered:
+        command = recovering(arguments, output, recovered)
+        steps.append(measure(command, work / f"{contender.name}.log"))
+        shutil.rmtree(output)
+        output = recovered
+        trained_tokens = json.loads((output / "report.json").read_text())["network"]["tokens"]
+    before, after = apart(count_parameters, arguments.model, output)
+    removed = 1 - after / before
     windows = None if arguments.full else arguments.max_windows
     entry = {
-        "tool": "structured",
+        "tool": TOOL,
         "contender": contender.name,
-        **asdict(measured),
-        "inner_seconds": report["seconds"]["total"],
+        "seconds": sum(step.seconds for step in steps),
+        "cpu_seconds": sum(step.cpu_seconds for step in steps),
+        "peak_bytes": max(step.peak_bytes for step in steps),
+        "parameters": after,
         "removed": removed,
         "refused": None
         if abs(removed - contender.percent / 100) <= arguments.tolerance
         else f"{removed:.4f} of the parameters removed",
-        "forward_tokens": report["forward_tokens"],
+        "forward_tokens": forward_tokens,
+        "trained_tokens": trained_tokens,
         "perplexity": perplexity(
             output, arguments.text, arguments.window, windows, trust_remote_code=True
         ),
@@ -143,36 +208,42 @@ def run(arguments: argparse.Namespace, contender: Contender, work: Path) -> Json
 def table(runs: dict[str, Json], contenders: list[Contender], dense: float) -> list[str]:
     """Return the Markdown table; the paper's preset at the same size is what others are held to."""
     lines = [
-        f"| method | target | removed | perplexity (dense {dense:.2f}) | gap / paper's "
-        "| forward tokens | / paper's | time | / paper's | prefill of blocks | / parameters "
-        "| decode | peak memory |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"| method | target | removed | parameters in blocks | perplexity (dense {dense:.2f}) "
+        "| gap / paper's | forward tokens | / paper's | trained on | time | / paper's "
+        "| peak memory | prefill of blocks, tokens/s | speed-up / parameters | decode, tokens/s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for contender in sorted(contenders, key=lambda each: each.percent):
-        entry = runs.get(contender.name)
-        if entry is None or entry["refused"]:
+    for contender in sorted(contenders, key=Contender.place):
+        entry = runs[contender.name]
+        if entry["refused"]:
             continue
-        paper = runs.get(Contender("paper", contender.percent).name)
-        prefill, decode = (
-            each[1] / each[0] for each in (entry["speeds"]["prefill"], entry["speeds"]["decode"])
-        )
+        paper = runs.get(f"paper-{contender.percent}")
+        prefill, decode = entry["speeds"]["prefill"], entry["speeds"]["decode"]
         cells = [
-            contender.method,
+            contender.method + " + recover" * contender.recovered,
             f"{contender.percent}%",
             f"{entry['removed']:.4f}",
+            f"{entry['parameters'] / 1e6:.2f} M",
             f"{entry['perplexity']:.2f}",
             ratio(entry["perplexity"] - dense, paper and paper["perplexity"] - dense),
             f"{entry['forward_tokens'] / 1e6:.2f} M",
             ratio(entry["forward_tokens"], paper and paper["forward_tokens"]),
+            f"{entry['trained_tokens'] / 1e6:.2f} M" if entry["trained_tokens"] else "",
             f"{entry['seconds']:.0f} s",
             ratio(entry["seconds"], paper and paper["seconds"]),
-            f"{prefill:.2f}",
-            f"{prefill * (1 - entry['removed']):.2f}",
-            f"{decode:.2f}",
             f"{entry['peak_bytes'] / 1e9:.2f} GB",
+            faster(prefill),
+            f"{prefill[1] / prefill[0] * (1 - entry['removed']):.2f}",
+            faster(decode),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def faster(speeds: list[float]) -> str:
+    """Tokens per second of the dense and of the smaller model, and their ratio."""
+    dense, small = speeds
+    return f"{dense:.0f} to {small:.0f} ({small / dense:.2f}×)"
 
 
 def ratio(value: float, yardstick: float | None) -> str:
@@ -186,12 +257,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="dense checkpoint folder")
     parser.add_argument("--calibration", type=Path, required=True, help="jsonl with texts, or txt")
     parser.add_argument("--text", type=Path, required=True, help="evaluation text")
-    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated")
-    parser.add_argument("--percents", default="20,30,50", help="shares to remove")
+    parser.add_argument(
+        "--data", type=Path, action="append", default=[], help="text to recover with; repeatable"
+    )
+    parser.add_argument(
+        "--contenders",
+        default=CONTENDERS,
+        help="comma-separated METHOD[+recover]-PERCENT to run now; the table shows all there are",
+    )
+    parser.add_argument(
+        "--reuse",
+        action="store_true",
+        help="keep earlier results although the project's code has changed",
+    )
     parser.add_argument("--samples", type=int, default=128, help="calibration windows")
     parser.add_argument("--round-samples", type=int, default=32, help="of each round of paper")
     parser.add_argument("--masks", type=int, default=200, help="of each round of paper")
     parser.add_argument("--sub-models", type=int, default=96)
+    parser.add_argument("--tokens", type=int, default=262_144, help="to recover with")
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--window", type=int, default=1024)
@@ -211,7 +294,7 @@ def parse_arguments() -> argparse.Namespace:
 def settings_of(arguments: argparse.Namespace) -> Json:
     """All that a result depends on, our code aside."""
     names = (
-        "samples round_samples masks sub_models length seed window max_windows full prefill "
+        "samples round_samples masks sub_models tokens length seed window max_windows full prefill "
         "new_tokens speed_repeats tolerance"
     ).split()
     return {
@@ -219,6 +302,7 @@ def settings_of(arguments: argparse.Namespace) -> Json:
         "model": digest_of(arguments.model.glob("*.safetensors")),
         "calibration": arguments.calibration.name,
         "text": arguments.text.name,
+        "data": [data.name for data in arguments.data],
         "baselines": digest_of([BASELINES]),
         "machine": describe_machine(),
     }
@@ -231,11 +315,12 @@ def protocol_lines(settings: Json) -> list[str]:
     return [
         f"Calibration: {s['calibration']}, {s['samples']} windows of {s['length']} tokens; paper: "
         f"{s['masks']} masks on {s['round_samples']} windows in each round; seed {s['seed']}. "
+        f"Recovery: {', '.join(s['data']) or 'none'}. "
         f"Perplexity: {s['text']}, {windows} of {s['window']} tokens, bf16 autocast. Time and "
-        "peak resident size of the whole process. Prefill and decode: tokens per second over "
-        f"those of the dense model, both in turn, bf16, median of {s['speed_repeats']}; "
+        "peak resident size of whole processes. Prefill and decode: tokens per second of the "
+        f"dense model and of the smaller one, both in turn, bf16, median of {s['speed_repeats']}; "
         f"{s['prefill']} tokens through the blocks, {s['new_tokens']} tokens by the whole model. "
-        "/ parameters: prefill speed-up over that of the parameters in the blocks.",
+        "Speed-up / parameters: of prefill, over what the parameters alone would give.",
         f"Machine: {machine['cores']} cores, {machine['processor']}, "
         f"{'AMX' if machine['amx'] else 'no AMX'}, torch {machine['torch']}.",
     ]
@@ -246,32 +331,28 @@ def main() -> None:
     arguments = parse_arguments()
     # As an exception, so that the running contender and its folder go too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    percents = [int(percent) for percent in arguments.percents.split(",")]
-    methods = arguments.methods.split(",")
-    if unknown := set(methods) - set(METHODS):
-        raise SystemExit(f"{', '.join(sorted(unknown))} is none of {', '.join(METHODS)}.")
-    contenders = [Contender(method, percent) for percent in percents for method in methods]
-    results = Results(arguments.output, settings_of(arguments), reuse_peer=False)
+    asked = [Contender.parse(name) for name in arguments.contenders.split(",")]
+    if any(each.recovered for each in asked) and not arguments.data:
+        raise SystemExit("Recovery needs text; name it with --data.")
+    settings = settings_of(arguments)
+    results = Results(arguments.output, settings, {TOOL} if arguments.reuse else set())
     if (dense := results.dense()) is None:
         windows = None if arguments.full else arguments.max_windows
         value = perplexity(arguments.model, arguments.text, arguments.window, windows)
         dense = {"perplexity": value}
         results.add("dense", dense)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=arguments.work) as work:
-        for contender in contenders:
-            if not results.runs("structured", contender):
+        for contender in asked:
+            if not results.runs(TOOL, contender):
                 print(contender.name, file=sys.stderr, flush=True)
                 results.add("runs", run(arguments, contender, Path(work)))
-    everything = [
-        Contender(method, percent)
-        for percent in sorted({*percents})
-        for method in METHODS
-        if results.runs("structured", Contender(method, percent))
-    ]
-    runs = {each.name: results.runs("structured", each)[-1] for each in everything}
+    names = [each["contender"] for each in results.content["runs"] if each["tool"] == TOOL]
+    known = {name: Contender.parse(name) for name in names}
+    runs = {name: found[-1] for name, each in known.items() if (found := results.runs(TOOL, each))}
     notes = [f"Not shown: {name}, {e['refused']}." for name, e in runs.items() if e["refused"]]
-    lines = table(runs, everything, dense["perplexity"])
-    lines += ["", *protocol_lines(results.settings), f"Commit: {results.commit}.", *notes]
+    lines = table(runs, [known[name] for name in runs], dense["perplexity"])
+    commits = sorted({run["commit"] for run in runs.values()})
+    lines += ["", *protocol_lines(results.settings), f"Commit: {', '.join(commits)}.", *notes]
     lines.append(f"Command: `{shlex.join(['python', *sys.argv])}`.")
     text = "\n".join(lines) + "\n"
     print(text)

@@ -220,7 +220,8 @@ def run_all(arguments: argparse.Namespace, work: Path) -> None:
         peer_batch_size=arguments.peer_batch_size,
         work=work,
     )
-    results = Results(arguments.output, bench.settings(), arguments.reuse_peer)
+    reused = {PEER} if arguments.reuse_peer else set()
+    results = Results(arguments.output, bench.settings(), reused)
     dense = results.dense()
     if dense is None:
         weights = apart(count_zeros, bench.model, None).weights

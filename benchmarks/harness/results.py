@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
-from harness.contender import PEER
 from harness.measuring import Json, digest_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,14 +34,17 @@ def commit() -> str:
 
 
 class Results:
-    """The output file: every run ever made, and which of them count for these settings."""
+    """The output file: every run ever made, and which of them count for these settings.
 
-    def __init__(self, file: Path, settings: Json, reuse_peer: bool):
+    Runs of tools in ``reused`` count whatever the package was when they were made.
+    """
+
+    def __init__(self, file: Path, settings: Json, reused: Collection[str] = ()):
         self.file = file
         self.settings = settings
         self.code = digest_of((REPOSITORY / "src").rglob("*.py"))
         self.commit = commit()
-        self.reuse_peer = reuse_peer
+        self.reused = reused
         self.content: dict[str, list[Json]] = {"dense": [], "runs": []}
         if file.is_file():
             self.content = json.loads(file.read_text(encoding="utf-8"))
@@ -52,13 +55,13 @@ class Results:
         return matching[-1] if matching else None
 
     def runs(self, tool: str, contender: Named) -> list[Json]:
-        """Return the runs made under these settings by the code that is here now."""
+        """Return the runs made under these settings by the code that is here now, or reused."""
         return [
             run
             for run in self.content["runs"]
             if (run["tool"], run["contender"]) == (tool, contender.name)
             and run["settings"] == self.settings
-            and (run["code"] == self.code or (tool == PEER and self.reuse_peer))
+            and (run["code"] == self.code or tool in self.reused)
         ]
 
     def add(self, kind: str, entry: Json) -> None:

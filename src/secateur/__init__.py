@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from secateur.planning import Plan
     from secateur.pruning import PruneResult, plan, prune
     from secateur.recipe import Recipe
+    from secateur.recovery.options import Recovery
+    from secateur.recovery.recover import RecoverResult, recover
     from secateur.report.continuations import Continuations, continue_texts
     from secateur.report.page import write_report
     from secateur.structured.options import ShrinkOptions
@@ -40,6 +42,8 @@ __all__ = [
     "Plan",
     "PruneResult",
     "Recipe",
+    "RecoverResult",
+    "Recovery",
     "SecateurError",
     "ShrinkOptions",
     "ShrinkResult",
@@ -55,6 +59,7 @@ __all__ = [
     "parse_pattern",
     "plan",
     "prune",
+    "recover",
     "shrink",
     "simulate",
     "train",
@@ -73,6 +78,8 @@ _HOMES = {
     "Plan": "planning",
     "PruneResult": "pruning",
     "Recipe": "recipe",
+    "RecoverResult": "recovery.recover",
+    "Recovery": "recovery.options",
     "SecateurError": "errors",
     "ShrinkOptions": "structured.options",
     "ShrinkResult": "structured.shrinking",
@@ -88,6 +95,7 @@ _HOMES = {
     "parse_pattern": "pattern",
     "plan": "pruning",
     "prune": "pruning",
+    "recover": "recovery.recover",
     "shrink": "structured.shrinking",
     "simulate": "deploy.simulation",
     "train": "training.train",

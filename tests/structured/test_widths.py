@@ -11,7 +11,7 @@ import pytest
 from secateur.errors import SecateurError
 from secateur.structured.source import open_source
 from secateur.structured.units import SubBlock, find_sub_blocks
-from secateur.structured.widths import choose_widths, width_grids
+from secateur.structured.widths import choose_widths, parameter_costs, width_grids
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +44,7 @@ def test_the_choice_is_the_best_within_each_budget(sub_blocks: list[SubBlock]) -
         for widths in product(*grids)
     ]
     budgets = [0, 3000, 6000, 10**6]
-    for budget, found in zip(
-        budgets, choose_widths(chosen, grids, penalties, budgets), strict=True
-    ):
+    costs = parameter_costs(chosen, grids)
+    for budget, found in zip(budgets, choose_widths(costs, penalties, budgets), strict=True):
         assert found.loss == min(loss for cost, loss in options if cost <= budget)
         assert found.cost <= budget

@@ -102,7 +102,8 @@ class StreamedStore:
         state = self.blocks[index].state_dict() if state is None else state
         names = self._tensors.blocks[index]
         quantised = quantised or {}
-        write_masks(masks_path(self._output, index), masks)
+        if masks:
+            write_masks(masks_path(self._output, index), masks)
         tensors: dict[str, Tensor] = {}
         for name, file in names.items():
             dtype = self._reader.dtypes[file]

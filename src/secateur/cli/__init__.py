@@ -15,6 +15,7 @@ from secateur.cli.inspect import inspect
 from secateur.cli.ls import ls
 from secateur.cli.plan import plan
 from secateur.cli.prune import prune
+from secateur.cli.recover import recover
 from secateur.cli.report import report
 from secateur.cli.shrink import shrink
 from secateur.cli.simulate import simulate
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(prune)
 app.command()(plan)
 app.command()(shrink)
+app.command()(recover)
 app.command()(train)
 app.command("eval")(evaluate)
 app.command()(compare)

@@ -30,6 +30,13 @@ class Preset(StrEnum):
     PAPER = "paper"
 
 
+class Budget(StrEnum):
+    """What a share is of."""
+
+    PARAMETERS = "parameters"
+    LATENCY = "latency"
+
+
 def shrink(
     model: Model,
     output: Annotated[
@@ -57,6 +64,12 @@ def shrink(
     grid: Annotated[
         int | None,
         typer.Option(help="Feed-forwards keep multiples of so many channels. (default: up to 64)"),
+    ] = None,
+    budget: Annotated[
+        Budget | None,
+        typer.Option(
+            help="What --sparsity is a share of: parameters, or time here. (default: parameters)"
+        ),
     ] = None,
     sub_models: Annotated[
         int | None, typer.Option(help="Sub-models of random widths to try. (default: 96)")
@@ -105,6 +118,7 @@ def shrink(
                 "form": "uniform" if uniform else "padded" if padded else None,
                 "ffn_only": ffn_only,
                 "grid": grid,
+                "budget": None if budget is None else budget.value,
                 "sub_models": sub_models,
                 "step": step,
                 "masks": masks,

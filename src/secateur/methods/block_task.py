@@ -21,6 +21,17 @@ Reference = Literal["pruned", "dense"]
 _JUDGED_TOKENS = 4096
 
 
+def relative_error(y_BLD: Tensor, target_BLD: Tensor) -> Tensor:
+    """Squared error of every token's hidden state over its squared norm; (batch, length).
+
+    What follows a block normalises each token by itself, and a few tokens with huge hidden states
+    would hide all others in a sum.
+    """
+    error_BL = (y_BLD - target_BLD).square().sum(-1)
+    power_BL = target_BLD.square().sum(-1)
+    return error_BL / power_BL.clamp_min(torch.finfo(torch.float32).tiny)
+
+
 @dataclass
 class BlockTask:
     """One block as the stages so far left it.
@@ -41,6 +52,7 @@ class BlockTask:
         grid: what the recipe will quantise kept weights to, if it does.
         clippings: learned ranges of that grid, by linear name.
         notes: sentences for the report.
+        error: of outputs against targets, (batch, length).
     """
 
     name: str
@@ -58,11 +70,12 @@ class BlockTask:
     grid: GridOptions | None = None
     clippings: dict[str, Clipping] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    error: Callable[[Tensor, Tensor], Tensor] = relative_error
 
     @property
     def device(self) -> torch.device:
         """Where the block is."""
-        return self.linears[0].weight_OI.device
+        return self.stream.device
 
     @property
     def length(self) -> int:
@@ -95,7 +108,7 @@ class BlockTask:
         return self.targets[reference][batch].to(self.device)
 
     def held_out_error(self, reference: Reference) -> float:
-        """Relative squared error of the output, token by token, mean over some held-out tokens.
+        """Error of the output, token by token, mean over some held-out tokens.
 
         The same ones in every call, as many as tell two versions of a block apart.
         """
@@ -104,7 +117,7 @@ class BlockTask:
             for batch in self.stream.batches.held_out:
                 if tokens >= _JUDGED_TOKENS:
                     break
-                error_BL = relative_error(self.output(batch), self.target(batch, reference))
+                error_BL = self.error(self.output(batch), self.target(batch, reference))
                 total += float(error_BL.sum(dtype=torch.float64))
                 tokens += error_BL.numel()
         return total / max(tokens, 1)
@@ -142,14 +155,3 @@ class BlockTask:
             self.notes.append(
                 f"{stage} rejected, held-out error would rise from {before:.4g} to {after:.4g}"
             )
-
-
-def relative_error(y_BLD: Tensor, target_BLD: Tensor) -> Tensor:
-    """Squared error of every token's hidden state over its squared norm; (batch, length).
-
-    What follows a block normalises each token by itself, and a few tokens with huge hidden states
-    would hide all others in a sum.
-    """
-    error_BL = (y_BLD - target_BLD).square().sum(-1)
-    power_BL = target_BLD.square().sum(-1)
-    return error_BL / power_BL.clamp_min(torch.finfo(torch.float32).tiny)

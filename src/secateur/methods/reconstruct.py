@@ -63,7 +63,7 @@ class Reconstruct(BlockStage):
         task.accept_better(self.method, self.reference, trained, train)
 
     def _block_error(self, task: BlockTask, batch: Tensor) -> Tensor:
-        return relative_error(task.output(batch), task.target(batch, self.reference)).mean()
+        return task.error(task.output(batch), task.target(batch, self.reference)).mean()
 
     def _train(
         self,

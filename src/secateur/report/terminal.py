@@ -16,6 +16,7 @@ from secateur.inspection import Inspection
 from secateur.planning import Plan
 from secateur.report.document import LinearReport, Report
 from secateur.report.format import bytes_text, linear_kind, seconds_text
+from secateur.report.recovery import RecoveryReport
 from secateur.report.training import TrainingReport
 from secateur.structured.curve import SizeCurve
 from secateur.structured.report import ShrinkReport, SubBlockReport
@@ -76,7 +77,7 @@ def report_table(report: Report) -> RenderableType:
     return Group(*parts)
 
 
-def _memory_text(report: Report | TrainingReport) -> str:
+def _memory_text(report: Report | TrainingReport | RecoveryReport) -> str:
     text = bytes_text(report.peak_memory_bytes)
     if report.peak_device_memory_bytes is not None:
         text += f", {bytes_text(report.peak_device_memory_bytes)} on {report.machine.device}"
@@ -141,6 +142,13 @@ def shrink_table(report: ShrinkReport) -> RenderableType:
         f"{counted.removed:.4%} removed",
     )
     summary.add_row("in files", f"{counted.model_after:,} of {counted.model_before:,} parameters")
+    if report.latency is not None:
+        before, expected = report.latency.before, report.latency.expected
+        summary.add_row(
+            "expected speed",
+            f"{1e3 * before:.1f} to {1e3 * expected:.1f} ms for {report.latency.tokens} tokens "
+            "through the blocks",
+        )
     summary.add_row("forward passes", f"{report.forward_tokens:,} tokens")
     summary.add_row(
         "time", f"{seconds_text(report.seconds['total'])} on {report.machine.cores} cores"
@@ -195,6 +203,42 @@ def training_table(report: TrainingReport) -> RenderableType:
             f"{report.low_rank.parameters:,} dense parameters more ({report.low_rank.share:.1%})",
         )
     summary.add_row("tokens", f"{report.tokens:,} in {report.steps:,} steps")
+    summary.add_row(
+        "time", f"{seconds_text(report.seconds['total'])} on {report.machine.cores} cores"
+    )
+    summary.add_row("peak memory", _memory_text(report))
+    return Group(curve, Text(), summary)
+
+
+def recovery_table(report: RecoveryReport) -> RenderableType:
+    """What recovery did: held-out loss from step to step, then the sums."""
+    held_out, network = report.validation, report.network
+    curve = Table(box=None, header_style="dim", pad_edge=False)
+    for name in ("after", "held out, nats"):
+        curve.add_column(name, justify="right")
+    curve.add_row("cut", f"{held_out.before:.4f}")
+    if held_out.after_blocks is not None:
+        curve.add_row("blocks", f"{held_out.after_blocks:.4f}")
+    if network is not None:
+        for each in network.validations[1:]:
+            curve.add_row(f"step {int(each['step'])}", f"{each['validation_loss']:.4f}")
+    summary = Table(box=None, show_header=False, pad_edge=False)
+    summary.add_row(
+        "held-out loss",
+        f"{held_out.before:.4f} to {held_out.after:.4f}, dense {held_out.dense:.4f}",
+    )
+    if report.blocks:
+        before, after = (
+            sum(errors) / len(report.blocks)
+            for errors in zip(*((each.before, each.after) for each in report.blocks), strict=True)
+        )
+        summary.add_row("error of blocks", f"{before:.4f} to {after:.4f}, mean")
+    if network is not None:
+        summary.add_row("tokens", f"{network.tokens:,} in {network.steps:,} steps")
+        summary.add_row("chosen", f"step {network.chosen_step}")
+    if network is not None and network.adapters is not None:
+        adapters = network.adapters
+        summary.add_row("adapters", f"rank {adapters.rank}, {adapters.parameters:,} parameters")
     summary.add_row(
         "time", f"{seconds_text(report.seconds['total'])} on {report.machine.cores} cores"
     )

@@ -20,7 +20,7 @@ from secateur.structured.nested import SurveyedModel, describe_survey, survey_mo
 from secateur.structured.options import ShrinkOptions
 from secateur.structured.report import SurveyReport
 from secateur.structured.units import all_units, block_parameters, kept_parameters
-from secateur.structured.widths import choose_widths
+from secateur.structured.widths import choose_widths, parameter_costs
 
 SCHEMA = 1
 # Shares that points of the curve remove, in twentieths, and shares that sub-models lack.
@@ -101,6 +101,8 @@ def size_curve(
             "A curve is of the default preset and of widths that differ; leave out --preset, "
             "--uniform and --padded."
         )
+    if options.budget != "parameters":
+        raise SecateurError("A curve is of parameters; leave out --budget.")
     target = Path(output).expanduser()
     job = prepare(model, target, options, tokenizer, restart, trust_remote_code, curve=True)
     if job.run.complete:
@@ -145,7 +147,8 @@ def _points(job: Job, seen: SurveyedModel) -> list[CurvePoint]:
     removable = kept_parameters(job.sub_blocks, all_units(job.sub_blocks))
     targets = [share / 20 for share in _TWENTIETHS if share / 20 * total <= removable]
     budgets = [removable - round(target * total) for target in targets]
-    chosen = choose_widths(job.sub_blocks, seen.grids, seen.penalties.nats, budgets)
+    costs = parameter_costs(job.sub_blocks, seen.grids)
+    chosen = choose_widths(costs, seen.penalties.nats, budgets)
     labels = [each.label for each in job.sub_blocks]
     points = []
     for target, selection in zip(targets, chosen, strict=True):

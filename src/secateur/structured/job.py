@@ -22,7 +22,7 @@ from secateur.report.document import package_versions
 from secateur.structured.export import plan_layout
 from secateur.structured.masking import check_cuttable
 from secateur.structured.options import ShrinkOptions
-from secateur.structured.report import RoundReport, SubBlockReport, SurveyReport
+from secateur.structured.report import LatencyReport, RoundReport, SubBlockReport, SurveyReport
 from secateur.structured.source import Source, open_source
 from secateur.structured.uniform import uniform_widths
 from secateur.structured.units import (
@@ -110,6 +110,7 @@ class Chosen:
         refitted: folder of parameters with new values (``read_refitted``), if there are any.
         rounds: of the paper's preset.
         survey: of the default preset, if it chose the widths.
+        latency: if it chose them by their time.
         notes: for the user.
     """
 
@@ -121,6 +122,7 @@ class Chosen:
     refitted: Path | None = None
     rounds: Sequence[RoundReport] = ()
     survey: SurveyReport | None = None
+    latency: LatencyReport | None = None
     notes: Sequence[str] = ()
 
 

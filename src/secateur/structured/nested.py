@@ -17,13 +17,14 @@ from torch import Tensor
 
 from secateur.progress import Progress
 from secateur.structured.job import Chosen, Job
+from secateur.structured.latency import Timing, time_widths
 from secateur.structured.penalties import Penalties, fit_penalties
 from secateur.structured.refitting import CutSubBlock, cut_blocks, pass_cut_blocks
-from secateur.structured.report import SurveyReport, describe_sub_block
+from secateur.structured.report import LatencyReport, SurveyReport, describe_sub_block
 from secateur.structured.sub_models import draw_widths
 from secateur.structured.survey import Survey, Trials, survey
 from secateur.structured.units import all_units, kept_parameters
-from secateur.structured.widths import choose_widths, width_grids
+from secateur.structured.widths import choose_widths, parameter_costs, width_grids
 from secateur.walk.activations import memory_budget
 from secateur.walk.pruned import Stopwatch
 from secateur.walk.streams import Batches, Stream
@@ -61,6 +62,7 @@ def choose_nested(job: Job, watch: Stopwatch, progress: Progress) -> Chosen:
         resumed=resumed,
         refitted=job.run.folder / "refitted",
         survey=None if plan["survey"] is None else SurveyReport.model_validate(plan["survey"]),
+        latency=None if plan["latency"] is None else LatencyReport.model_validate(plan["latency"]),
         notes=[*plan["notes"], *(note for each in done for note in each["notes"])],
     )
 
@@ -73,14 +75,21 @@ def _plan(job: Job, tokens_SL: Tensor, progress: Progress) -> dict[str, Any]:
             "widths": job.target.widths,
             "why": nothing,
             "survey": None,
+            "latency": None,
             "tokens": 0,
             "notes": [],
         }
     removable = kept_parameters(job.sub_blocks, all_units(job.sub_blocks))
+    grids = width_grids(job.sub_blocks, job.options.grid)
+    costs = parameter_costs(job.sub_blocks, grids)
+    budget, timing = removable - job.target.budget, None
+    if job.options.budget == "latency":
+        store = job.source.store(job.device)
+        timing = time_widths(store, job.sub_blocks, grids, tokens_SL[0], job.device, job.dtype)
+        costs, budget = timing.costs, timing.budget(job.options.sparsity)
     sparsities = [job.target.budget / removable] * job.options.sub_models
     seen = survey_model(job, tokens_SL, sparsities, progress)
-    budget = removable - job.target.budget
-    (chosen,) = choose_widths(job.sub_blocks, seen.grids, seen.penalties.nats, [budget])
+    (chosen,) = choose_widths(costs, seen.penalties.nats, [budget])
     return {
         "widths": [grid[choice] for grid, choice in zip(seen.grids, chosen.choices, strict=True)],
         "why": [
@@ -94,9 +103,19 @@ def _plan(job: Job, tokens_SL: Tensor, progress: Progress) -> dict[str, Any]:
             )
         ],
         "survey": describe_survey(seen, chosen.loss).model_dump(mode="json"),
+        "latency": None
+        if timing is None
+        else _describe_timing(timing, chosen.cost, tokens_SL.shape[1]),
         "tokens": seen.survey.tokens,
         "notes": seen.survey.notes,
     }
+
+
+def _describe_timing(timing: Timing, cost: int, tokens: int) -> dict[str, Any]:
+    gone = sum(each[-1] for each in timing.costs) - cost
+    return LatencyReport(
+        tokens=tokens, before=timing.total / 1e9, expected=(timing.total - gone) / 1e9
+    ).model_dump(mode="json")
 
 
 def _next(narrower: Sequence[float]) -> float | None:

@@ -27,6 +27,11 @@ class ShrinkOptions(BaseModel):
     grid: int | None = Field(
         None, ge=1, description="default: feed-forwards keep multiples of so many channels"
     )
+    budget: Literal["parameters", "latency"] = Field(
+        "parameters",
+        description="default: what the share is of, parameters of the blocks or the time that they "
+        "take on this machine for a window of text",
+    )
     sub_models: int = Field(
         96, ge=8, description="default: sub-models of random widths that are tried"
     )
@@ -41,7 +46,7 @@ class ShrinkOptions(BaseModel):
     dtype: DtypeName = Field("auto", description="dtype of weights and forward passes")
 
     _own: ClassVar[dict[str, set[str]]] = {
-        "default": {"grid", "sub_models"},
+        "default": {"grid", "budget", "sub_models"},
         "paper": {"step", "masks", "prior"},
     }
 
@@ -63,6 +68,15 @@ class ShrinkOptions(BaseModel):
                     f"The option {foreign[0]} of shrinking belongs to the preset {preset}; name "
                     "that preset or leave the option out."
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _time_needs_widths_to_choose(self) -> ShrinkOptions:
+        if self.budget == "latency" and self.form != "uneven":
+            raise SecateurError(
+                "A budget of latency chooses a width for each block; leave out --uniform and "
+                "--padded, or count parameters."
+            )
         return self
 
     @classmethod

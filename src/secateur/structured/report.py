@@ -78,6 +78,14 @@ class SurveyReport(BaseModel):
     predicted_divergence: float = Field(description="sum of the penalties of the chosen widths")
 
 
+class LatencyReport(BaseModel):
+    """Time of a forward pass through the blocks on the machine of the run, in seconds."""
+
+    tokens: int = Field(description="in the window that was timed")
+    before: float
+    expected: float = Field(description="with the chosen widths, by the times that chose them")
+
+
 class ParameterReport(BaseModel):
     """Parameters, counted in the files."""
 
@@ -101,6 +109,9 @@ class ShrinkReport(BaseModel):
     sub_blocks: list[SubBlockReport]
     rounds: list[RoundReport] = Field(description="of the paper's preset")
     survey: SurveyReport | None = Field(description="of the default preset without --uniform")
+    latency: LatencyReport | None = Field(
+        None, description="where the target is a share of the time"
+    )
     forward_tokens: int = Field(description="tokens that went through the model or a sub-model")
     seconds: dict[str, float] = Field(description="wall time by phase, this session")
     resumed: int = Field(

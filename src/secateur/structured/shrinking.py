@@ -114,6 +114,7 @@ def _execute(job: Job, progress: Progress) -> ShrinkReport:
         sub_blocks=chosen.sub_blocks,
         rounds=list(chosen.rounds),
         survey=chosen.survey,
+        latency=chosen.latency,
         forward_tokens=chosen.tokens,
         seconds={phase: round(value, 3) for phase, value in seconds.items()},
         resumed=chosen.resumed,

@@ -38,24 +38,29 @@ def width_grids(sub_blocks: Sequence[SubBlock], grid: int | None) -> list[list[i
     return grids
 
 
+def parameter_costs(
+    sub_blocks: Sequence[SubBlock], grids: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Parameters that each width of each sub-block holds."""
+    return [
+        [width * sub_block.unit_parameters for width in grid]
+        for sub_block, grid in zip(sub_blocks, grids, strict=True)
+    ]
+
+
 def choose_widths(
-    sub_blocks: Sequence[SubBlock],
-    grids: Sequence[Sequence[int]],
+    costs: Sequence[Sequence[int]],
     penalties: Sequence[Sequence[float]],
     budgets: Sequence[int],
 ) -> list[Selection]:
-    """The widths of least penalty that hold at most so many parameters, for each budget.
+    """The widths of least penalty that cost at most so much together, for each budget.
 
     Args:
-        sub_blocks: what is cut.
-        grids: widths of each that are allowed, as ``width_grids`` returns them.
+        costs: of each width of each sub-block, in parameters or nanoseconds.
         penalties: of each of these widths.
-        budgets: parameters that the kept units may hold together.
+        budgets: in the unit of the costs.
     """
-    tables = [
-        WidthOptions([width * sub_block.unit_parameters for width in grid], losses)
-        for sub_block, grid, losses in zip(sub_blocks, grids, penalties, strict=True)
-    ]
+    tables = [WidthOptions(*table) for table in zip(costs, penalties, strict=True)]
     return width_curve(tables, budgets)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,14 @@ def prepare(
     progress: Progress,
     device: torch.device,
     ranks: Ranks,
+    deciding: Mapping[str, Any] | None = None,
+    trained: int | None = None,
 ) -> Job:
-    """Check everything that can be checked before work starts; arguments as for ``train``."""
+    """Check everything that can be checked before work starts; arguments as for ``train``.
+
+    ``deciding`` is what else decides the bytes of the result, and ``trained`` how many parameters
+    are trained, all of the model's if None.
+    """
     dtype = resolve_dtype(options.dtype, device)
     model = _find_model(name, options, trust_remote_code, ranks)
     check_apart(output, model.folder)
@@ -155,6 +161,7 @@ def prepare(
             "validation text": None if own is None else _identity(own),
             "forward": f"{dtype} on {device.type}",
             "versions": package_versions(),
+            **(deciding or {}),
         },
         restart=restart,
     )
@@ -165,7 +172,7 @@ def prepare(
         model, named, options, TrainingText.read(path), run, device, dtype, trust_remote_code, ranks
     )
     if not run.complete:
-        _check_space(job)
+        _check_space(job, trained)
     return job
 
 
@@ -241,12 +248,13 @@ def _check_vocabularies(student: Path, teacher: Path, trust_remote_code: bool) -
         )
 
 
-def _check_space(job: Job) -> None:
+def _check_space(job: Job, trained: int | None) -> None:
     """Find out now, not hours later, that states and checkpoint will not fit on the disk."""
     options, reader = job.options, job.model.reader
-    weights = sum(torch.Size(shape).numel() for shape in reader.shapes.values())
+    if trained is None:
+        trained = sum(torch.Size(shape).numel() for shape in reader.shapes.values())
     # Weights and two moments in fp32, masks; and a new state is whole before the old one goes.
-    need = 2 * 13 * weights + reader.bytes_of(reader.files) * (1 + job.prunes_first)
+    need = 2 * 13 * trained + reader.bytes_of(reader.files) * (1 + job.prunes_first)
     if options.distillation.top_k is not None and job.teacher is not None:
         need += cache_bytes(len(job.text.train_WL), options.length, options.distillation.top_k)
     need -= sum(path.stat().st_size for path in job.work.rglob("*.safetensors"))

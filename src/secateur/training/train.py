@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -140,14 +140,14 @@ def _execute(job: Job, progress: Progress) -> None:
             progress=progress,
         )
         watch.lap("low rank")
-    teacher, dense_loss = _teacher(job, progress)
+    teacher, dense_loss = find_teacher(job, progress)
     watch.lap("teacher")
 
     trainer = Trainer(holding, teacher, job.text.train_WL, job.options, job.dtype, job.ranks)
     read_state(job.work, trainer, job.ranks)
     resumed = trainer.done
     log = Log(job.work / "log.jsonl", resumed) if job.ranks.first else None
-    _do_steps(job, trainer, log, progress)
+    do_steps(job, trainer, log, progress)
     watch.lap("steps")
 
     trainer.remove()
@@ -180,7 +180,7 @@ def _execute(job: Job, progress: Progress) -> None:
             before=validations[0]["validation_loss"],
             after=after,
         ),
-        curve=_curve(log),
+        curve=curve(log),
         validations=[dict(entry) for entry in validations],
         seconds={phase: round(value, 3) for phase, value in seconds.items()}
         | {"total": round(sum(seconds.values()), 3)},
@@ -200,7 +200,7 @@ def _execute(job: Job, progress: Progress) -> None:
     write_report(job.run.output)
 
 
-def _teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None]:
+def find_teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None]:
     """The teacher and its held-out loss; a cached one has left memory."""
     if job.teacher is None:
         return None, None
@@ -226,35 +226,51 @@ def _teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None
     return teacher, loss
 
 
-def _do_steps(job: Job, trainer: Trainer, log: Log | None, progress: Progress) -> None:
-    """Do all steps, validate, and write states; the first process writes the log."""
+def do_steps(
+    job: Job,
+    trainer: Trainer,
+    log: Log | None,
+    progress: Progress,
+    validated: Callable[[float], None] | None = None,
+) -> None:
+    """Do all steps that are left, validate, and write states.
+
+    Args:
+        job: the run.
+        trainer: with the steps done so far.
+        log: of the first process, which alone has one.
+        progress: told how many steps are done.
+        validated: called with every held-out loss, before the next step.
+    """
     options, resumed = job.options, trainer.done
+
+    def validate() -> None:
+        loss = trainer.validation_loss(job.text.held_out_WL)
+        if log is not None:
+            log.add({"step": trainer.done, "validation_loss": loss})
+        if validated is not None:
+            validated(loss)
+
     if resumed == 0:
-        _validate(job, trainer, log)
+        validate()
     every = max(1, options.steps // options.validations)
     saved = began = time.monotonic()
     progress("Training", resumed, options.steps)
     while trainer.done < options.steps:
         trainer.step()
-        validate = trainer.done % every == 0 or trainer.done == options.steps
+        is_validated = trainer.done % every == 0 or trainer.done == options.steps
         due = time.monotonic() - saved >= 60 * options.checkpoint_minutes
         # A state is written by all processes at the same step, whatever their clocks say.
         save_state = job.ranks.agree(due)
-        if validate or save_state or trainer.done % _FETCH_STEPS == 0:
+        if is_validated or save_state or trainer.done % _FETCH_STEPS == 0:
             tokens = (trainer.done - resumed) * options.step_tokens
             _write_figures(trainer, log, tokens / (time.monotonic() - began))
-        if validate:
-            _validate(job, trainer, log)
+        if is_validated:
+            validate()
         if save_state:
             write_state(job.work, trainer, job.ranks)
             saved = time.monotonic()
         progress("Training", trainer.done, options.steps)
-
-
-def _validate(job: Job, trainer: Trainer, log: Log | None) -> None:
-    loss = trainer.validation_loss(job.text.held_out_WL)
-    if log is not None:
-        log.add({"step": trainer.done, "validation_loss": loss})
 
 
 def _write_figures(trainer: Trainer, log: Log | None, tokens_per_second: float) -> None:
@@ -263,7 +279,8 @@ def _write_figures(trainer: Trainer, log: Log | None, tokens_per_second: float) 
             log.add({**asdict(figures), "tokens_per_second": round(tokens_per_second, 1)})
 
 
-def _curve(log: Log) -> list[dict[str, float]]:
+def curve(log: Log) -> list[dict[str, float]]:
+    """Up to a hundred steps of a log, the last one included."""
     steps = log.with_key("cross_entropy")
     stride = max(1, -(-len(steps) // _CURVE_POINTS))
     return [dict(entry) for entry in steps[::-1][::stride][::-1]]

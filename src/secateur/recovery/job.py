@@ -1,0 +1,161 @@
+"""A run of recovery whose inputs have been checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from secateur.architecture import BlockList, find_blocks
+from secateur.checkpoint.locate import locate_checkpoint
+from secateur.checkpoint.reader import CheckpointReader
+from secateur.checkpoint.run import Run
+from secateur.checkpoint.skeleton import TensorMap, build_skeleton, map_tensors
+from secateur.checkpoint.store import masks_path
+from secateur.checkpoint.streamed import StreamedStore
+from secateur.errors import SecateurError
+from secateur.progress import Progress
+from secateur.recovery.adapters import check_installed, count_parameters
+from secateur.recovery.options import Recovery
+from secateur.training import job as training
+from secateur.training.ranks import ALONE
+from secateur.walk.precision import resolve_device
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk; no weights are in memory.
+
+    Attributes:
+        folder: where it lies.
+        blocks: its structure.
+        reader: its tensors.
+        tensors: which of them belongs where.
+    """
+
+    folder: Path
+    blocks: BlockList
+    reader: CheckpointReader
+    tensors: TensorMap
+
+    @classmethod
+    def open(cls, name: str | Path, *, trust_remote_code: bool) -> Checkpoint:
+        """Look at headers and configuration.
+
+        Raises:
+            SecateurError: it cannot be read, or not block by block.
+        """
+        folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
+        blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
+        reader = CheckpointReader(folder)
+        tensors = map_tensors(blocks, reader)
+        if isinstance(tensors, str):
+            raise SecateurError(
+                f"{folder} cannot be read block by block: {tensors}; save the model anew with "
+                "transformers if that stores its tensors plainly."
+            )
+        return cls(folder, blocks, reader, tensors)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of what blocks hand on."""
+        return int(self.blocks.model.config.get_text_config().hidden_size)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run works on.
+
+    Attributes:
+        options: what to do.
+        cut: the model to recover.
+        dense: the model it was made from.
+        training: the same as a run of training: text, output, device, dtype.
+    """
+
+    options: Recovery
+    cut: Checkpoint
+    dense: Checkpoint
+    training: training.Job
+
+    @property
+    def run(self) -> Run:
+        """The output folder."""
+        return self.training.run
+
+    @property
+    def teacher(self) -> str:
+        """The dense model, as the user named it."""
+        assert self.training.teacher is not None, "options of recovery ask for a teacher"
+        return self.training.teacher[0]
+
+    @property
+    def block_windows_SL(self) -> Tensor:
+        """Text that blocks are fitted to."""
+        return self.training.text.train_WL[: self.options.block_windows]
+
+    def store(self, checkpoint: Checkpoint, output: Path | None) -> StreamedStore:
+        """Give out a checkpoint's blocks, one at a time."""
+        device = self.training.device
+        return StreamedStore(
+            checkpoint.blocks, checkpoint.reader, checkpoint.tensors, output, device
+        )
+
+
+def prepare(
+    name: str | Path,
+    options: Recovery,
+    output: Path,
+    *,
+    teacher: str | Path,
+    data: Sequence[str],
+    restart: bool,
+    trust_remote_code: bool,
+    progress: Progress,
+) -> Job:
+    """Check everything that can be checked before work starts; arguments as for ``recover``."""
+    if options.network == "lora":
+        check_installed()
+    cut = Checkpoint.open(name, trust_remote_code=trust_remote_code)
+    dense = Checkpoint.open(teacher, trust_remote_code=trust_remote_code)
+    if masks_path(cut.folder, 0).is_file():
+        raise SecateurError(
+            f"{cut.folder} was pruned to a mask, which recovery would fill again; use "
+            "`secateur train --preset keep-mask`."
+        )
+    if options.blocks is not None:
+        _check_alike(cut, dense)
+    trained = {"lora": count_parameters(cut.blocks, options.rank), "none": 0}
+    job = training.prepare(
+        name,
+        options.training,
+        output,
+        data=data,
+        validation=None,
+        teacher=teacher,
+        restart=restart,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+        device=resolve_device(options.device),
+        ranks=ALONE,
+        deciding={
+            "recovery": options.model_dump(
+                mode="json", include={"blocks", "block_windows", "network", "rank"}
+            )
+        },
+        trained=trained.get(options.network),
+    )
+    return Job(options, cut, dense, job)
+
+
+def _check_alike(cut: Checkpoint, dense: Checkpoint) -> None:
+    sizes = [(len(each.blocks), each.hidden_size) for each in (cut, dense)]
+    if sizes[0] != sizes[1]:
+        (blocks, width), (dense_blocks, dense_width) = sizes
+        raise SecateurError(
+            f"{cut.folder} has {blocks} blocks of hidden size {width} and the teacher "
+            f"{dense_blocks} of {dense_width}, so none can be fitted to another; name the model "
+            "that it was cut from, or leave that step out with --no-blocks."
+        )
