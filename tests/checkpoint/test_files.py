@@ -24,7 +24,7 @@ def test_full_disk_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(SecateurError, match=r"disk is full while writing .*a\.safetensors"):
         files.write_safetensors(tmp_path / "a.safetensors", {"x": torch.ones(2)})
     assert not list(tmp_path.iterdir())

@@ -174,18 +174,18 @@ def test_disk_that_fills_up_leaves_a_run_that_resumes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from secateur.checkpoint import files
+    from safetensors import torch as writer
 
-    real = files.save_file
+    real = writer.save_file
 
     def full(tensors: object, path: Path, **options: object) -> None:
         if "model-00002" in path.name:
             raise OSError(28, "No space left on device")
         real(tensors, path, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(writer, "save_file", full)
     with pytest.raises(SecateurError, match="disk is full"):
         secateur.prune(checkpoints("llama"), recipe(text_file), tmp_path / "out")
-    monkeypatch.setattr(files, "save_file", real)
+    monkeypatch.setattr(writer, "save_file", real)
     result = secateur.prune(checkpoints("llama"), recipe(text_file), tmp_path / "out")
     assert result.report.resumed_blocks == 1
