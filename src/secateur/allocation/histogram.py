@@ -11,9 +11,9 @@ from secateur.solvers.chunks import row_chunks
 
 # Sign and exponent of a float32 and the first six bits of its fraction: floats that are not
 # negative are ordered as their bits are, so each bin is 1/64 of its value wide.
-DROPPED_BITS = 17
+_DROPPED_BITS = 17
 """Bits of a float32 that its bin does not tell."""
-BINS = 1 << (31 - DROPPED_BITS)
+BINS = 1 << (31 - _DROPPED_BITS)
 
 
 def score_histogram(score_OI: Tensor) -> npt.NDArray[np.int32]:
@@ -25,7 +25,7 @@ def score_histogram(score_OI: Tensor) -> npt.NDArray[np.int32]:
     Returns:
         int32 (BINS,); the bins' order is that of the scores.
     """
-    bins = score_OI.contiguous().view(torch.int32).bitwise_right_shift(DROPPED_BITS)
+    bins = score_OI.contiguous().view(torch.int32).bitwise_right_shift(_DROPPED_BITS)
     counts: npt.NDArray[np.int32] = (
         torch.bincount(bins.flatten(), minlength=BINS).to("cpu", torch.int32).numpy()
     )

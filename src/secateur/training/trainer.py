@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from secateur.errors import SecateurError
 from secateur.evaluation.readout import find_readout
 from secateur.evaluation.scores import score_windows
+from secateur.pattern import refuse_nan
+from secateur.solvers.order import smallest
 from secateur.training.distillation import Loss, backward_in_parts
 from secateur.training.holding import Holding, recomputed
 from secateur.training.masked_linear import MaskedLinear
@@ -22,7 +24,6 @@ from secateur.training.options import Training
 from secateur.training.ranks import ALONE, Ranks
 from secateur.training.schedule import learning_rate_share, ramp
 from secateur.training.teacher import Teacher
-from secateur.training.together import keep_highest_together
 from secateur.walk.precision import forward_precision
 
 
@@ -157,16 +158,19 @@ class Trainer:
         return int(changed) / self._weights
 
     def _refresh_together(self) -> float:
-        """Choose all masks by one threshold."""
+        """Choose all masks by one threshold, the projection of ELSA (arXiv 2510.01650)."""
         hysteresis = self._options.masks.hysteresis
 
-        def score(each: MaskedLinear) -> Tensor:
-            return favoured(self._score(each, slice(None)), each.mask_OI, hysteresis)
+        def scores() -> Iterator[Tensor]:
+            for each in self.linears:
+                score_OI = favoured(self._score(each, slice(None)), each.mask_OI, hysteresis)
+                refuse_nan(score_OI)
+                yield score_OI
 
         zeros = sum(int(torch.count_nonzero(~each.mask)) for each in self.linears)
-        masks = keep_highest_together([partial(score, each) for each in self.linears], zeros)
         changed = torch.zeros((), dtype=torch.int64, device=self.model.device)
-        for each, mask_OI in zip(self.linears, masks, strict=True):
+        for each, removed_OI in zip(self.linears, smallest(scores, zeros), strict=True):
+            mask_OI = removed_OI.logical_not_()
             changed += flips(each.mask_OI, mask_OI)
             each.mask_OI.copy_(mask_OI)
         return int(changed) / self._weights
