@@ -21,8 +21,8 @@ from tiny import make_tokenizer
 # Runs the real program and kills it, by the signal nothing can catch, at a named moment.
 _KILLED = """
 import os, signal, sys
+import safetensors.torch as writer
 import secateur
-from secateur.checkpoint import files
 from secateur.checkpoint.run import Run
 from secateur.checkpoint.streamed import StreamedStore
 from secateur.walk.block import BlockPruner
@@ -47,13 +47,13 @@ elif moment == "between shard and manifest":
 elif moment == "between blocks":
     after(Run, "record", 2)
 elif moment == "while a shard is written":
-    real = files.save_file
+    real = writer.save_file
     def torn(tensors, path, **kwargs):
         real(tensors, path, **kwargs)
         if "model-00002" in path.name:
             path.write_bytes(path.read_bytes()[:100])
             die()
-    files.save_file = torn
+    writer.save_file = torn
 elif moment == "before the end":
     after(StreamedStore, "finish", 1)
 secateur.prune(source, secateur.Recipe.from_file(__import__("pathlib").Path(recipe)), output)
