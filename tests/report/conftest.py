@@ -18,7 +18,8 @@ Runs = dict[str, Path]
 def runs(
     checkpoints: Callable[..., Path], text_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Runs:
-    """Folders by name: two pruned models, a shrunk one, a curve and a trained model."""
+    """Folders by name: two pruned models, a shrunk one, a recovered one, a curve and a trained
+    model."""
     source, root = checkpoints("llama"), tmp_path_factory.mktemp("runs")
     text = {"source": str(text_file), "samples": 8, "length": 32}
     secateur.prune(
@@ -36,6 +37,18 @@ def runs(
     small = {"sub_models": 24, "dtype": "float32", "calibration": text}
     secateur.shrink(
         source, root / "small", secateur.ShrinkOptions.from_mapping({**small, "sparsity": 0.3})
+    )
+    recovery = {
+        "block_windows": 8, "tokens": 1024, "length": 32, "batch_tokens": 128, "rank": 2,
+        "validation_windows": 4, "validations": 2,
+    }  # fmt: skip
+    secateur.recover(
+        root / "small",
+        root / "taught",
+        secateur.Recovery.from_mapping(recovery),
+        teacher=source,
+        data=[str(text_file)],
+        trust_remote_code=True,
     )
     size_curve(source, root / "sizes", secateur.ShrinkOptions.from_mapping(small))
     training = {

@@ -72,7 +72,7 @@ def files(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> di
     return made | {"all": secateur.write_report([*runs.values()], folder / "all.html")}
 
 
-NAMES = ("ramp", "small", "sizes", "trained", "all")
+NAMES = ("ramp", "small", "sizes", "taught", "trained", "all")
 
 
 @pytest.mark.parametrize("width", [320, 375, 768, 1280])

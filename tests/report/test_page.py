@@ -97,6 +97,13 @@ def test_page_asks_for_nothing(runs: dict[str, Path]) -> None:
         ("semi", ["2:4", "NVIDIA GPU with sparse tensor cores, torch's semi-structured kernels"]),
         ("small", ["Widths kept", "feed-forward", "transformers, with trust_remote_code"]),
         ("sizes", ["Size against expected loss", "parameters removed from the blocks"]),
+        (
+            "taught",
+            [
+                "recovered: blocks + merged LoRA", "Blocks, fitted", "tokens trained on", "Loss",
+                "Held-out loss of training, nats per token",
+            ],
+        ),
         ("trained", ["Loss", "held-out loss, nats per token", "learning rate", "mask changed"]),
     ],
 )  # fmt: skip
@@ -325,7 +332,7 @@ def _something_else(folder: Path) -> None:
         (lambda folder: None, "has neither report.json nor curve.json"),
         (_unfinished, "is not finished"),
         (_half_written, "is no JSON"),
-        (_something_else, "is no report of prune, shrink or train"),
+        (_something_else, "is no report of prune, shrink, recover or train"),
     ],
 )
 def test_folders_without_a_run_are_refused(

@@ -22,6 +22,7 @@ from secateur.recovery.chosen import Chosen
 from secateur.recovery.job import Checkpoint, Job, prepare
 from secateur.recovery.options import Recovery
 from secateur.report.document import describe_machine, peak_device_memory, peak_memory
+from secateur.report.page import write_report
 from secateur.report.recovery import (
     AdaptersReport,
     FittedBlockReport,
@@ -104,6 +105,7 @@ def recover(
         write_json(target / "report.json", report.model_dump(mode="json"))
         job.run.record_complete()
         _clear(job)
+        write_report(target)
     saved = (target / "report.json").read_text(encoding="utf-8")
     return RecoverResult(RecoveryReport.model_validate_json(saved), target)
 

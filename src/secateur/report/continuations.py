@@ -114,8 +114,8 @@ def _dense_name(run: Run) -> str:
         raise SecateurError(
             f"{run.folder} holds a curve and no model that could write; leave out --continuations."
         )
-    # A trained model may come from a pruned one, but its teacher is dense.
-    name = run.report.text("teacher" if run.kind == "train" else "model")
+    # What is trained may come pruned or cut, but its teacher is dense.
+    name = run.report.text("teacher" if run.kind in ("train", "recover") else "model")
     if name is None:
         raise SecateurError(
             f"The report in {run.folder} does not say which model is the dense one; name it with "

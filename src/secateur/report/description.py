@@ -13,12 +13,15 @@ from secateur.report.runs import Run
 _VERBS = {
     "prune": "pruned",
     "shrink": "shrunk",
+    "recover": "recovered",
     "train": "trained",
     "curve": "sizes compared",
 }
 # Options that are told elsewhere, or decide nothing.
 _HIDDEN = {"calibration", "device", "dtype"}
 _OF_OTHER_PRESETS = {"default": {"step", "masks", "prior"}, "paper": {"sub_models", "grid"}}
+# Runs that learn from a dense model.
+_TAUGHT = ("train", "recover")
 # Digits of a checksum that tell two texts apart.
 DIGEST = 12
 
@@ -37,6 +40,8 @@ def headline(run: Run) -> str:
             removed = report.number("parameters", "removed")
             share = "" if removed is None else f"{percent_text(removed, 1)} of the blocks removed"
             words = [share, _form(report)]
+        case "recover":
+            words = [_recovery_words(report)]
         case "train":
             words = [_pattern_words(pattern_of(run))]
             tokens = report.number("tokens")
@@ -45,6 +50,13 @@ def headline(run: Run) -> str:
             words = [f"{len(report.items('points'))} sizes"]
     said = ", ".join(word for word in words if word)
     return f"{_VERBS[run.kind]}: {said}" if said else _VERBS[run.kind]
+
+
+def _recovery_words(report: Facts) -> str:
+    network = {"lora": "merged LoRA", "full": "all parameters"}.get(
+        report.text("options", "network") or ""
+    )
+    return " + ".join(filter(None, ["blocks" if report.items("blocks") else "", network]))
 
 
 def pattern_of(run: Run) -> str | None:
@@ -71,7 +83,7 @@ def done(runs: Sequence[Run]) -> list[Definitions]:
 def _done(run: Run) -> Iterator[tuple[str, str]]:
     report = run.report
     yield "Model", report.text("model") or ""
-    if run.kind == "train":
+    if run.kind in _TAUGHT:
         yield "Teacher", report.text("teacher") or "none"
     yield "Stages", _stages(report)
     yield "Pattern", _pattern_words(pattern_of(run))
@@ -82,10 +94,11 @@ def _done(run: Run) -> Iterator[tuple[str, str]]:
         yield "Options", _options(report.at("options"), "preset")
     if run.kind == "curve":
         yield "Options", _options(report.at("options"), "preset", {"sparsity", "form"})
-    if run.kind == "train":
+    if run.kind in _TAUGHT:
         yield "Options", _options(report.at("options"), "")
+    if run.kind == "train":
         yield "Low rank", _low_rank(report)
-    yield "Calibration" if run.kind != "train" else "Text", _text(report)
+    yield "Text" if run.kind in _TAUGHT else "Calibration", _text(report)
     device = report.text("machine", "device")
     dtype = report.text("forward_dtype")
     yield "Forward passes", f"{dtype} on {device}" if dtype and device else dtype or ""

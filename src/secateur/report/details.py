@@ -10,7 +10,7 @@ from secateur.report.runs import Run
 def block_table(run: Run) -> Table | None:
     """Every block of a pruned model."""
     rows = []
-    for position, block in enumerate(run.report.items("blocks")):
+    for position, block in enumerate(run.report.items("blocks") if run.kind == "prune" else []):
         linears = dict(block.pairs("linears"))
         zeros = sum(linear.number("zeros") or 0 for linear in linears.values())
         weights = sum(linear.number("weights") or 0 for linear in linears.values())

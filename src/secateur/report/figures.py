@@ -75,6 +75,45 @@ def error_plots(runs: Sequence[Run]) -> list[Plots]:
     return plots
 
 
+def recovery_plots(runs: Sequence[Run]) -> list[Plots]:
+    """What fitting did to each block of a recovered model."""
+    recovered = [run.kind == "recover" for run in runs]
+    before, after = (
+        [
+            [(_index(block, at), block.number(when)) for at, block in _blocks(run)] if fits else []
+            for run, fits in zip(runs, recovered, strict=True)
+        ]
+        for when in ("before", "after")
+    )
+    every = [*_all(before), *_all(after)]
+    if not every:
+        return []
+    series = [
+        Series(f"{run.label}, before", line, shade, "faint")
+        for shade, (run, line) in enumerate(zip(runs, before, strict=True))
+    ]
+    series += _named(runs, after)
+    y = fit_axis("distance from the dense model", every, zero=True)
+    return [
+        Plots(
+            "Blocks, fitted",
+            "full",
+            [
+                _full(
+                    "Distance of every block's output from the dense model's",
+                    series,
+                    count_axis("block", _last([*before, *after])),
+                    y,
+                )
+            ],
+            "Squared distance of hidden states from those of the dense model over the larger of "
+            "both squares, on held-out tokens behind the blocks already fitted. Thin: with the "
+            "weights that the block came with.",
+            _legend(runs, series),
+        )
+    ]
+
+
 def width_plots(runs: Sequence[Run]) -> list[Plots]:
     """What is left of attention and feed-forward across depth."""
 
@@ -277,12 +316,12 @@ def _sub_blocks(run: Run, value: Callable[[Facts], float | None]) -> _ByName:
 
 def _steps(run: Run) -> list[Facts]:
     logged = [entry for entry in run.log if entry.number("cross_entropy") is not None]
-    return logged or run.report.items("curve")
+    return logged or run.report.items("curve") or run.report.items("network", "curve")
 
 
 def _validations(run: Run) -> list[Facts]:
     logged = [entry for entry in run.log if entry.number("validation_loss") is not None]
-    return logged or run.report.items("validations")
+    return logged or run.report.items("validations") or run.report.items("network", "validations")
 
 
 def _points(entries: Iterable[Facts], x: str, y: str) -> list[Point]:

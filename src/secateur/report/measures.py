@@ -43,15 +43,15 @@ def evaluation_tables(runs: Sequence[Run]) -> list[Table]:
         if rows
     ]
     tables += _zero_shot_tables(runs)
-    held_out = [_held_out(run) for run in runs if run.kind == "train"]
+    held_out = [_held_out(run) for run in runs if run.kind in ("train", "recover")]
     if any(held_out):
         tables.append(
             Table(
                 "Held-out loss of training, nats per token",
                 ["", "dense", "before", "after", "windows"],
                 [row for row in held_out if row],
-                "Mean negative log-likelihood of windows that were not trained on; before: with "
-                "the first masks, after: of the saved files.",
+                "Mean negative log-likelihood of windows that were not trained on; before: of the "
+                "model as it came in, with its first masks; after: of the saved files.",
             )
         )
     return tables
@@ -117,8 +117,8 @@ def _own_figures(run: Run) -> Iterator[KeyFigure]:
         yield KeyFigure("mean error of a block", f"{fmean(known):.4f}", "relative, held-out tokens")
     if run.kind == "shrink":
         yield from _shrunk_figures(report)
-    if run.kind == "train":
-        yield from _trained_figures(report)
+    if run.kind in ("train", "recover"):
+        yield from _trained_figures(report, report.at("network") or report)
 
 
 def _shrunk_figures(report: Facts) -> Iterator[KeyFigure]:
@@ -135,14 +135,14 @@ def _shrunk_figures(report: Facts) -> Iterator[KeyFigure]:
         yield KeyFigure("expected KL", f"{expected:.4f}", "nats per token, by a fit to sub-models")
 
 
-def _trained_figures(report: Facts) -> Iterator[KeyFigure]:
+def _trained_figures(report: Facts, steps_of: Facts) -> Iterator[KeyFigure]:
     validation = report.at("validation")
     if (after := validation.number("after")) is not None:
         others = {key: validation.number(key) for key in ("before", "dense")}
         known = [f"{key} {loss:.4f}" for key, loss in others.items() if loss is not None]
         yield KeyFigure("held-out loss, nats per token", f"{after:.4f}", ", ".join(known))
-    if (tokens := report.number("tokens")) is not None:
-        steps = report.number("steps")
+    if (tokens := steps_of.number("tokens")) is not None:
+        steps = steps_of.number("steps")
         beside = "" if steps is None else f"in {steps:,.0f} steps"
         yield KeyFigure("tokens trained on", f"{tokens:,.0f}", beside)
 

@@ -118,6 +118,7 @@ def _sections(runs: Sequence[Run]) -> list[Section]:
             "Where the weights went", [*figures.sparsity_plots(runs), *figures.width_plots(runs)]
         ),
         Section("What each block lost", [*figures.error_plots(runs), *figures.cut_plots(runs)]),
+        Section("What each block learned", figures.recovery_plots(runs)),
         Section("Size against loss", figures.size_plots(runs)),
         Section("Training", figures.training_plots(runs)),
         Section(

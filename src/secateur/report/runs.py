@@ -11,10 +11,15 @@ from typing import Literal
 from secateur.errors import SecateurError
 from secateur.report.facts import Facts
 
-Kind = Literal["prune", "shrink", "train", "curve"]
+Kind = Literal["prune", "shrink", "recover", "train", "curve"]
 
-# What only this kind of report has.
-_MARKS: dict[str, Kind] = {"blocks": "prune", "sub_blocks": "shrink", "validation": "train"}
+# What a report of each kind has, and none of the kinds below it.
+_MARKS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
+    ("recover", ("validation", "blocks")),
+    ("prune", ("blocks",)),
+    ("shrink", ("sub_blocks",)),
+    ("train", ("validation",)),
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def _read(folder: Path, label: str) -> Run:
         folder,
         kind,
         report,
-        log=_log(work / "training" / "log.jsonl") if kind == "train" else (),
+        log=_log(work / "training" / "log.jsonl") if kind in ("train", "recover") else (),
         evaluations=[each for each in evaluations if each],
         simulation=beside(work / "simulation.json"),
         continuations=beside(work / "continuations.json"),
@@ -100,7 +105,7 @@ def _document(folder: Path) -> tuple[Kind, Facts]:
             )
         raise SecateurError(
             f"{folder} has neither report.json nor curve.json; name the output folder of a "
-            "finished run of prune, shrink or train."
+            "finished run of prune, shrink, recover or train."
         )
     try:
         report = _json(path)
@@ -110,11 +115,12 @@ def _document(folder: Path) -> tuple[Kind, Facts]:
         ) from error
     if path.name == "curve.json" and report.items("points"):
         return "curve", report
-    for mark, kind in _MARKS.items():
-        if report.at(mark):
+    for kind, marks in _MARKS:
+        if all(report.at(mark) for mark in marks):
             return kind, report
     raise SecateurError(
-        f"{path} is no report of prune, shrink or train; name the output folder of such a run."
+        f"{path} is no report of prune, shrink, recover or train; name the output folder of such "
+        "a run."
     )
 
 
