@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
 import signal
 import sys
@@ -23,10 +22,9 @@ from pathlib import Path
 
 from harness.bench import Bench
 from harness.contender import OURS, PEER
-from harness.measuring import Json, count_zeros, digest_of, measure, same_tokens
-from harness.peer import check_versions, peer_python
+from harness.measuring import Json, digest_of, measure, same_tokens
 from harness.results import REPOSITORY, Results
-from harness.table import protocol_lines
+from harness.table import protocol_lines, publish
 from secateur.processes import apart
 
 
@@ -181,40 +179,17 @@ def run_all(arguments: argparse.Namespace, work: Path) -> None:
     """Run what is asked for and not yet in the output file, then print the table."""
     named = {way.name: way for way in WAYS}
     chosen = [named[name] for name in arguments.ways.split(",")]
-    peer = arguments.peer_python
-    if any(way.tool == PEER for way in chosen):
-        peer = peer or peer_python(arguments.peer_env)
-        check_versions(peer)
-    bench = Bench(
-        model=arguments.model,
-        calibration=arguments.calibration,
-        tokens=work / "tokens.safetensors",
-        text=arguments.text,
-        samples=arguments.samples,
-        length=arguments.length,
-        seed=arguments.seed,
-        window=arguments.window,
-        windows=arguments.max_windows,
-        peer=peer,
-        peer_batch_size=arguments.peer_batch_size,
-        work=work,
-    )
+    with_peer = any(way.tool == PEER for way in chosen)
+    bench = Bench.of(arguments, work, arguments.max_windows, with_peer=with_peer)
     grid = {name: getattr(arguments, name) for name in ("sparsity", "bits", "group")}
-    results = Results(arguments.output, {**bench.settings(), **grid}, arguments.reuse_peer)
-    dense = results.dense()
-    if dense is None:
-        weights = apart(count_zeros, bench.model, None).weights
-        dense = {"perplexity": bench.evaluate(bench.model), "weights": weights}
-        results.add("dense", dense)
+    reused = {PEER} if arguments.reuse_peer else set()
+    results = Results(arguments.output, {**bench.settings(), **grid}, reused)
+    dense = results.dense(bench.dense)
     for way in chosen:
         for _ in range(len(results.runs(way.tool, way)), arguments.repeats):
             print(f"{way.tool} {way.name}", file=sys.stderr, flush=True)
             results.add("runs", run(way, bench, arguments))
-    command = f"Command: `{shlex.join(['python', *sys.argv])}`."
-    text = "\n".join([*table(results, dense), command]) + "\n"
-    print(text)
-    if arguments.markdown:
-        arguments.markdown.write_text(text, encoding="utf-8")
+    publish(table(results, dense), arguments.markdown)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import re
-import shlex
 import shutil
 import signal
 import statistics
@@ -27,6 +26,7 @@ from pathlib import Path
 
 from harness.measuring import Json, describe_machine, digest_of, measure, perplexity
 from harness.results import Results
+from harness.table import machine_line, publish
 from secateur.processes import apart
 
 BASELINES = Path(__file__).with_name("structured_baselines.py")
@@ -310,7 +310,7 @@ def settings_of(arguments: argparse.Namespace) -> Json:
 
 def protocol_lines(settings: Json) -> list[str]:
     """Return the protocol and the machine in sentences."""
-    s, machine = settings, settings["machine"]
+    s = settings
     windows = "all windows" if s["full"] else f"first {s['max_windows']} windows"
     return [
         f"Calibration: {s['calibration']}, {s['samples']} windows of {s['length']} tokens; paper: "
@@ -321,8 +321,7 @@ def protocol_lines(settings: Json) -> list[str]:
         f"dense model and of the smaller one, both in turn, bf16, median of {s['speed_repeats']}; "
         f"{s['prefill']} tokens through the blocks, {s['new_tokens']} tokens by the whole model. "
         "Speed-up / parameters: of prefill, over what the parameters alone would give.",
-        f"Machine: {machine['cores']} cores, {machine['processor']}, "
-        f"{'AMX' if machine['amx'] else 'no AMX'}, torch {machine['torch']}.",
+        machine_line(s["machine"]),
     ]
 
 
@@ -336,11 +335,14 @@ def main() -> None:
         raise SystemExit("Recovery needs text; name it with --data.")
     settings = settings_of(arguments)
     results = Results(arguments.output, settings, {TOOL} if arguments.reuse else set())
-    if (dense := results.dense()) is None:
-        windows = None if arguments.full else arguments.max_windows
-        value = perplexity(arguments.model, arguments.text, arguments.window, windows)
-        dense = {"perplexity": value}
-        results.add("dense", dense)
+    windows = None if arguments.full else arguments.max_windows
+
+    def measure_dense() -> Json:
+        return {
+            "perplexity": perplexity(arguments.model, arguments.text, arguments.window, windows)
+        }
+
+    dense = results.dense(measure_dense)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=arguments.work) as work:
         for contender in asked:
             if not results.runs(TOOL, contender):
@@ -353,11 +355,7 @@ def main() -> None:
     lines = table(runs, [known[name] for name in runs], dense["perplexity"])
     commits = sorted({run["commit"] for run in runs.values()})
     lines += ["", *protocol_lines(results.settings), f"Commit: {', '.join(commits)}.", *notes]
-    lines.append(f"Command: `{shlex.join(['python', *sys.argv])}`.")
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if arguments.markdown:
-        arguments.markdown.write_text(text, encoding="utf-8")
+    publish(lines, arguments.markdown)
 
 
 if __name__ == "__main__":

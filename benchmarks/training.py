@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
 import shutil
 import signal
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 
 from harness.measuring import Json, count_zeros, describe_machine, digest_of, measure, perplexity
 from harness.results import Results
+from harness.table import machine_line, publish
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,14 @@ def settings_of(arguments: argparse.Namespace) -> Json:
 
 def protocol_lines(settings: Json) -> list[str]:
     """Return the protocol and the machine in sentences."""
-    s, machine = settings, settings["machine"]
+    s = settings
     windows = "all windows" if s["full"] else f"first {s['max_windows']} windows"
     return [
         f"Pattern {s['pattern']}; {s['tokens']:,} tokens in windows of {s['length']}, steps of "
         f"{s['batch_tokens']}, seed {s['seed']}. Perplexity: {s['text']}, {windows} of "
         f"{s['window']} tokens, bf16 autocast; validation: windows of {s['validation']}. Time and "
         "peak resident size of the whole process.",
-        f"Machine: {machine['cores']} cores, {machine['processor']}, "
-        f"{'AMX' if machine['amx'] else 'no AMX'}, torch {machine['torch']}.",
+        machine_line(s["machine"]),
     ]
 
 
@@ -188,12 +187,15 @@ def main() -> None:
     # As an exception, so that the running contender and its folder go too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     contenders = [Contender.parse(text) for text in arguments.contenders.split(",")]
-    results = Results(arguments.output, settings_of(arguments), reuse_peer=False)
-    if (dense := results.dense()) is None:
-        windows = None if arguments.full else arguments.max_windows
-        value = perplexity(arguments.model, arguments.text, arguments.window, windows)
-        dense = {"perplexity": value}
-        results.add("dense", dense)
+    results = Results(arguments.output, settings_of(arguments))
+    windows = None if arguments.full else arguments.max_windows
+
+    def measure_dense() -> Json:
+        return {
+            "perplexity": perplexity(arguments.model, arguments.text, arguments.window, windows)
+        }
+
+    dense = results.dense(measure_dense)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=arguments.work) as work:
         for contender in contenders:
             if not results.runs("training", contender):
@@ -202,11 +204,7 @@ def main() -> None:
     runs = {each.label: results.runs("training", each)[-1] for each in contenders}
     lines = table(runs, dense["perplexity"])
     lines += ["", *protocol_lines(results.settings), f"Commit: {results.commit}."]
-    lines.append(f"Command: `{shlex.join(['python', *sys.argv])}`.")
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if arguments.markdown:
-        arguments.markdown.write_text(text, encoding="utf-8")
+    publish(lines, arguments.markdown)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import shutil
 import signal
 import sys
@@ -27,7 +26,7 @@ from harness.measuring import (
 )
 from harness.peer import PEER_SCRIPT, check_versions, peer_python, pinned_versions
 from harness.results import REPOSITORY, Results
-from harness.table import table
+from harness.table import publish, table
 from secateur.processes import apart
 
 SPARSITY_TOLERANCE = 0.0005
@@ -49,6 +48,35 @@ class Bench:
     peer: Path | None
     peer_batch_size: int
     work: Path
+
+    @classmethod
+    def of(
+        cls, arguments: argparse.Namespace, work: Path, windows: int | None, *, with_peer: bool
+    ) -> Bench:
+        """What the command line says; the peer's environment is checked if it takes part."""
+        peer = arguments.peer_python
+        if with_peer:
+            peer = peer or peer_python(arguments.peer_env)
+            check_versions(peer)
+        return cls(
+            model=arguments.model,
+            calibration=arguments.calibration,
+            tokens=work / "tokens.safetensors",
+            text=arguments.text,
+            samples=arguments.samples,
+            length=arguments.length,
+            seed=arguments.seed,
+            window=arguments.window,
+            windows=windows,
+            peer=peer,
+            peer_batch_size=arguments.peer_batch_size,
+            work=work,
+        )
+
+    def dense(self) -> Json:
+        """Evaluate the dense model and count its weights."""
+        weights = apart(count_zeros, self.model, None).weights
+        return {"perplexity": self.evaluate(self.model), "weights": weights}
 
     def settings(self) -> Json:
         """Write the shared tokens; return all that a result depends on, our code aside."""
@@ -202,31 +230,11 @@ def run_all(arguments: argparse.Namespace, work: Path) -> None:
         for tool in contender.tools
         if any(part in f"{tool}/{contender.name}" for part in only)
     ]
-    peer = arguments.peer_python
-    if any(tool == PEER for tool, _, _ in plan):
-        peer = peer or peer_python(arguments.peer_env)
-        check_versions(peer)
-    bench = Bench(
-        model=arguments.model,
-        calibration=arguments.calibration,
-        tokens=work / "tokens.safetensors",
-        text=arguments.text,
-        samples=arguments.samples,
-        length=arguments.length,
-        seed=arguments.seed,
-        window=arguments.window,
-        windows=None if arguments.full else arguments.max_windows,
-        peer=peer,
-        peer_batch_size=arguments.peer_batch_size,
-        work=work,
-    )
+    windows = None if arguments.full else arguments.max_windows
+    bench = Bench.of(arguments, work, windows, with_peer=any(tool == PEER for tool, _, _ in plan))
     reused = {PEER} if arguments.reuse_peer else set()
     results = Results(arguments.output, bench.settings(), reused)
-    dense = results.dense()
-    if dense is None:
-        weights = apart(count_zeros, bench.model, None).weights
-        dense = {"perplexity": bench.evaluate(bench.model), "weights": weights}
-        results.add("dense", dense)
+    dense = results.dense(bench.dense)
 
     for tool, contender, repeat in plan:
         earlier = results.runs(tool, contender)
@@ -242,8 +250,4 @@ def run_all(arguments: argparse.Namespace, work: Path) -> None:
             flush=True,
         )
 
-    command = f"Command: `{shlex.join(['python', *sys.argv])}`."
-    text = "\n".join([*table(results, contenders, dense["perplexity"]), command]) + "\n"
-    print(text)
-    if arguments.markdown:
-        arguments.markdown.write_text(text, encoding="utf-8")
+    publish(table(results, contenders, dense["perplexity"]), arguments.markdown)

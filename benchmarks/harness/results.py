@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -49,10 +49,14 @@ class Results:
         if file.is_file():
             self.content = json.loads(file.read_text(encoding="utf-8"))
 
-    def dense(self) -> Json | None:
-        """Return the dense model's entry, if it was evaluated under these settings."""
+    def dense(self, measure: Callable[[], Json]) -> Json:
+        """Return the dense model's entry under these settings; measured now if there is none."""
         matching = [e for e in self.content["dense"] if e["settings"] == self.settings]
-        return matching[-1] if matching else None
+        if matching:
+            return matching[-1]
+        entry = measure()
+        self.add("dense", entry)
+        return entry
 
     def runs(self, tool: str, contender: Named) -> list[Json]:
         """Return the runs made under these settings by the code that is here now, or reused."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from harness.contender import OURS, PEER, Contender
 from harness.measuring import Json
@@ -68,7 +71,21 @@ def protocol_lines(settings: Json) -> list[str]:
         f"Calibration: {s['calibration']}, {s['samples']} windows of {s['length']} tokens, seed "
         f"{s['seed']}. Perplexity: {s['text']}, {windows} of {s['window']} tokens, bf16 autocast. "
         "Time and peak resident size of the whole process, the fastest run of each.",
-        f"Machine: {machine['cores']} cores, {machine['processor']}, "
-        f"{'AMX' if machine['amx'] else 'no AMX'}, torch {machine['torch']}. "
-        f"{PEER} {peer['llmcompressor']}, batches of {peer['batch size']}.",
+        f"{machine_line(machine)} {PEER} {peer['llmcompressor']}, batches of {peer['batch size']}.",
     ]
+
+
+def machine_line(machine: Json) -> str:
+    """Return the machine in a sentence."""
+    return (
+        f"Machine: {machine['cores']} cores, {machine['processor']}, "
+        f"{'AMX' if machine['amx'] else 'no AMX'}, torch {machine['torch']}."
+    )
+
+
+def publish(lines: Sequence[str], markdown: Path | None) -> None:
+    """Print lines and the command that made them, and write them to a file if one is named."""
+    text = "\n".join([*lines, f"Command: `{shlex.join(['python', *sys.argv])}`."]) + "\n"
+    print(text)
+    if markdown:
+        markdown.write_text(text, encoding="utf-8")
