@@ -16,6 +16,25 @@ from secateur.pattern import Unstructured
 from secateur.planning import Plan
 
 
+def block_masks(folder: Path, index: int, block: nn.Module) -> dict[str, Tensor]:
+    """Masks (True = kept) of a block's linears by name inside it, or none if it has no file.
+
+    Raises:
+        SecateurError: the file holds masks of other linears.
+    """
+    path = masks_path(folder, index)
+    if not path.is_file():
+        return {}
+    shapes = {linear.name: tuple(linear.weight_OI.shape) for linear in find_linears(block)}
+    masks = read_masks(path, {name: shape[1] for name, shape in shapes.items()})
+    if {name: tuple(mask_OI.shape) for name, mask_OI in masks.items()} != shapes:
+        raise SecateurError(
+            f"{path} holds masks of other linears than the checkpoint beside it; remove it, or "
+            "fetch the checkpoint again."
+        )
+    return masks
+
+
 class KeptMasks:
     """Masks beside a pruned checkpoint; where it has none, its zeros.
 
@@ -35,16 +54,7 @@ class KeptMasks:
 
     def of(self, index: int, block: nn.Module) -> Mapping[str, Tensor]:
         """Masks (True = kept) of the block's linears by name inside it, or none if it has none."""
-        if self._folder is None or not (path := masks_path(self._folder, index)).is_file():
-            return {}
-        shapes = {linear.name: tuple(linear.weight_OI.shape) for linear in find_linears(block)}
-        masks = read_masks(path, {name: shape[1] for name, shape in shapes.items()})
-        if {name: tuple(mask_OI.shape) for name, mask_OI in masks.items()} != shapes:
-            raise SecateurError(
-                f"{path} holds masks of other linears than the checkpoint beside it; remove it, or "
-                "fetch the checkpoint again."
-            )
-        return masks
+        return {} if self._folder is None else block_masks(self._folder, index, block)
 
     def plan(self, store: BlockStore) -> Plan:
         """Count what is removed already; blocks without masks are read once."""

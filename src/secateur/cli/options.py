@@ -125,6 +125,13 @@ RecipeFile = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the checkpoint's own code run.")
 ]
+MoreOptions = Annotated[
+    Path | None, typer.Option(help="YAML with more options; flags override its values.")
+]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="Start over in the folder of an earlier run.")
+]
+ReportAsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
 def recipe_from_flags(

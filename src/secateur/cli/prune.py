@@ -26,6 +26,8 @@ from secateur.cli.options import (
     RecipeFile,
     Reconstruct,
     Refit,
+    ReportAsJson,
+    Restart,
     Samples,
     Seed,
     Sparsity,
@@ -65,11 +67,9 @@ def prune(
     save_recipe: Annotated[
         Path | None, typer.Option(help="Write the recipe that these flags make, then go on.")
     ] = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Start over in the folder of an earlier run.")
-    ] = False,
+    restart: Restart = False,
     trust_remote_code: TrustRemoteCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
     """Prune a model block by block and save a checkpoint that loads everywhere."""
     from secateur.checkpoint.files import write_text

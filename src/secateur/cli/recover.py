@@ -8,7 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli.options import Device, ForwardDtype, Model, Seed, TrustRemoteCode, given
+from secateur.cli.options import (
+    Device,
+    ForwardDtype,
+    Model,
+    MoreOptions,
+    ReportAsJson,
+    Restart,
+    Seed,
+    TrustRemoteCode,
+    given,
+)
 
 
 class Network(StrEnum):
@@ -54,16 +64,12 @@ def recover(
         int | None, typer.Option(help="Likeliest tokens of the teacher to keep. (default: 64)")
     ] = None,
     seed: Seed = None,
-    options: Annotated[
-        Path | None, typer.Option(help="YAML with more options; flags override its values.")
-    ] = None,
+    options: MoreOptions = None,
     device: Device = None,
     dtype: ForwardDtype = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Start over in the folder of an earlier run.")
-    ] = False,
+    restart: Restart = False,
     trust_remote_code: TrustRemoteCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
     """Teach a cut model what the dense one knew."""
     from secateur.cli.console import print_json, progress_bars, show_result

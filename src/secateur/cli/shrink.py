@@ -15,6 +15,8 @@ from secateur.cli.options import (
     ForwardDtype,
     Length,
     Model,
+    ReportAsJson,
+    Restart,
     Seed,
     TrustRemoteCode,
     given,
@@ -94,11 +96,9 @@ def shrink(
     bos: Bos = None,
     device: Device = None,
     dtype: ForwardDtype = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Start over in the folder of an earlier run.")
-    ] = False,
+    restart: Restart = False,
     trust_remote_code: TrustRemoteCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
     """Remove channels and heads, and save a smaller model."""
     from secateur.cli.console import print_json, progress_bars, show_result, stdout

@@ -9,7 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from secateur.cli.options import Device, ForwardDtype, Model, Seed, TrustRemoteCode, given
+from secateur.cli.options import (
+    Device,
+    ForwardDtype,
+    Model,
+    MoreOptions,
+    ReportAsJson,
+    Restart,
+    Seed,
+    TrustRemoteCode,
+    given,
+)
 
 
 def train(
@@ -60,16 +70,12 @@ def train(
         typer.Option(help="Add dense low-rank products, one rank per so many columns."),
     ] = None,
     seed: Seed = None,
-    options: Annotated[
-        Path | None, typer.Option(help="YAML with more options; flags override its values.")
-    ] = None,
+    options: MoreOptions = None,
     device: Device = None,
     dtype: ForwardDtype = None,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Start over in the folder of an earlier run.")
-    ] = False,
+    restart: Restart = False,
     trust_remote_code: TrustRemoteCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    as_json: ReportAsJson = False,
 ) -> None:
     """Train a model to a pattern, with masks that adapt and the dense model as teacher."""
     from secateur.cli.console import print_json, progress_bars, show_result

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.architecture import BlockList, Linear, find_linears
-from secateur.checkpoint.masks import read_masks
-from secateur.checkpoint.store import masks_path
+from secateur.checkpoint.kept import block_masks
 from secateur.errors import SecateurError
 from secateur.pattern import Unstructured
 from secateur.planning import Plan, uniform_plan
@@ -51,11 +50,9 @@ def pruned_masks(folder: Path, blocks: BlockList) -> dict[str, Tensor]:
     """The masks beside a pruned checkpoint, by full linear name; none if it has none."""
     masks: dict[str, Tensor] = {}
     for index, block in enumerate(blocks):
-        path = masks_path(folder, index)
-        if not path.is_file():
+        found = block_masks(folder, index, block)
+        if not found and find_linears(block):
             return {}
-        columns = {linear.name: linear.weight_OI.shape[1] for linear in find_linears(block)}
-        found = read_masks(path, columns)
         masks |= {f"{blocks.name(index)}.{name}": mask for name, mask in found.items()}
     return masks
 
