@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.allocation import DenseModel
-from secateur.allocation.edited import FromFile
-from secateur.architecture import BlockList, find_blocks
-from secateur.calibration import Calibration, load_calibration, source_files
+from secateur.calibration import Calibration, load_calibration
 from secateur.calibration.saved import calibrate_once
 from secateur.checkpoint.files import write_json, write_text
-from secateur.checkpoint.kept import KeptMasks
-from secateur.checkpoint.locate import load_model, load_tokenizer, locate_checkpoint
-from secateur.checkpoint.packed import check_packable
-from secateur.checkpoint.reader import CheckpointReader
-from secateur.checkpoint.resident import ResidentStore
-from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
 from secateur.checkpoint.skeleton import (
-    TensorMap,
-    build_skeleton,
-    check_length,
-    map_tensors,
     positions_of,
 )
-from secateur.checkpoint.store import BlockStore
-from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
 from secateur.inspection import inspect
+from secateur.job import Job, job_from_checkpoint, job_in_memory
 from secateur.methods import GroupStage
-from secateur.methods.quantize import Quantize
 from secateur.planning import Plan
 from secateur.progress import Progress, silent
 from secateur.recipe import Recipe
@@ -49,14 +31,12 @@ from secateur.report.document import (
     SparsityReport,
     describe_block,
     describe_machine,
-    package_versions,
     peak_device_memory,
     peak_memory,
 )
 from secateur.report.page import write_report
 from secateur.walk.activations import allocate, memory_budget
 from secateur.walk.block import BlockPruner, wants_dense_stream, wants_targets
-from secateur.walk.precision import resolve_device, resolve_dtype
 from secateur.walk.pruned import Stopwatch
 from secateur.walk.streams import Batches, Stream
 from secateur.walk.walk import pass_finished, walk
@@ -108,11 +88,11 @@ def prune(
     recipe = recipe or Recipe()
     target = None if output is None else Path(output).expanduser()
     if isinstance(model, PreTrainedModel):
-        job = _job_in_memory(model, recipe, target, tokenizer)
+        job = job_in_memory(model, recipe, target, tokenizer)
     elif target is None:
         raise SecateurError("Pruning a checkpoint needs an output folder; name a new or empty one.")
     else:
-        job = _job_from_checkpoint(model, recipe, target, tokenizer, restart, trust_remote_code)
+        job = job_from_checkpoint(model, recipe, target, tokenizer, restart, trust_remote_code)
         if job.run is not None and job.run.complete:
             saved = (target / "report.json").read_text(encoding="utf-8")
             return PruneResult(Report.model_validate_json(saved), target, None, {})
@@ -146,208 +126,15 @@ def plan(
     """
     recipe = recipe or Recipe()
     if isinstance(model, PreTrainedModel):
-        job = _job_in_memory(model, recipe, None, tokenizer)
+        job = job_in_memory(model, recipe, None, tokenizer)
     else:
-        job = _job_from_checkpoint(model, recipe, None, tokenizer, False, trust_remote_code)
+        job = job_from_checkpoint(model, recipe, None, tokenizer, False, trust_remote_code)
     if not recipe.allocation.measures:
         return recipe.allocation.allocate(job.plan, job.store.blocks, None)
     return _allocate(job, recipe, _calibrate(job, recipe, progress).tokens, progress)
 
 
-@dataclass
-class _Job:
-    """A run whose inputs have been checked.
-
-    The plan has the right sizes and total from the beginning; its zeros are divided once there
-    is calibration text.
-    """
-
-    name: str
-    store: BlockStore
-    plan: Plan
-    tokenizer: PreTrainedTokenizerBase
-    load_dense: Callable[[], PreTrainedModel]
-    device: torch.device
-    dtype: torch.dtype
-    run: Run | None
-    streamed: bool
-    in_memory: bool
-    trust_remote_code: bool = False
-    kept: KeptMasks | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-def _job_in_memory(
-    model: PreTrainedModel,
-    recipe: Recipe,
-    output: Path | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> _Job:
-    if tokenizer is None:
-        raise SecateurError(
-            "Pruning a model in memory needs its tokenizer for calibration text; pass tokenizer=."
-        )
-    device = resolve_device(recipe.device)
-    blocks = find_blocks(model.eval())
-    if recipe.quantize is not None:
-        recipe.quantize.check_widths(blocks)
-        _check_unpacked(recipe.quantize, "pruning a model in memory")
-    plan = recipe.allocation.prepare(blocks, recipe.pattern)
-    check_length(blocks.model.config, recipe.calibration.length)
-    # Weights in memory have no fingerprint that is worth its time, so such a run starts afresh.
-    run = Run.open(output, {"model": str(time.time_ns())}, restart=False) if output else None
-    store = ResidentStore(blocks, output, device)
-    kept = KeptMasks(None) if recipe.keeps_masks else None
-    return _Job(
-        name=model.config._name_or_path or type(model).__name__,
-        store=store,
-        plan=plan if kept is None else kept.plan(store),
-        tokenizer=tokenizer,
-        load_dense=lambda: model,
-        device=device,
-        dtype=resolve_dtype(recipe.dtype, device),
-        run=run,
-        streamed=False,
-        in_memory=True,
-        kept=kept,
-    )
-
-
-def _check_quantize(stage: Quantize, blocks: BlockList, tensors: TensorMap | str) -> None:
-    """Find out before work starts what the grid or the format does not take."""
-    stage.check_widths(blocks)
-    if isinstance(tensors, str):
-        _check_unpacked(stage, f"this one ({tensors})")
-    if stage.format == "packed":
-        check_packable(blocks)
-
-
-def _check_unpacked(stage: Quantize, what: str) -> None:
-    if stage.format == "packed":
-        raise SecateurError(
-            f"Packed weights need a checkpoint that is read block by block, and {what} is not "
-            "that; use --quantized-format dequantized."
-        )
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """A checkpoint and a recipe that fit each other; nothing large has been read."""
-
-    folder: Path
-    reader: CheckpointReader
-    blocks: BlockList
-    tensors: TensorMap | str
-    plan: Plan
-    tokenizer: PreTrainedTokenizerBase
-    texts: list[Path]
-    recipe: Recipe
-    device: torch.device
-    dtype: torch.dtype
-    kept: KeptMasks | None
-
-    @classmethod
-    def check(
-        cls,
-        name: str | Path,
-        recipe: Recipe,
-        tokenizer: PreTrainedTokenizerBase | None,
-        trust_remote_code: bool,
-    ) -> _Inputs:
-        device = resolve_device(recipe.device)
-        dtype = resolve_dtype(recipe.dtype, device)
-        folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
-        reader = CheckpointReader(folder)
-        blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
-        tensors = map_tensors(blocks, reader)
-        if recipe.quantize is not None:
-            _check_quantize(recipe.quantize, blocks, tensors)
-        plan = recipe.allocation.prepare(blocks, recipe.pattern)
-        check_length(blocks.model.config, recipe.calibration.length)
-        return cls(
-            folder=folder,
-            reader=reader,
-            blocks=blocks,
-            tensors=tensors,
-            plan=plan,
-            tokenizer=tokenizer or load_tokenizer(folder, trust_remote_code=trust_remote_code),
-            texts=source_files(recipe.calibration),
-            recipe=recipe,
-            device=device,
-            dtype=dtype,
-            kept=KeptMasks(folder) if recipe.keeps_masks else None,
-        )
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Everything that decides the bytes of the result."""
-        return {
-            "model": fingerprint_checkpoint(self.reader),
-            "recipe": _deciding_options(self.recipe, self.plan),
-            "calibration text": fingerprint_files(self.texts),
-            "masks": fingerprint_files(self.kept.files(len(self.blocks))) if self.kept else None,
-            "forward": f"{self.dtype} on {self.device.type}",
-            "versions": package_versions(),
-        }
-
-
-def fingerprint_run(
-    model: str | Path, recipe: Recipe, *, trust_remote_code: bool = False
-) -> dict[str, Any]:
-    """Check the inputs of a run as ``prune`` does, and say all that decides its result.
-
-    Raises:
-        SecateurError: whatever ``prune`` would raise before it reads weights or writes.
-    """
-    return _Inputs.check(model, recipe, None, trust_remote_code).fingerprint()
-
-
-def _job_from_checkpoint(
-    name: str | Path,
-    recipe: Recipe,
-    output: Path | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    restart: bool,
-    trust_remote_code: bool,
-) -> _Job:
-    given = _Inputs.check(name, recipe, tokenizer, trust_remote_code)
-    folder, device, dtype = given.folder, given.device, given.dtype
-    run = None
-    if output is not None:
-        check_apart(output, folder)
-        run = Run.open(output, given.fingerprint(), restart=restart)
-        _check_space(run, given.reader)
-
-    load = partial(load_model, folder, trust_remote_code=trust_remote_code)
-
-    notes: list[str] = []
-    store: BlockStore
-    if isinstance(given.tensors, str):
-        notes.append(f"The whole model was loaded instead of one block at a time: {given.tensors}.")
-        resident = load("auto")
-        store = ResidentStore(find_blocks(resident), output, device, side_files=folder)
-    else:
-        resident = None
-        stage = recipe.quantize
-        packing = stage.grid if stage is not None and stage.format == "packed" else None
-        store = StreamedStore(given.blocks, given.reader, given.tensors, output, device, packing)
-    return _Job(
-        name=str(name),
-        store=store,
-        plan=given.plan if given.kept is None else given.kept.plan(store),
-        tokenizer=given.tokenizer,
-        load_dense=lambda: load(dtype, device) if resident is None else resident,
-        device=device,
-        dtype=dtype,
-        run=run,
-        streamed=isinstance(store, StreamedStore),
-        in_memory=False,
-        trust_remote_code=trust_remote_code,
-        kept=given.kept,
-        notes=notes,
-    )
-
-
-def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
+def _execute(job: Job, recipe: Recipe, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
     """Walk all blocks that are not finished, then write what makes them a checkpoint."""
     if job.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(job.device)
@@ -437,7 +224,7 @@ def _execute(job: _Job, recipe: Recipe, progress: Progress) -> tuple[Report, dic
     return report, masks
 
 
-def _calibrate(job: _Job, recipe: Recipe, progress: Progress) -> Calibration:
+def _calibrate(job: Job, recipe: Recipe, progress: Progress) -> Calibration:
     return calibrate_once(
         job.run,
         lambda: load_calibration(
@@ -450,7 +237,7 @@ def _calibrate(job: _Job, recipe: Recipe, progress: Progress) -> Calibration:
     )
 
 
-def _allocate(job: _Job, recipe: Recipe, tokens_SL: Tensor, progress: Progress) -> Plan:
+def _allocate(job: Job, recipe: Recipe, tokens_SL: Tensor, progress: Progress) -> Plan:
     """Return the run's plan; what an earlier session of the run decided is used again."""
     saved = None if job.run is None else job.run.folder / "plan.json"
     if saved is not None and saved.is_file():
@@ -477,7 +264,7 @@ def _allocate(job: _Job, recipe: Recipe, tokens_SL: Tensor, progress: Progress) 
 
 
 def _count_zeros(
-    job: _Job, masks: dict[str, Tensor], blocks: Sequence[BlockReport]
+    job: Job, masks: dict[str, Tensor], blocks: Sequence[BlockReport]
 ) -> SparsityReport:
     """Count zeros in the files, where there are any, and hold them against the plan."""
     planned, weights = sum(job.plan.zeros.values()), sum(job.plan.weights.values())
@@ -499,26 +286,3 @@ def _count_zeros(
         counted=zeros / weights,
         rounded_to_zero=rounded,
     )
-
-
-def _deciding_options(recipe: Recipe, plan: Plan) -> dict[str, Any]:
-    """The options that change the bytes of the result; resolved ones are recorded apart."""
-    options = recipe.model_dump(mode="json")
-    for name in ("device", "dtype", "activation_memory"):
-        options.pop(name)
-    if isinstance(recipe.allocation, FromFile):
-        # What a plan file says decides, not where it lies.
-        options["allocation"]["file"] = hashlib.sha256(plan.to_json().encode()).hexdigest()
-    return options
-
-
-def _check_space(run: Run, reader: CheckpointReader) -> None:
-    """Find out now, not hours later, that the checkpoint will not fit on the disk."""
-    have = shutil.disk_usage(run.output).free
-    present = sum(path.stat().st_size for path in run.output.glob("model-*.safetensors"))
-    need = reader.bytes_of(reader.files) - present
-    if have < need:
-        raise SecateurError(
-            f"The result needs {need / 1e9:.1f} GB and the disk of {run.output} has "
-            f"{have / 1e9:.1f} GB free; free some space or choose another disk."
-        )

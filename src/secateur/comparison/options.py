@@ -18,7 +18,7 @@ from secateur.checkpoint.locate import locate_checkpoint
 from secateur.errors import SecateurError
 from secateur.evaluation.inputs import fingerprint_evaluation
 from secateur.evaluation.options import EvaluationOptions
-from secateur.pruning import fingerprint_run
+from secateur.job import fingerprint_run
 from secateur.recipe import Recipe
 from secateur.report.document import describe_machine
 from secateur.walk.precision import DtypeName, resolve_device
