@@ -144,7 +144,9 @@ def test_gradients_of_the_strengths_are_those_worked_out_by_hand(
     expected = by_hand(w_OI, mask_OI, options, lower, upper, up)
     clipping = Clipping(lower.requires_grad_(), upper.requires_grad_())
     grid = make_grid(w_OI, mask_OI, options, clipping, stored=torch.float64)
-    (grid.values(grid.levels(w_OI)) * up).sum().backward()
+    nearest_OI = grid.nearest(w_OI)
+    assert torch.equal(nearest_OI, grid.values(grid.levels(w_OI)))
+    (nearest_OI * up).sum().backward()
     for strength, gradient in zip((lower, upper), expected, strict=True):
         assert strength.grad is not None
         torch.testing.assert_close(strength.grad, gradient)

@@ -33,4 +33,4 @@ class LearnedClipping:
     def on_grid(self, w_OI: Tensor, mask_OI: Tensor) -> Tensor:
         """All weights, removed ones too, as values of the grid that the kept ones span."""
         grid = make_grid(w_OI, mask_OI, self._options, self.strengths, self._stored)
-        return grid.values(grid.levels(w_OI))
+        return grid.nearest(w_OI)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from secateur.errors import SecateurError
 
@@ -85,13 +87,68 @@ class Grid:
         return self.options.lowest - zero_OI, self.options.highest - zero_OI
 
     def levels(self, w_OI: Tensor) -> Tensor:
-        """Nearest level of each weight, an integer; differentiable straight through rounding."""
-        width = w_OI.shape[1]
-        return _round(w_OI / self.scales(width)).clamp(*self.bounds(width))
+        """Nearest level of each weight, an integer."""
+        level_OGI = self._grouped(w_OI) / self.scale_OG.unsqueeze(2)
+        return self._clamp(level_OGI.round_()).flatten(1)
 
     def values(self, level_OI: Tensor) -> Tensor:
         """Weights that levels stand for; level 0 is zero."""
-        return level_OI * self.scales(level_OI.shape[1])
+        return (self._grouped(level_OI) * self.scale_OG.unsqueeze(2)).flatten(1)
+
+    def nearest(self, w_OI: Tensor) -> Tensor:
+        """Value of the grid that is nearest to each weight.
+
+        Differentiable with respect to scales and zero points, rounding taken as the identity; not
+        with respect to the weights.
+        """
+        apply: Callable[..., Tensor] = _Nearest.apply
+        return apply(w_OI, self.options, self.scale_OG, self.zero_OG)
+
+    def _grouped(self, w_OI: Tensor) -> Tensor:
+        grouped_OGI: Tensor = w_OI.unflatten(1, (self.scale_OG.shape[1], -1))
+        return grouped_OGI
+
+    def _clamp(self, level_OGI: Tensor) -> Tensor:
+        """Clamp whole numbers to the levels there are, in place."""
+        if self.options.symmetric:
+            return level_OGI.clamp_(self.options.lowest, self.options.highest)
+        zero_OG1 = self.zero_OG.unsqueeze(2)
+        return level_OGI.clamp_(self.options.lowest - zero_OG1, self.options.highest - zero_OG1)
+
+
+class _Nearest(Function):
+    """level · scale, level = clamp(round(w / scale), lowest − zero, highest − zero).
+
+    Where nothing is clamped ∂/∂scale = level − w / scale and ∂/∂zero = 0; elsewhere they are
+    level and −scale.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, w_OI: Tensor, options: GridOptions, scale_OG: Tensor, zero_OG: Tensor
+    ) -> Tensor:
+        grid = Grid(options, scale_OG, zero_OG)
+        ctx.save_for_backward(w_OI, scale_OG, zero_OG)
+        ctx.options = options
+        level_OI = grid.levels(w_OI)
+        return grid._grouped(level_OI).mul_(scale_OG.unsqueeze(2)).flatten(1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        w_OI, scale_OG, zero_OG = ctx.saved_tensors
+        (gradient_OI,) = gradients
+        grid = Grid(ctx.options, scale_OG, zero_OG)
+        gradient_OGI = grid._grouped(gradient_OI)
+        ratio_OGI = grid._grouped(w_OI) / scale_OG.unsqueeze(2)
+        rounded_OGI = ratio_OGI.round()
+        level_OGI = grid._clamp(rounded_OGI.clone())
+        inside_OGI = rounded_OGI.eq_(level_OGI)
+        gradient_zero = None
+        if ctx.needs_input_grad[3]:
+            outside_OGI = 1 - inside_OGI
+            gradient_zero = outside_OGI.mul_(gradient_OGI).sum(2).mul_(scale_OG).neg_()
+        slope_OGI = level_OGI.sub_(ratio_OGI.mul_(inside_OGI))
+        return None, None, slope_OGI.mul_(gradient_OGI).sum(2), gradient_zero
 
 
 @dataclass(frozen=True)
@@ -152,7 +209,7 @@ def make_grid(
         SecateurError: groups do not divide the rows.
     """
     columns = options.columns(w_OI.shape[1])
-    kept_OGI = w_OI.where(mask_OI, 0).unflatten(1, (-1, columns))
+    kept_OGI = (w_OI * mask_OI).unflatten(1, (-1, columns))
     low_OG, high_OG = kept_OGI.amin(2).clamp_max(0), kept_OGI.amax(2).clamp_min(0)
     if clipping is not None:
         low_OG, high_OG = low_OG * clipping.lower_OG, high_OG * clipping.upper_OG
