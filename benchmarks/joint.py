@@ -4,9 +4,10 @@
         --peer-env .venv-peers --output results.json --markdown table.md
 
 Half the weights go and the others become four-bit integers: jointly by BESA with learned clipping;
-by Wanda and a refit, then with error feedback or rounded to nearest; and by llm-compressor, its
-SparseGPT and then its GPTQ. All are packed checkpoints, whose zeros are counted after unpacking.
-Results are written as they come, and a run that is already in the output file is not repeated.
+by rates of rows and a refit; by Wanda and a refit, then with error feedback or rounded to nearest;
+and by llm-compressor, its SparseGPT and then its GPTQ. All are packed checkpoints, whose zeros are
+counted after unpacking. Results are written as they come, and a run that is already in the output
+file is not repeated.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ WAYS = (
     Way("peer", "SparseGPT, then GPTQ"),
     Way("joint", "besa with learned clipping + refit + quantize", ("besa", "refit")),
     Way("clipped", "besa with learned clipping, rounded to nearest", ("besa",), "round"),
+    Way("rates", "besa-rates + refit + quantize", ("besa-rates", "refit")),
     Way("feedback", "wanda + refit + quantize", ("wanda", "refit")),
     Way("round", "wanda + refit, rounded to nearest", ("wanda", "refit"), "round"),
 )

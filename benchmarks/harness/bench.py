@@ -197,6 +197,11 @@ def parse_arguments(description: str, contenders: str) -> argparse.Namespace:
         action="store_true",
         help="keep the peer's results when only the project's code has changed",
     )
+    parser.add_argument(
+        "--any-commit",
+        action="store_true",
+        help="keep our results as well; the table names the commit of each row",
+    )
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
@@ -232,7 +237,8 @@ def run_all(arguments: argparse.Namespace, work: Path) -> None:
     ]
     windows = None if arguments.full else arguments.max_windows
     bench = Bench.of(arguments, work, windows, with_peer=any(tool == PEER for tool, _, _ in plan))
-    reused = {PEER} if arguments.reuse_peer else set()
+    reused = {PEER} if arguments.reuse_peer or arguments.any_commit else set()
+    reused |= {OURS} if arguments.any_commit else set()
     results = Results(arguments.output, bench.settings(), reused)
     dense = results.dense(bench.dense)
 

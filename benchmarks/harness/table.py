@@ -13,7 +13,10 @@ from harness.results import Results
 
 
 def table(results: Results, contenders: Sequence[Contender], dense: float) -> list[str]:
-    """Return the Markdown table of the best run of each contender, and notes below it."""
+    """Return the Markdown table of the best run of each contender, and notes below it.
+
+    The best of its newest code, where results of other code count too.
+    """
     best: dict[tuple[str, str], Json] = {}
     notes: list[str] = []
     for contender in contenders:
@@ -22,13 +25,14 @@ def table(results: Results, contenders: Sequence[Contender], dense: float) -> li
             if refused := next((run["refused"] for run in runs if run["refused"]), None):
                 notes.append(f"Not shown: {tool} {contender.name}, {refused}.")
             elif runs:
-                best[tool, contender.name] = min(runs, key=lambda run: run["seconds"])
+                newest = [run for run in runs if run["code"] == runs[-1]["code"]]
+                best[tool, contender.name] = min(newest, key=lambda run: run["seconds"])
 
     lines = [
         "| tool | method | pattern | counted sparsity "
         f"| perplexity (dense {dense:.2f}) | time | without start-up "
-        f"| time / {PEER}, same method | time / {PEER} SparseGPT | peak memory |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| time / {PEER}, same method | time / {PEER} SparseGPT | peak memory | commit |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for contender in sorted(contenders, key=lambda c: (c.pattern or "", c.sparsity)):
         yardsticks = [
@@ -40,8 +44,7 @@ def table(results: Results, contenders: Sequence[Contender], dense: float) -> li
             for tool in contender.tools
             if (tool, contender.name) in best
         ]
-    commits = sorted({run["commit"] for run in best.values()})
-    return [*lines, "", *protocol_lines(results.settings), f"Commit: {', '.join(commits)}.", *notes]
+    return [*lines, "", *protocol_lines(results.settings), *notes]
 
 
 def row(tool: str, contender: Contender, run: Json, yardsticks: Sequence[Json | None]) -> str:
@@ -59,6 +62,7 @@ def row(tool: str, contender: Contender, run: Json, yardsticks: Sequence[Json | 
             for peer in yardsticks
         ),
         f"{run['peak_bytes'] / 1e9:.2f} GB",
+        run["commit"],
     ]
     return "| " + " | ".join(cells) + " |"
 
