@@ -32,6 +32,7 @@ STAGES = [
     Barber(batch_sequences=2, granularity="column", ratio=0.5),
     Barber(batch_sequences=2, granularity="block"),
     Swaps(batch_sequences=2),
+    Swaps(batch_sequences=2, gradient="block"),
     Swaps(batch_sequences=2, reference="pruned", rounds=2, shortlist=3),
     Barber(batch_sequences=2, windows=4),
 ]
@@ -225,7 +226,7 @@ def test_prediction_is_that_of_the_block(text: str, checkpoints: Callable[..., P
         prune(task, "wanda")
         before = fitted_error(task)
         for part in find_parts(task.block, task.linears):
-            seen, last = Swaps(batch_sequences=2)._look(task, part)
+            seen, last = Swaps(batch_sequences=2, gradient="block")._look(task, part)
             assert last == part.linears[-1].name
             for linear in part.linears:
                 statistics = seen[linear.name]

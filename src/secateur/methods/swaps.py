@@ -23,8 +23,8 @@ from secateur.walk.probes import random_projection
 # else in the block. The latter reaches many rows at once; if each of them made up for all of it,
 # they would overshoot, but for the last linear, whose rows are outputs of their own. Offers are
 # shares of the latter, at the linears of a part and at its last one.
-_SHARES = {
-    "each row's own error": (0.0, 0.0),
+_OWN = {"each row's own error": (0.0, 0.0)}
+_SHARED = {
     "a quarter of the rest": (0.25, 0.25),
     "all of it at the last linear": (0.25, 1.0),
 }
@@ -41,21 +41,31 @@ class Swaps(BlockStage):
     shortlist: int = Field(
         8, ge=1, description="weights to remove and to restore that a row considers in a round"
     )
+    gradient: Literal["rows", "block"] = Field(
+        "rows",
+        description="of each row's own error, or also of all that the block has lost, in shares "
+        "between which held-out text decides: about three times the work",
+    )
+
+    @property
+    def _shares(self) -> dict[str, tuple[float, float]]:
+        return _OWN if self.gradient == "rows" else _OWN | _SHARED
 
     def passes(self, sequences: int) -> float:
-        # Forward and twice backward, once to the block's beginning and once to that of the MLP;
-        # Gram matrices; and the held-out third before and after each offer to one of two parts.
-        return 7 + 1 + (1 + 2 * len(_SHARES)) / 3
+        # Forward and backward, to the block's beginning and to that of the MLP; Gram matrices; and
+        # the held-out third before and after each offer to one of two parts.
+        backward = 3 if self.gradient == "rows" else 5
+        return 2 + backward + 1 + (1 + 2 * len(self._shares)) / 3
 
     def apply(self, task: BlockTask) -> None:
         rebuild = Rebuild(task, self.method, self.reference)
         for part in find_parts(task.block, task.linears):
             seen, last = self._look(task, part)
-            candidates: dict[str, dict[str, Tensor]] = {name: {} for name in _SHARES}
+            candidates: dict[str, dict[str, Tensor]] = {name: {} for name in self._shares}
             for linear in part.linears:
                 shares = {
                     name: at_last if linear.name == last else before
-                    for name, (before, at_last) in _SHARES.items()
+                    for name, (before, at_last) in self._shares.items()
                 }
                 masks = self._swapped(task, linear, seen.pop(linear.name), set(shares.values()))
                 for name, share in shares.items():
@@ -72,7 +82,7 @@ class Swaps(BlockStage):
         before_OI = task.masks[linear.name].to(task.device)
         lost_OI = linear.weight_OI - task.dense[linear.name]
         own_OI = lost_OI.mul_(curvature_O[:, None]) @ gram_II
-        whole_OI = statistics.gradient()
+        whole_OI = statistics.gradient() if self.gradient == "block" else own_OI
         masks: dict[float, Tensor] = {}
         mask_OI = before_OI
         for share in sorted(shares):
@@ -98,14 +108,15 @@ class Swaps(BlockStage):
             target_BLD = task.target(batch, self.reference)
             with recorded_passes(part.linears) as passes:
                 y_BLD = task.output(batch)
-            error_BL = relative_error(y_BLD, target_BLD)
+            if self.gradient == "block":
+                error = relative_error(y_BLD, target_BLD).sum()
+                for each, gradient_NO in output_gradients(error, passes, keep_graph=True):
+                    seen[each.linear.name].add_gradient(each.x_NI, gradient_NO)
             probe = random_projection(y_BLD, task.generator, target_BLD)
-            for each, gradient_NO in output_gradients(error_BL.sum(), passes, keep_graph=True):
-                seen[each.linear.name].add_gradient(each.x_NI, gradient_NO)
             for each, gradient_NO in output_gradients(probe, passes):
                 seen[each.linear.name].add_probe(each.x_NI, gradient_NO)
             for statistics in seen.values():
-                statistics.tokens += error_BL.numel()
+                statistics.tokens += y_BLD[..., 0].numel()
         return seen, passes[-1].linear.name
 
 
@@ -122,13 +133,17 @@ class _Statistics:
     def __init__(self, linear: Linear) -> None:
         weight_OI = linear.weight_OI
         self.tokens = 0
-        self._gradient_OI = torch.zeros_like(weight_OI, memory_format=torch.contiguous_format)
+        self._size = weight_OI.shape
+        self._gradient_OI: Tensor | None = None
         self._square_O = torch.zeros(len(weight_OI), device=weight_OI.device)
         self._inputs: InputAccumulator | None = None
 
     def add_gradient(self, x_NI: Tensor, gradient_NO: Tensor) -> None:
         """Add the gradient of the error's sum over tokens."""
-        self._gradient_OI += weight_gradient(gradient_NO, x_NI)
+        gradient_OI = weight_gradient(gradient_NO, x_NI)
+        if self._gradient_OI is not None:
+            gradient_OI += self._gradient_OI
+        self._gradient_OI = gradient_OI
 
     def add_probe(self, x_NI: Tensor, gradient_NO: Tensor) -> None:
         """Add the gradient of a random projection."""
@@ -141,13 +156,15 @@ class _Statistics:
 
     def gradient(self) -> Tensor:
         """∂E/∂W, (out, in)."""
+        if self._gradient_OI is None:
+            return self._square_O.new_zeros(self._size)
         return self._gradient_OI.div_(max(self.tokens, 1))
 
     def curvature(self) -> tuple[Tensor, Tensor]:
         """gram_II and curvature_O; the curvature of row j is curvature_j · gram."""
         if self._inputs is None:
-            width = self._gradient_OI.shape[1]
-            return self._gradient_OI.new_zeros(width, width), self._square_O
+            width = self._size[1]
+            return self._square_O.new_zeros(width, width), self._square_O
         gram_II = self._inputs.result().gram_II
         assert gram_II is not None
         tiny = torch.finfo(torch.float32).tiny
