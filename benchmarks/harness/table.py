@@ -30,7 +30,7 @@ def table(results: Results, contenders: Sequence[Contender], dense: float) -> li
 
     lines = [
         "| tool | method | pattern | counted sparsity "
-        f"| perplexity (dense {dense:.2f}) | time | without start-up "
+        f"| perplexity (dense {dense:.2f}) | time | processor time "
         f"| time / {PEER}, same method | time / {PEER} SparseGPT | peak memory | commit |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
@@ -56,7 +56,7 @@ def row(tool: str, contender: Contender, run: Json, yardsticks: Sequence[Json | 
         f"{run['sparsity']:.4f}",
         f"{run['perplexity']:.2f}",
         f"{run['seconds']:.0f} s",
-        f"{run['inner_seconds']:.0f} s",
+        f"{run['cpu_seconds']:.0f} s",
         *(
             f"{run['seconds'] / peer['seconds']:.2f}" if peer and tool == OURS else ""
             for peer in yardsticks
