@@ -19,9 +19,11 @@ plain error of a linear, g = b (w − dense) A, this is the exchange of SparseSw
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from secateur.pattern import NM, Pattern
 from secateur.solvers.chunks import row_chunks
@@ -103,19 +105,26 @@ def swap_weights(
     if bool(mask_OI.all()):
         return Swaps(chosen_OI, change_O)
     for rows in row_chunks(mask_OI, _FEWEST_ROWS):
-        mask_RI, value_RI = mask_OI[rows], value_OI[rows]
-        delta_RI = torch.where(mask_RI, -value_RI, value_RI)
-        part = _Rows(delta_RI, mask_RI, gradient_OI[rows], curvature_O[rows, None])
+        places: _Places = (
+            _InGroups.of(mask_OI[rows], pattern)
+            if isinstance(pattern, NM)
+            else _InRows.of(mask_OI[rows], value_OI.dtype)
+        )
+        delta_RI = value_OI[rows] * (1 - 2 * mask_OI[rows].to(value_OI.dtype))
+        part = _Rows(delta_RI, gradient_OI[rows].clone(), curvature_O[rows, None], places)
         moving_R = torch.arange(len(mask_OI), device=mask_OI.device)[rows]
         for _ in range(rounds):
-            part, gain_R = part.after_round(gram_II, pattern, shortlist)
-            chosen_OI[moving_R] = part.mask_RI
+            gain_R = part.exchange(gram_II, shortlist)
             change_O[moving_R] += gain_R
             # Without any gain a row has not changed, and would find nothing again.
             going_R = gain_R < tolerance * change_O[moving_R]
-            part, moving_R = part.only(going_R), moving_R[going_R]
-            if not len(moving_R):
-                break
+            if not bool(going_R.all()):
+                done_R = ~going_R
+                chosen_OI[moving_R[done_R]] = part.places.only(done_R).mask(mask_OI.shape[1])
+                part, moving_R = part.only(going_R), moving_R[going_R]
+                if not len(moving_R):
+                    break
+        chosen_OI[moving_R] = part.places.mask(mask_OI.shape[1])
     return Swaps(chosen_OI, change_O)
 
 
@@ -124,58 +133,69 @@ class _Rows:
     """Rows in work; delta is what removing a kept weight, or restoring a removed one, adds."""
 
     delta_RI: Tensor
-    mask_RI: Tensor
     gradient_RI: Tensor
     curvature_R1: Tensor
+    places: _Places
 
     def only(self, chosen_R: Tensor) -> _Rows:
         """Some of the rows."""
         return _Rows(
             self.delta_RI[chosen_R],
-            self.mask_RI[chosen_R],
             self.gradient_RI[chosen_R],
             self.curvature_R1[chosen_R],
+            self.places.only(chosen_R),
         )
 
-    def after_round(
-        self, gram_II: Tensor, pattern: Pattern, shortlist: int
-    ) -> tuple[_Rows, Tensor]:
-        """The rows after a round of exchanges, and the change of the error of each."""
+    def exchange(self, gram_II: Tensor, shortlist: int) -> Tensor:
+        """Make a round of exchanges; returns the change of the error of each row."""
         model = _Model(gram_II, self.delta_RI, self._costs(gram_II), self.curvature_R1)
-        if isinstance(pattern, NM):
-            moves = _best_in_groups(model, self.mask_RI, pattern, shortlist)
-        else:
-            moves = _best_in_rows(model, self.mask_RI, shortlist)
-        columns_RC = torch.cat([moves.removed_RK, moves.restored_RK], dim=1)
-        slope_RC = self.gradient_RI.gather(1, columns_RC) * self.delta_RI.gather(1, columns_RC)
+        moves = self.places.best(model, shortlist)
+        columns_RC = moves.columns_RC
+        delta_RC = self.delta_RI.gather(1, columns_RC)
+        slope_RC = self.gradient_RI.gather(1, columns_RC) * delta_RC
         noise_R = slope_RC.abs_().amax(1).mul_(_NOISE * torch.finfo(slope_RC.dtype).eps)
         chosen_RK, gain_R = _choose(moves.cost_RK, model.between(moves), noise_R)
-        # A weight may be part of several moves, of which one at most is chosen: hence the sum.
-        flipped_RI = torch.zeros_like(self.delta_RI).scatter_add_(
-            1, columns_RC, chosen_RK.repeat(1, 2).to(self.delta_RI.dtype)
+        # A weight may be part of several moves, of which one at most is chosen: hence the sums.
+        delta_RC *= chosen_RK.repeat(1, 2)
+        self.delta_RI.scatter_add_(1, columns_RC, -2 * delta_RC)
+        self.gradient_RI.add_(
+            functional.embedding_bag(
+                columns_RC,
+                gram_II,
+                per_sample_weights=delta_RC.mul_(self.curvature_R1),
+                mode="sum",
+            )
         )
-        change_RI = self.delta_RI * flipped_RI
-        delta_RI = self.delta_RI.sub(change_RI, alpha=2)
-        mask_RI = self.mask_RI ^ (flipped_RI > 0)
-        gradient_RI = torch.addmm(self.gradient_RI, change_RI.mul_(self.curvature_R1), gram_II)
-        return _Rows(delta_RI, mask_RI, gradient_RI, self.curvature_R1), gain_R
+        self.places.exchange(moves, chosen_RK)
+        return gain_R
 
     def _costs(self, gram_II: Tensor) -> Tensor:
         """Change of the error by each weight removed, or restored, alone."""
-        cost_RI = self.delta_RI * gram_II.diagonal()
-        cost_RI *= 0.5 * self.curvature_R1
-        cost_RI += self.gradient_RI
-        cost_RI *= self.delta_RI
-        return cost_RI
+        scaled_RI = self.delta_RI * self.curvature_R1
+        cost_RI = torch.addcmul(self.gradient_RI, scaled_RI, gram_II.diagonal(), value=0.5)
+        return cost_RI.mul_(self.delta_RI)
 
 
 @dataclass(frozen=True)
 class _Moves:
-    """Exchanges that each row considers: columns to remove and to restore, and their costs."""
+    """Exchanges that each row considers: columns to remove and to restore, and their costs.
+
+    Attributes:
+        removed_RK: columns to remove.
+        restored_RK: columns to restore.
+        cost_RK: change of the error by each exchange alone.
+        slots: under n:m, the group of each, and which of its kept and of its removed weights.
+    """
 
     removed_RK: Tensor
     restored_RK: Tensor
     cost_RK: Tensor
+    slots: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def columns_RC(self) -> Tensor:
+        """Both, side by side."""
+        return torch.cat([self.removed_RK, self.restored_RK], dim=1)
 
 
 @dataclass(frozen=True)
@@ -198,7 +218,7 @@ class _Model:
 
     def between(self, moves: _Moves) -> Tensor:
         """What two moves cost more together than alone, infinite if they share a weight."""
-        columns_RC = torch.cat([moves.removed_RK, moves.restored_RK], dim=1)
+        columns_RC = moves.columns_RC
         size = moves.cost_RK.shape[1]
         coupling_RCC = self.coupling(columns_RC, columns_RC)
         between_RKK = coupling_RCC.unflatten(1, (2, size)).unflatten(3, (2, size)).sum((1, 3))
@@ -206,42 +226,137 @@ class _Model:
         return torch.where(shared_RKK, torch.inf, between_RKK)
 
 
-def _best_in_rows(model: _Model, mask_RI: Tensor, shortlist: int) -> _Moves:
-    """The cheapest weights to remove, each with the best of the cheapest to restore."""
-    size = min(shortlist, mask_RI.shape[1])
-    removed_cost_RK, removed_RK = torch.where(mask_RI, model.cost_RI, torch.inf).topk(
-        size, largest=False
-    )
-    restored_cost_RK, restored_RK = torch.where(mask_RI, torch.inf, model.cost_RI).topk(
-        size, largest=False
-    )
-    cost_RKK = model.coupling(removed_RK, restored_RK)
-    cost_RKK += removed_cost_RK[:, :, None]
-    cost_RKK += restored_cost_RK[:, None, :]
-    cost_RK, partner_RK = cost_RKK.min(2)
-    return _Moves(removed_RK, restored_RK.gather(1, partner_RK), cost_RK)
+class _Places(Protocol):
+    """Which weights are kept, and which of them may change places."""
+
+    def only(self, chosen_R: Tensor) -> Self:
+        """Those of some rows."""
+
+    def mask(self, columns: int) -> Tensor:
+        """mask_RI, True = kept."""
+
+    def best(self, model: _Model, shortlist: int) -> _Moves:
+        """Exchanges to consider."""
+
+    def exchange(self, moves: _Moves, chosen_RK: Tensor) -> None:
+        """Make those that were chosen."""
 
 
-def _best_in_groups(model: _Model, mask_RI: Tensor, pattern: NM, shortlist: int) -> _Moves:
-    """The best exchange of each group, of the groups where it is worth most."""
-    rows, columns = mask_RI.shape
-    groups, n, m = columns // pattern.m, pattern.n, pattern.m
-    # Each group has n kept weights and m - n removed ones, so their positions are arrays.
-    kept_RGN = mask_RI.flatten().nonzero().view(rows, groups, n)
-    removed_RGL = (~mask_RI).flatten().nonzero().view(rows, groups, m - n)
-    scaled_RI = model.delta_RI * model.curvature_R1
-    inputs_RGNL = (kept_RGN % columns * columns)[..., None] + (removed_RGL % columns)[..., None, :]
-    cost_RGNL = model.gram_II.take(inputs_RGNL)
-    cost_RGNL *= scaled_RI.take(kept_RGN)[..., None]
-    cost_RGNL *= model.delta_RI.take(removed_RGL)[..., None, :]
-    cost_RGNL += model.cost_RI.take(kept_RGN)[..., None]
-    cost_RGNL += model.cost_RI.take(removed_RGL)[..., None, :]
-    cost_RG, pair_RG = cost_RGNL.flatten(2).min(2)
-    cost_RK, group_RK = cost_RG.topk(min(shortlist, groups), largest=False)
-    pair_RK = pair_RG.gather(1, group_RK)
-    kept_RK = kept_RGN.flatten(1).gather(1, group_RK * n + pair_RK // (m - n))
-    removed_RK = removed_RGL.flatten(1).gather(1, group_RK * (m - n) + pair_RK % (m - n))
-    return _Moves(kept_RK % columns, removed_RK % columns, cost_RK)
+@dataclass(frozen=True)
+class _InRows:
+    """Any kept weight of a row, and any removed one.
+
+    1 and 0 in floating point: sums of such are many times faster than a choice by a random mask.
+    """
+
+    kept_RI: Tensor
+    removed_RI: Tensor
+
+    @classmethod
+    def of(cls, mask_RI: Tensor, dtype: torch.dtype) -> _InRows:
+        kept_RI = mask_RI.to(dtype)
+        return cls(kept_RI, 1 - kept_RI)
+
+    def only(self, chosen_R: Tensor) -> _InRows:
+        return _InRows(self.kept_RI[chosen_R], self.removed_RI[chosen_R])
+
+    def mask(self, columns: int) -> Tensor:
+        return self.kept_RI > 0
+
+    def best(self, model: _Model, shortlist: int) -> _Moves:
+        """The cheapest weights to remove, each with the best of the cheapest to restore."""
+        size = min(shortlist, self.kept_RI.shape[1])
+        # Higher than any cost; two such and a cost are still finite.
+        barred = torch.finfo(model.cost_RI.dtype).max / 4
+        removed_cost_RK, removed_RK = torch.add(model.cost_RI, self.removed_RI, alpha=barred).topk(
+            size, largest=False
+        )
+        restored_cost_RK, restored_RK = torch.add(model.cost_RI, self.kept_RI, alpha=barred).topk(
+            size, largest=False
+        )
+        cost_RKK = model.coupling(removed_RK, restored_RK)
+        cost_RKK += removed_cost_RK[:, :, None]
+        cost_RKK += restored_cost_RK[:, None, :]
+        cost_RK, partner_RK = cost_RKK.min(2)
+        return _Moves(removed_RK, restored_RK.gather(1, partner_RK), cost_RK)
+
+    def exchange(self, moves: _Moves, chosen_RK: Tensor) -> None:
+        chosen_RK = chosen_RK.to(self.kept_RI.dtype)
+        for columns_RK, sign in ((moves.removed_RK, -1), (moves.restored_RK, 1)):
+            self.kept_RI.scatter_add_(1, columns_RK, sign * chosen_RK)
+            self.removed_RI.scatter_add_(1, columns_RK, -sign * chosen_RK)
+
+
+@dataclass(frozen=True)
+class _InGroups:
+    """Columns of the n kept weights of each group, and of the others.
+
+    Groups are the last dimension, so that what concerns all of them runs over long rows.
+    """
+
+    kept_NRG: Tensor
+    removed_LRG: Tensor
+
+    @classmethod
+    def of(cls, mask_RI: Tensor, pattern: NM) -> _InGroups:
+        rows, columns = mask_RI.shape
+        # Each group has n kept weights and m - n removed ones, so their columns are arrays.
+        kept, removed = (
+            (chosen_RI.flatten().nonzero() % columns)
+            .view(rows, columns // pattern.m, size)
+            .permute(2, 0, 1)
+            .contiguous()
+            for chosen_RI, size in ((mask_RI, pattern.n), (~mask_RI, pattern.m - pattern.n))
+        )
+        return cls(kept, removed)
+
+    def only(self, chosen_R: Tensor) -> _InGroups:
+        return _InGroups(self.kept_NRG[:, chosen_R], self.removed_LRG[:, chosen_R])
+
+    def mask(self, columns: int) -> Tensor:
+        rows = self.kept_NRG.shape[1]
+        mask_RI = torch.zeros(rows, columns, dtype=torch.bool, device=self.kept_NRG.device)
+        for columns_RG in self.kept_NRG:
+            mask_RI.scatter_(1, columns_RG, True)
+        return mask_RI
+
+    def best(self, model: _Model, shortlist: int) -> _Moves:
+        """The best exchange of each group, of the groups where it is worth most."""
+        kept_N1RG, removed_LRG = self.kept_NRG[:, None], self.removed_LRG
+        scaled_RI = model.delta_RI * model.curvature_R1
+        cost_NLRG = model.gram_II.take(kept_N1RG * len(model.gram_II) + removed_LRG)
+        cost_NLRG *= _at(scaled_RI, self.kept_NRG)[:, None]
+        cost_NLRG *= _at(model.delta_RI, removed_LRG)
+        cost_NLRG += _at(model.cost_RI, self.kept_NRG)[:, None]
+        cost_NLRG += _at(model.cost_RI, removed_LRG)
+        cost_PRG = cost_NLRG.flatten(0, 1)
+        size = min(shortlist, cost_PRG.shape[2])
+        cost_RK, group_RK = cost_PRG.amin(0).topk(size, largest=False)
+        pair_RK = cost_PRG.gather(2, group_RK.expand(len(cost_PRG), -1, -1)).argmin(0)
+        others = len(removed_LRG)
+        slots = pair_RK // others, pair_RK % others
+        removed_RK, restored_RK = (
+            columns_SRG.gather(2, group_RK.expand(len(columns_SRG), -1, -1))
+            .gather(0, slot_RK[None])
+            .squeeze(0)
+            for columns_SRG, slot_RK in zip((self.kept_NRG, removed_LRG), slots, strict=True)
+        )
+        return _Moves(removed_RK, restored_RK, cost_RK, (group_RK, *slots))
+
+    def exchange(self, moves: _Moves, chosen_RK: Tensor) -> None:
+        assert moves.slots is not None
+        group_RK, *slots = moves.slots
+        row_R1 = torch.arange(len(group_RK), device=group_RK.device)[:, None]
+        removed_RK, restored_RK = moves.removed_RK, moves.restored_RK
+        self.kept_NRG[slots[0], row_R1, group_RK] = torch.where(chosen_RK, restored_RK, removed_RK)
+        self.removed_LRG[slots[1], row_R1, group_RK] = torch.where(
+            chosen_RK, removed_RK, restored_RK
+        )
+
+
+def _at(values_RI: Tensor, columns_SRG: Tensor) -> Tensor:
+    """Values of some columns."""
+    return values_RI.expand(len(columns_SRG), -1, -1).gather(2, columns_SRG)
 
 
 def _choose(cost_RK: Tensor, between_RKK: Tensor, noise_R: Tensor) -> tuple[Tensor, Tensor]:
