@@ -13,6 +13,8 @@ from secateur.architecture.experts import unstacked_experts
 from secateur.checkpoint.locate import locate_checkpoint
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import build_skeleton, map_tensors
+from secateur.checkpoint.streamed import saved_bytes
+from secateur.job import check_quantize
 from secateur.methods import BlockStage, GroupStage
 from secateur.planning import uniform_plan
 from secateur.recipe import Recipe
@@ -46,7 +48,7 @@ class Estimate(BaseModel):
     activations_in: str = Field(description="memory, or a mapped file")
     forward_flops: float
     statistics_flops: float
-    output_bytes: int
+    output_bytes: int = Field(description="tensors of the result; masks and headers are small")
 
 
 def estimate(
@@ -61,8 +63,10 @@ def estimate(
     folder = locate_checkpoint(model, trust_remote_code=trust_remote_code)
     reader = CheckpointReader(folder)
     blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
-    plan = uniform_plan(blocks, recipe.pattern)
     tensors = map_tensors(blocks, reader)
+    if recipe.quantize is not None:
+        check_quantize(recipe.quantize, blocks, tensors)
+    plan = uniform_plan(blocks, recipe.pattern)
     streamed = not isinstance(tensors, str)
 
     calibration = recipe.calibration
@@ -113,7 +117,7 @@ def estimate(
         activations_in="a mapped file" if mapped else "memory",
         forward_flops=2.0 * tokens * sum(plan.weights.values()) * passes,
         statistics_flops=1.5 * tokens * squares if needs_gram else 0.0,
-        output_bytes=reader.bytes_of(reader.files),
+        output_bytes=saved_bytes(blocks, reader, tensors, recipe.packing),
     )
 
 

@@ -25,7 +25,7 @@ from secateur.checkpoint.resident import ResidentStore
 from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
 from secateur.checkpoint.skeleton import TensorMap, build_skeleton, check_length, map_tensors
 from secateur.checkpoint.store import BlockStore
-from secateur.checkpoint.streamed import StreamedStore
+from secateur.checkpoint.streamed import StreamedStore, saved_bytes
 from secateur.errors import SecateurError
 from secateur.methods.quantize import Quantize
 from secateur.planning import Plan
@@ -94,8 +94,8 @@ def job_in_memory(
     )
 
 
-def _check_quantize(stage: Quantize, blocks: BlockList, tensors: TensorMap | str) -> None:
-    """Find out before work starts what the grid or the format does not take."""
+def check_quantize(stage: Quantize, blocks: BlockList, tensors: TensorMap | str) -> None:
+    """Raise SecateurError if the grid or the format does not take the model."""
     stage.check_widths(blocks)
     if isinstance(tensors, str):
         _check_unpacked(stage, f"this one ({tensors})")
@@ -142,7 +142,7 @@ class _Inputs:
         blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
         tensors = map_tensors(blocks, reader)
         if recipe.quantize is not None:
-            _check_quantize(recipe.quantize, blocks, tensors)
+            check_quantize(recipe.quantize, blocks, tensors)
         plan = recipe.allocation.prepare(blocks, recipe.pattern)
         check_length(blocks.model.config, recipe.calibration.length)
         return cls(
@@ -197,7 +197,8 @@ def job_from_checkpoint(
     if output is not None:
         check_apart(output, folder)
         run = Run.open(output, given.fingerprint(), restart=restart)
-        _check_space(run, given.reader)
+        size = saved_bytes(given.blocks, given.reader, given.tensors, recipe.packing)
+        _check_space(run, size)
 
     load = partial(load_model, folder, trust_remote_code=trust_remote_code)
 
@@ -209,9 +210,9 @@ def job_from_checkpoint(
         store = ResidentStore(find_blocks(resident), output, device, side_files=folder)
     else:
         resident = None
-        stage = recipe.quantize
-        packing = stage.grid if stage is not None and stage.format == "packed" else None
-        store = StreamedStore(given.blocks, given.reader, given.tensors, output, device, packing)
+        store = StreamedStore(
+            given.blocks, given.reader, given.tensors, output, device, recipe.packing
+        )
     return Job(
         name=str(name),
         store=store,
@@ -240,11 +241,11 @@ def _deciding_options(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     return options
 
 
-def _check_space(run: Run, reader: CheckpointReader) -> None:
+def _check_space(run: Run, size: int) -> None:
     """Find out now, not hours later, that the checkpoint will not fit on the disk."""
     have = shutil.disk_usage(run.output).free
     present = sum(path.stat().st_size for path in run.output.glob("model-*.safetensors"))
-    need = reader.bytes_of(reader.files) - present
+    need = size - present
     if have < need:
         raise SecateurError(
             f"The result needs {need / 1e9:.1f} GB and the disk of {run.output} has "

@@ -28,6 +28,7 @@ from secateur.methods.quantize import Quantize
 from secateur.methods.refit import Refit
 from secateur.methods.wanda import Wanda
 from secateur.pattern import NM, Pattern, Unstructured, parse_pattern
+from secateur.solvers.grids import GridOptions
 from secateur.walk.precision import DtypeName
 
 
@@ -140,6 +141,12 @@ class Recipe(BaseModel):
         """The stage that quantises, if there is one."""
         last = self.stages[-1]
         return last if isinstance(last, Quantize) else None
+
+    @property
+    def packing(self) -> GridOptions | None:
+        """The grid whose integers are saved, None if weights are."""
+        stage = self.quantize
+        return stage.grid if stage is not None and stage.format == "packed" else None
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> Recipe:

@@ -127,6 +127,22 @@ def test_packed_weights_take_few_bits_and_read_as_the_dequantised_ones(
         assert index["weight_map"] == stored
 
 
+def test_the_size_of_the_tensors_is_known_before_the_run(
+    quantised: dict[str, Path], checkpoints: Callable[..., Path], text_file: Path
+) -> None:
+    for name, folder in quantised.items():
+        grid, _, form = name.rpartition(", ")
+        dtype = torch.bfloat16 if GRIDS[grid]["bits"] == 8 else torch.float32
+        stages = [{"method": "wanda"}, quantize(**GRIDS[grid], format=form)]
+        estimate = secateur.estimate(checkpoints("llama", dtype), recipe_for(text_file, stages))
+        files = [path.read_bytes() for path in folder.glob("*.safetensors")]
+        # A file begins with the length of its header.
+        tensors = sum(len(file) - 8 - int.from_bytes(file[:8], "little") for file in files)
+        assert estimate.output_bytes == tensors, name
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        assert index["metadata"]["total_size"] == tensors
+
+
 def test_a_packed_checkpoint_is_evaluated_and_not_pruned_again(
     quantised: dict[str, Path], text_file: Path, tmp_path: Path
 ) -> None:
@@ -267,6 +283,8 @@ def test_groups_that_do_not_divide_are_refused_before_work(
     with pytest.raises(SecateurError, match=r"48 columns do not divide the 32.*-group 32"):
         secateur.prune(checkpoints(), recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(SecateurError, match=r"48 columns do not divide the 32.*-group 32"):
+        secateur.estimate(checkpoints(), recipe)
 
 
 def test_packing_needs_its_package(

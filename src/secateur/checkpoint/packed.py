@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -70,6 +71,27 @@ def pack(weight_name: str, quantised: QuantisedSolution, dtype: torch.dtype) -> 
         pieces[_ZERO] = pack_to_int32(grid.zero_OG.to(torch.int8), bits, packed_dim=0)
     prefix = weight_name.removesuffix(_WEIGHT)
     return {prefix + piece: tensor for piece, tensor in pieces.items()}
+
+
+def packed_bytes(shape: tuple[int, int], options: GridOptions, dtype: torch.dtype) -> int:
+    """Bytes of what ``pack`` returns for a weight.
+
+    Args:
+        shape: of the weight, (out, in).
+        options: of its grid.
+        dtype: of the scales.
+    """
+    rows, width = shape
+    groups = width // options.columns(width)
+    size = rows * _words(width, options.bits) + rows * groups * dtype.itemsize
+    if not options.symmetric:
+        size += groups * _words(rows, options.bits)
+    return size + len(shape) * torch.int64.itemsize
+
+
+def _words(integers: int, bits: int) -> int:
+    """Bytes of the int32 that integers of a few bits fill without gaps."""
+    return math.ceil(integers * bits / 32) * torch.int32.itemsize
 
 
 def unpack(pieces: Mapping[str, Tensor], bits: int) -> Tensor:

@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from secateur.architecture import BlockList
+from secateur.architecture import BlockList, find_linears
 from secateur.checkpoint.files import copy_file, write_json, write_safetensors
 from secateur.checkpoint.masks import write_masks
-from secateur.checkpoint.packed import describe, pack, unpacked_linears
+from secateur.checkpoint.packed import describe, pack, packed_bytes, unpacked_linears
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import TensorMap
 from secateur.checkpoint.store import check_finite, least_precise, masks_path
@@ -190,6 +190,25 @@ class StreamedStore:
     def _inside_base(self) -> str:
         model = self.blocks.model
         return self.blocks.prefix.removeprefix(f"{model.base_model_prefix}.") + "."
+
+
+def saved_bytes(
+    blocks: BlockList,
+    reader: CheckpointReader,
+    tensors: TensorMap | str,
+    packing: GridOptions | None,
+) -> int:
+    """Bytes of all tensors of a result; only a ``StreamedStore`` packs."""
+    size = reader.bytes_of(reader.files)
+    if packing is None or isinstance(tensors, str):
+        return size
+    for block, names in zip(blocks, tensors.blocks, strict=True):
+        for linear in find_linears(block):
+            file = names[f"{linear.name}.weight"]
+            rows, width = linear.weight_OI.shape
+            size += packed_bytes((rows, width), packing, reader.dtypes[file])
+            size -= reader.bytes_of([file])
+    return size
 
 
 def shard_name(index: int, blocks: int) -> str:
