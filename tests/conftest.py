@@ -15,6 +15,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Code that comes with checkpoints is copied there before it runs.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="secateur-modules-")
+os.environ["SECATEUR_CACHE"] = tempfile.mkdtemp(prefix="secateur-cache-")
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ from transformers import PreTrainedTokenizerBase
 from tiny import FAMILIES, make_checkpoint, make_tokenizer
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
-atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+for name in ("HF_MODULES_CACHE", "SECATEUR_CACHE"):
+    atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

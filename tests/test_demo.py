@@ -15,7 +15,7 @@ from secateur.cli import app
 def test_demo_ends_with_a_page(
     checkpoints: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(demo, "fetch_model", lambda progress: checkpoints("llama"))
     text = {"source": "self", "samples": 8, "length": 32}
     monkeypatch.setattr(demo, "RECIPE", demo.RECIPE | {"calibration": text})

@@ -207,6 +207,8 @@ def test_train_prints_the_report_it_writes(
     shown = run(*command, *flags)
     assert "640 in 5 steps" in shown
     assert "0.500000 counted" in shown
+    command[3] = str(tmp_path / "again")
+    assert "tokens of 1 of 1 sources from the cache" in run(*command, *flags)
 
 
 def test_report_writes_a_page_of_one_run_or_several(

@@ -193,6 +193,7 @@ def test_interrupted_while_blocks_are_fitted(
     report = run(models, text_file, tmp_path / "stopped", options())
     assert report.resumed_blocks == blocks - 1
     assert weights_in(tmp_path / "stopped") == weights_in(tmp_path / "whole")
+    assert [part["cache"] for part in report.text["parts"]] == ["taken"]
     again = run(models, text_file, tmp_path / "stopped", options())
     assert again == report
 

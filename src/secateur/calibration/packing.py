@@ -26,14 +26,16 @@ class TokenStream:
     """Documents one behind another.
 
     Attributes:
-        tokens_N: int64 (tokens,).
+        tokens_N: (tokens,), int64; int32 where they were kept.
         documents: how many there are.
         capped: the source held more than was asked for.
+        longest: characters of the longest document that was read.
     """
 
     tokens_N: Tensor
     documents: int
     capped: bool
+    longest: int
 
 
 def end_of_text_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -72,11 +74,13 @@ def tokenize(
     stream = array("q")
     count = 0
     cut = False
+    longest = 0
     rest = iter(documents)
     while len(stream) <= limit and (batch := list(islice(rest, _DOCUMENTS_AT_A_TIME))):
         # A single document may be larger than all that is needed.
         texts = [text[: CHARACTERS_PER_TOKEN * limit] for text in batch]
         cut = cut or texts != batch
+        longest = max(longest, *map(len, batch))
         encoded = tokenizer(
             texts, add_special_tokens=False, return_attention_mask=False, verbose=False
         )
@@ -90,7 +94,7 @@ def tokenize(
         progress("Tokenising", min(len(stream), limit), limit)
     progress("Tokenising", limit, limit)
     tokens_N = torch.tensor(stream[:limit], dtype=torch.int64)
-    return TokenStream(tokens_N, count, capped=cut or len(stream) > limit)
+    return TokenStream(tokens_N, count, capped=cut or len(stream) > limit, longest=longest)
 
 
 def draw_windows(tokens_N: Tensor, samples: int, length: int, generator: torch.Generator) -> Tensor:

@@ -149,7 +149,12 @@ def load_model(
 
 
 def cache_folder() -> Path:
-    """The user's cache folder for converted checkpoints and demo files."""
+    """What can be made again: converted checkpoints, tokens of texts, files of the demo.
+
+    ``SECATEUR_CACHE`` names it; else it is ``secateur`` in the user's cache folder.
+    """
+    if own := os.environ.get("SECATEUR_CACHE"):
+        return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "secateur"
 
 

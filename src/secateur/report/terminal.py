@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -203,6 +204,7 @@ def training_table(report: TrainingReport) -> RenderableType:
             f"{report.low_rank.parameters:,} dense parameters more ({report.low_rank.share:.1%})",
         )
     summary.add_row("tokens", f"{report.tokens:,} in {report.steps:,} steps")
+    _add_cached(summary, report.text)
     summary.add_row(
         "time", f"{seconds_text(report.seconds['total'])} on {report.machine.cores} cores"
     )
@@ -233,6 +235,7 @@ def recovery_table(report: RecoveryReport) -> RenderableType:
             for errors in zip(*((each.before, each.after) for each in report.blocks), strict=True)
         )
         summary.add_row("error of blocks", f"{before:.4f} to {after:.4f}, mean")
+    _add_cached(summary, report.text)
     if network is not None:
         summary.add_row("tokens", f"{network.tokens:,} in {network.steps:,} steps")
         summary.add_row("chosen", f"step {network.chosen_step}")
@@ -244,6 +247,13 @@ def recovery_table(report: RecoveryReport) -> RenderableType:
     )
     summary.add_row("peak memory", _memory_text(report))
     return Group(curve, Text(), summary)
+
+
+def _add_cached(summary: Table, text: dict[str, Any]) -> None:
+    """Say so if texts were not tokenised anew."""
+    parts = text.get("parts", [])
+    if taken := sum(part.get("cache") == "taken" for part in parts):
+        summary.add_row("text", f"tokens of {taken} of {len(parts)} sources from the cache")
 
 
 def plan_table(plan: Plan) -> RenderableType:

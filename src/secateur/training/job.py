@@ -14,7 +14,13 @@ from transformers import PreTrainedModel
 
 from secateur.architecture import BlockList, find_blocks
 from secateur.calibration.sources import HubDataset, resolve_source
-from secateur.checkpoint.locate import load_config, load_model, load_tokenizer, locate_checkpoint
+from secateur.checkpoint.locate import (
+    cache_folder,
+    load_config,
+    load_model,
+    load_tokenizer,
+    locate_checkpoint,
+)
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
 from secateur.checkpoint.skeleton import TensorMap, build_skeleton, map_tensors, positions_of
@@ -148,6 +154,7 @@ def prepare(
             length=options.length,
             seed=options.seed,
             validation=own,
+            cache=cache_folder() / "tokens",
             progress=progress,
         )
     dense = None if named is None else fingerprint_checkpoint(CheckpointReader(named[1]))

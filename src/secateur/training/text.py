@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from secateur.calibration.options import divide
-from secateur.calibration.packing import CHARACTERS_PER_TOKEN, tokenize
+from secateur.calibration.packing import CHARACTERS_PER_TOKEN, TokenStream, tokenize
 from secateur.calibration.sources import (
     TEXT_SUFFIXES,
     HubDataset,
@@ -24,6 +24,7 @@ from secateur.calibration.sources import (
 from secateur.checkpoint.files import write_safetensors
 from secateur.errors import SecateurError
 from secateur.progress import Progress, silent
+from secateur.training.tokens import TokenCache
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ def load_text(
     length: int,
     seed: int,
     validation: Path | HubDataset | None = None,
+    cache: Path | None = None,
     progress: Progress = silent,
 ) -> TrainingText:
     """Tokenise texts, cut them into windows, and shuffle those of all together.
@@ -137,12 +139,14 @@ def load_text(
         length: tokens per window.
         seed: decides the order.
         validation: a text of its own to validate with; at most its first ``held_out`` windows.
+        cache: where tokens of files are kept for other runs; nowhere if None.
         progress: called with (phase, done, total).
 
     Raises:
         SecateurError: there is less text than asked for; the message has both numbers.
     """
-    pool = _Pool(tokenizer, length, progress)
+    kept = None if cache is None else TokenCache(cache, tokenizer)
+    pool = _Pool(tokenizer, length, kept, progress)
     generator = torch.Generator().manual_seed(seed)
     held_out_WL = None
     if validation is not None:
@@ -181,9 +185,16 @@ def load_text(
 class _Pool:
     """Windows of sources, and what the report says of each."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, length: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        length: int,
+        cache: TokenCache | None,
+        progress: Progress,
+    ) -> None:
         self._tokenizer = tokenizer
         self._length = length
+        self._cache = cache
         self._progress = progress
         self.facts: list[dict[str, Any]] = []
 
@@ -194,20 +205,36 @@ class _Pool:
         limit = most * self._length
         found: list[Tensor] = []
         for source in sources:
-            documents = read_documents(
-                source,
-                split="train",
-                characters=CHARACTERS_PER_TOKEN * limit + 1,
-                render=self._render,
-            )
-            stream = tokenize(documents, self._tokenizer, limit, self._progress)
+            stream, cache = self._stream(source, limit)
             whole = len(stream.tokens_N) // self._length
             tokens_N = stream.tokens_N[: whole * self._length]
             found.append(tokens_N.int().view(whole, self._length))
             name = source.label("train") if isinstance(source, HubDataset) else source.name
             facts = {"source": name, "documents": stream.documents, "windows": whole}
-            self.facts.append({**facts, "purpose": purpose})
+            self.facts.append({**facts, "purpose": purpose, "cache": cache})
         return torch.cat(found)
+
+    def _stream(self, source: Path | HubDataset, limit: int) -> tuple[TokenStream, str]:
+        """Tokens of a source, and what the cache had to do with them."""
+        key = None
+        if self._cache is not None and isinstance(source, Path):
+            key = self._cache.key(source)
+        if self._cache is None or key is None:
+            return self._tokenize(source, limit), "unused"
+        if (found := self._cache.find(key, limit)) is not None:
+            self._progress("Tokens from the cache", limit, limit)
+            return found, "taken"
+        stream = self._tokenize(source, limit)
+        return stream, "kept" if self._cache.keep(key, limit, stream) else "unused"
+
+    def _tokenize(self, source: Path | HubDataset, limit: int) -> TokenStream:
+        documents = read_documents(
+            source,
+            split="train",
+            characters=CHARACTERS_PER_TOKEN * limit + 1,
+            render=self._render,
+        )
+        return tokenize(documents, self._tokenizer, limit, self._progress)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         if self._tokenizer.chat_template is None:
