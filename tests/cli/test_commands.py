@@ -194,13 +194,14 @@ def test_train_prints_the_report_it_writes(
         "validation_windows: 4\nvalidations: 1\ntokens: 1\noptimiser: {clip: 2.0}\n"
     )
     flags = ["--pattern", "2:4", "--tokens", "640", "--length", "32", "--batch-tokens", "128"]
-    flags += ["--learning-rate", "0.001", "--top-k", "8", "--seed", "3"]
+    flags += ["--learning-rate", "0.001", "--top-k", "8", "--seed", "3", "--log-to", "tensorboard"]
     flags += ["--options", str(tmp_path / "options.yaml")]
     output = tmp_path / "out"
     command = ["train", str(checkpoints("llama")), "-o", str(output), "--data", str(text_file)]
     report = json.loads(run(*command, *flags, "--json"))
     assert report == json.loads((output / "report.json").read_text())
     assert report["steps"] == 5
+    assert any((output / "secateur" / "training" / "tensorboard").iterdir())
     assert report["options"]["optimiser"]["learning_rate"] == 0.001
     assert report["options"]["optimiser"]["clip"] == 2.0
     assert report["options"]["distillation"] == {"weight": 0.67, "temperature": 2.0, "top_k": 8}

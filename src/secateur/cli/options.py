@@ -37,6 +37,12 @@ class QuantizedFormat(StrEnum):
     DEQUANTIZED = "dequantized"
 
 
+class Curves(StrEnum):
+    """Programs that show curves of a run."""
+
+    TENSORBOARD = "tensorboard"
+
+
 class Integers(StrEnum):
     """Widths of quantised weights."""
 
@@ -124,6 +130,10 @@ RecipeFile = Annotated[
 ]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the checkpoint's own code run.")
+]
+LogTo = Annotated[
+    Curves | None,
+    typer.Option(help="Also write the figures of every step for this program. (default: no)"),
 ]
 MoreOptions = Annotated[
     Path | None, typer.Option(help="YAML with more options; flags override its values.")

@@ -11,6 +11,7 @@ import typer
 from secateur.cli.options import (
     Device,
     ForwardDtype,
+    LogTo,
     Model,
     MoreOptions,
     ReportAsJson,
@@ -63,6 +64,7 @@ def recover(
     top_k: Annotated[
         int | None, typer.Option(help="Likeliest tokens of the teacher to keep. (default: 64)")
     ] = None,
+    log_to: LogTo = None,
     seed: Seed = None,
     options: MoreOptions = None,
     device: Device = None,
@@ -86,6 +88,7 @@ def recover(
         "batch_tokens": batch_tokens,
         "length": length,
         "distillation": given({"top_k": top_k}) or None,
+        "log_to": None if log_to is None else log_to.value,
         "seed": seed,
         "device": device,
         "dtype": None if dtype is None else dtype.value,

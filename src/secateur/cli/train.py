@@ -12,6 +12,7 @@ import typer
 from secateur.cli.options import (
     Device,
     ForwardDtype,
+    LogTo,
     Model,
     MoreOptions,
     ReportAsJson,
@@ -69,6 +70,7 @@ def train(
         int | None,
         typer.Option(help="Add dense low-rank products, one rank per so many columns."),
     ] = None,
+    log_to: LogTo = None,
     seed: Seed = None,
     options: MoreOptions = None,
     device: Device = None,
@@ -90,6 +92,7 @@ def train(
         "pattern": pattern,
         "batch_tokens": batch_tokens,
         "length": length,
+        "log_to": None if log_to is None else log_to.value,
         "seed": seed,
         "device": device,
         "dtype": None if dtype is None else dtype.value,

@@ -10,6 +10,7 @@ from secateur.errors import SecateurError
 from secateur.methods.reconstruct import Reconstruct
 from secateur.training import Training
 from secateur.training.options import DistillationOptions, put_over
+from secateur.training.tensorboard import LogTo
 from secateur.walk.precision import DtypeName
 
 # At their highest, where the user names none.
@@ -49,6 +50,9 @@ class Recovery(BaseModel):
     checkpoint_minutes: float = Field(
         10.0, ge=0, description="between two states from which a killed run goes on"
     )
+    log_to: LogTo | None = Field(
+        None, description="tensorboard: the figures of the log as curves, in the work folder"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: DtypeName = Field("auto", description="dtype of forward passes")
 
@@ -81,6 +85,7 @@ class Recovery(BaseModel):
                 "validation_windows": self.validation_windows,
                 "validations": self.validations,
                 "checkpoint_minutes": self.checkpoint_minutes,
+                "log_to": self.log_to,
                 "device": self.device,
                 "dtype": self.dtype,
             },

@@ -31,7 +31,6 @@ from secateur.report.recovery import (
     RecoveryValidation,
 )
 from secateur.training.holding import Whole
-from secateur.training.log import Log
 from secateur.training.saving import file_names, round_to_stored, save
 from secateur.training.state import forget_states, read_state
 from secateur.training.train import curve, do_steps, find_teacher
@@ -249,8 +248,8 @@ def _train(job: Job, checkpoint: Checkpoint, watch: Stopwatch, progress: Progres
     read_state(training.work, trainer, training.ranks)
     resumed = trainer.done
     chosen = Chosen(training.work / "chosen.safetensors", trainer.parameters)
-    log = Log(training.work / "log.jsonl", resumed)
-    do_steps(training, trainer, log, progress, chosen.offer)
+    log = do_steps(training, trainer, progress, chosen.offer)
+    assert log is not None, "recovery runs in one process"
     watch.lap("steps")
     lowest = chosen.take()
     if adapters is not None:

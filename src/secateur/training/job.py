@@ -32,6 +32,7 @@ from secateur.training.ranks import Ranks
 from secateur.training.sharding import check_shardable
 from secateur.training.start import check_model, named_linears, pruned_masks
 from secateur.training.teacher import cache_bytes
+from secateur.training.tensorboard import check_installed
 from secateur.training.text import TrainingText, find_texts, load_text
 from secateur.walk.precision import resolve_dtype
 
@@ -130,6 +131,7 @@ def prepare(
     ``deciding`` is what else decides the bytes of the result, and ``trained`` how many parameters
     are trained, all of the model's if None.
     """
+    check_installed(options.log_to)
     dtype = resolve_dtype(options.dtype, device)
     model = _find_model(name, options, trust_remote_code, ranks)
     check_apart(output, model.folder)
@@ -223,7 +225,7 @@ def _deciding_options(options: Training) -> dict[str, Any]:
     """The options that change the bytes of the result; resolved ones are recorded apart."""
     values = options.model_dump(mode="json")
     for name in (
-        *("device", "dtype", "checkpoint_minutes"),
+        *("device", "dtype", "checkpoint_minutes", "log_to"),
         # How it is computed changes no more than the rounding of sums.
         *("activation_checkpointing", "reduce_every_pass"),
     ):

@@ -12,6 +12,7 @@ from secateur.errors import SecateurError
 from secateur.pattern import NM
 from secateur.recipe import PatternText
 from secateur.training.optimiser import DecayNorm, DecayPlace, SecondMoment
+from secateur.training.tensorboard import LogTo
 from secateur.walk.precision import DtypeName
 
 
@@ -147,6 +148,9 @@ class Training(_Options):
         False,
         description="of several processes: add up gradients after every forward pass, not once a "
         "step; less memory, more traffic",
+    )
+    log_to: LogTo | None = Field(
+        None, description="tensorboard: the figures of the log as curves, in the work folder"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: DtypeName = Field("auto", description="dtype of forward passes")

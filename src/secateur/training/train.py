@@ -34,6 +34,7 @@ from secateur.training.saving import ADAPTER, file_names, round_to_stored, save
 from secateur.training.start import count_zeros
 from secateur.training.state import forget_states, read_state, states, write_state
 from secateur.training.teacher import CachedTeacher, ResidentTeacher, Teacher
+from secateur.training.tensorboard import follower
 from secateur.training.trainer import Trainer, held_out_loss
 from secateur.walk.precision import resolve_device
 from secateur.walk.pruned import Stopwatch
@@ -146,8 +147,7 @@ def _execute(job: Job, progress: Progress) -> None:
     trainer = Trainer(holding, teacher, job.text.train_WL, job.options, job.dtype, job.ranks)
     read_state(job.work, trainer, job.ranks)
     resumed = trainer.done
-    log = Log(job.work / "log.jsonl", resumed) if job.ranks.first else None
-    do_steps(job, trainer, log, progress)
+    log = do_steps(job, trainer, progress)
     watch.lap("steps")
 
     trainer.remove()
@@ -229,19 +229,36 @@ def find_teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | 
 def do_steps(
     job: Job,
     trainer: Trainer,
-    log: Log | None,
     progress: Progress,
     validated: Callable[[float], None] | None = None,
-) -> None:
+) -> Log | None:
     """Do all steps that are left, validate, and write states.
 
     Args:
         job: the run.
         trainer: with the steps done so far.
-        log: of the first process, which alone has one.
         progress: told how many steps are done.
         validated: called with every held-out loss, before the next step.
+
+    Returns:
+        the log of the first process, which alone has one.
     """
+    if not job.ranks.first:
+        _do_steps(job, trainer, None, progress, validated)
+        return None
+    with follower(job.options.log_to, job.work) as follow:
+        log = Log(job.work / "log.jsonl", trainer.done, follow)
+        _do_steps(job, trainer, log, progress, validated)
+    return log
+
+
+def _do_steps(
+    job: Job,
+    trainer: Trainer,
+    log: Log | None,
+    progress: Progress,
+    validated: Callable[[float], None] | None,
+) -> None:
     options, resumed = job.options, trainer.done
 
     def validate() -> None:
