@@ -136,6 +136,19 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "decay": {"place": "outside"},
         "masks": {"score": "sensitivity", "hysteresis": 0.05, "frozen_share": 0.5},
     },
+    "as ELSA has it": {
+        "pattern": "0.6",
+        "admm": {"penalty": 0.1},
+        "decay": {"strength": 0.0},
+        "masks": {"scope": "global", "score": "sensitivity"},
+        "optimiser": {"learning_rate": 5e-3, "second_moment": "gradient"},
+    },
+    "as ELSA has it, then frozen": {
+        "pattern": "0.6",
+        "admm": {"penalty": 0.1},
+        "decay": {"strength": 0.0, "place": "outside"},
+        "masks": {"scope": "global", "score": "sensitivity", "frozen_share": 0.5},
+    },
 }
 
 
@@ -146,6 +159,10 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         ("as CAST has it", 9),
         ("cached teacher, frozen", 5),
         ("cached teacher, frozen", 9),
+        ("as ELSA has it", 9),
+        # The last state before the freeze, and one behind it.
+        ("as ELSA has it, then frozen", 7),
+        ("as ELSA has it, then frozen", 9),
     ],
 )
 def test_killed_run_resumes_to_the_same_bytes(
@@ -238,6 +255,18 @@ def test_low_rank_products_that_fit_the_text_begin_better(
     values = {"low_rank": {"group": 8, "start": "covariance"}, "distillation": {"weight": 0.0}}
     with pytest.raises(SecateurError, match="is pruned, and a low-rank start"):
         run(tmp_path / "means", text_file, tmp_path / "c", options(**values))
+
+
+def test_dense_weights_end_as_their_projection(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    report = run(checkpoints("llama"), text_file, output, options(**_VARIANTS["as ELSA has it"]))
+    assert report.sparsity.zeros == round(0.6 * report.sparsity.weights)
+    assert report.validation.after == pytest.approx(loss_of(output), rel=1e-5)
+    assert report.validation.after < report.validation.before
+    each = {linear.zeros / linear.weights for linear in secateur.inspect(output).linears}
+    assert len(each) > 1
 
 
 def test_bad_input_leaves_nothing_behind(

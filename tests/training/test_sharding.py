@@ -79,6 +79,12 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "masks": {"forward": "dense", "rescale": True, "frozen_share": 0.5},
         "decay": {"place": "outside"},
     },
+    "dual variable": {
+        "pattern": "0.6",
+        "admm": {"penalty": 0.1},
+        "masks": {"score": "sensitivity", "frozen_share": 0.25},
+        "decay": {"strength": 0.0, "place": "outside"},
+    },
 }
 
 
@@ -93,6 +99,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         ("qwen2", 2, "bfloat16"),
         ("llama", 2, "dense, then frozen"),
         ("llama", 2, "one-shot start"),
+        ("gpt2", 2, "dual variable"),
     ],
 )
 def test_several_processes_give_the_result_of_one(
@@ -122,16 +129,20 @@ def test_several_processes_give_the_result_of_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
+@pytest.mark.parametrize(
+    ("before", "after", "variant"),
+    [(2, 1, "paper"), (1, 2, "paper"), (2, 4, "paper"), (2, 1, "dual variable")],
+)
 def test_killed_run_resumes_with_another_number_of_processes(
     before: int,
     after: int,
+    variant: str,
     checkpoints: Callable[..., Path],
     text_file: Path,
     tmp_path: Path,
 ) -> None:
     source = checkpoints("llama")
-    chosen = options(low_rank={"group": 8}, checkpoint_minutes=0.0)
+    chosen = options(**_VARIANTS[variant], checkpoint_minutes=0.0)
     run(source, text_file, tmp_path / "whole", chosen)
     output = tmp_path / "out"
     ended = together(before, run, source, text_file, output, chosen, 5)

@@ -262,8 +262,10 @@ def _check_space(job: Job, trained: int | None) -> None:
     options, reader = job.options, job.model.reader
     if trained is None:
         trained = sum(torch.Size(shape).numel() for shape in reader.shapes.values())
-    # Weights and two moments in fp32, masks; and a new state is whole before the old one goes.
-    need = 2 * 13 * trained + reader.bytes_of(reader.files) * (1 + job.prunes_first)
+    # Weights, two moments and what a dual variable takes in fp32, masks; and a new state is whole
+    # before the old one goes.
+    each = 13 if options.admm is None else 17
+    need = 2 * each * trained + reader.bytes_of(reader.files) * (1 + job.prunes_first)
     if options.distillation.top_k is not None and job.teacher is not None:
         need += cache_bytes(len(job.text.train_WL), options.length, options.distillation.top_k)
     need -= sum(path.stat().st_size for path in job.work.rglob("*.safetensors"))

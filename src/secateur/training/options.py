@@ -68,6 +68,12 @@ class DecayOptions(_Options):
         return self
 
 
+class AdmmOptions(_Options):
+    """ELSA: dense weights, tied to their projection by a penalty with a dual variable."""
+
+    penalty: float = Field(0.01, gt=0, description="ρ, against Adam's gradient")
+
+
 class DistillationOptions(_Options):
     """How the dense model takes part."""
 
@@ -133,6 +139,11 @@ class Training(_Options):
     lora_rank: int = Field(16, ge=1, description="of the changes, with train: lora")
     masks: MaskOptions = Field(default_factory=MaskOptions)
     decay: DecayOptions = Field(default_factory=DecayOptions)
+    admm: AdmmOptions | None = Field(
+        None,
+        description="run with all weights until the mask is frozen, or to the end, while a dual "
+        "variable ties them to their projection; null for masked steps",
+    )
     distillation: DistillationOptions = Field(default_factory=DistillationOptions)
     low_rank: LowRankOptions | None = Field(None, description="SLoRB; null for a strict pattern")
     optimiser: OptimiserOptions = Field(default_factory=OptimiserOptions)
@@ -195,13 +206,34 @@ class Training(_Options):
     @model_validator(mode="after")
     def _dense_steps_end(self) -> Training:
         share = self.masks.frozen_share
-        if (self.masks.forward == "dense" or self.masks.rescale) and not 0 < share < 1:
+        dense = self.masks.forward == "dense" and self.admm is None
+        if (dense or self.masks.rescale) and not 0 < share < 1:
             raise ValueError(
                 "a dense forward and rescaling end with the freezing of masks; give a frozen_share "
                 "between 0 and 1"
             )
         if self.masks.forward == "dense" and self.low_rank is not None:
             raise ValueError("a low-rank boost stands in for removed weights; use forward: masked")
+        return self
+
+    @model_validator(mode="after")
+    def _projections_are_chosen(self) -> Training:
+        if self.admm is None:
+            return self
+        if self.keeps_mask:
+            raise ValueError(
+                "admm chooses masks, and a frozen share of 1 keeps the one that is there; leave "
+                "one of them out"
+            )
+        if self.decay.strength > 0:
+            raise ValueError(
+                "admm draws weights to their projection already; give decay.strength 0"
+            )
+        if self.low_rank is not None:
+            raise ValueError(
+                "a low-rank boost stands in for removed weights, and admm runs with all of them; "
+                "leave one of them out"
+            )
         return self
 
     @property

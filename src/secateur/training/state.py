@@ -52,10 +52,10 @@ def read_state(work: Path, trainer: Trainer, ranks: Ranks) -> None:
     if not found:
         return
     reader = HuggingFaceStorageReader(str(found[-1]))
+    trainer.go_on_from(int(found[-1].name.removeprefix("state-")))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         load(_tensors(trainer), storage_reader=reader, no_dist=ranks.world == 1)
-    trainer.optimiser.steps = int(found[-1].name.removeprefix("state-"))
 
 
 def forget_states(work: Path) -> None:
@@ -82,4 +82,6 @@ def _tensors(trainer: Trainer) -> dict[str, Tensor]:
         f"mask.{each.name}": place(f"{each.name}.weight", each.mask.view(torch.uint8))
         for each in trainer.linears
     }
-    return weights | moments | masks
+    sums = {} if trainer.splitting is None else trainer.splitting.sums
+    split = {f"sum.{name}": place(f"{name}.weight", tensor) for name, tensor in sums.items()}
+    return weights | moments | masks | split

@@ -23,6 +23,7 @@ from secateur.training.optimiser import MaskedAdamW
 from secateur.training.options import Training
 from secateur.training.ranks import ALONE, Ranks
 from secateur.training.schedule import learning_rate_share, ramp
+from secateur.training.splitting import Splitting
 from secateur.training.teacher import Teacher
 from secateur.walk.precision import forward_precision
 
@@ -68,6 +69,7 @@ class Trainer:
         parameters: what is trained, by name; fp32; this process's part.
         linears: those with a mask; this process's part.
         optimiser: with the steps done so far.
+        splitting: what ties the weights to their projection, until masks are frozen; or None.
     """
 
     def __init__(
@@ -106,6 +108,9 @@ class Trainer:
             decay_norm=options.decay.norm,
             second_moment=chosen.second_moment,
         )
+        self.splitting: Splitting | None = None
+        if options.admm is not None:
+            self.splitting = Splitting(linears, options.admm.penalty)
         with holding.masked():
             self._readout = holding.evaluate(lambda: find_readout(self.model, windows_WL[:1]))
 
@@ -113,6 +118,12 @@ class Trainer:
     def done(self) -> int:
         """Steps done."""
         return self.optimiser.steps
+
+    def go_on_from(self, steps: int) -> None:
+        """Take so many steps for done; all tensors of the state are then to be put back."""
+        self.optimiser.steps = steps
+        if steps > self._options.frozen_from:
+            self.splitting = None
 
     def step(self) -> None:
         """Do the next step; its figures wait on the device until they are asked for."""
@@ -132,6 +143,8 @@ class Trainer:
         )
         risen = ramp(step, options.steps, options.decay.ramp_share)
         decay = 0.0 if frozen else options.decay.strength * risen
+        if self.splitting is not None:
+            self.splitting.pull()
         self.optimiser.step(rate, decay)
         for parameter in self.parameters.values():
             parameter.grad = None
@@ -144,6 +157,8 @@ class Trainer:
     @torch.no_grad()
     def refresh(self) -> float:
         """Choose every mask anew; returns the share of all entries that changed."""
+        if self.splitting is not None:
+            self.splitting.advance()
         if self._options.masks.scope == "global":
             return self._refresh_together()
         changed = torch.zeros((), dtype=torch.int64, device=self.model.device)
@@ -177,7 +192,8 @@ class Trainer:
 
     def _score(self, each: MaskedLinear, rows: slice) -> Tensor:
         """How much some rows of a linear want their weights kept (rows, in)."""
-        weight_PI = each.in_rows(each.weight)[rows]
+        weight = each.weight if self.splitting is None else self.splitting.sums[each.name]
+        weight_PI = each.in_rows(weight)[rows]
         if self._options.masks.score == "magnitude":
             return magnitude(weight_PI)
         second = self.optimiser.second[f"{each.name}.weight"]
@@ -220,6 +236,7 @@ class Trainer:
 
     def remove(self) -> None:
         """Set all removed weights to zero, with all that was trained in the others."""
+        self._end_splitting()
         for each in self.linears:
             each.merge()
             each.remove()
@@ -229,11 +246,19 @@ class Trainer:
         if all(each.frozen for each in self.linears):
             return
         resumed = self.done > self._options.frozen_from
+        self._end_splitting()
         for each in self.linears:
             # A run that goes on behind the freeze has rescaled them before.
             each.remove(rescale=self._options.masks.rescale and not resumed)
             each.frozen = True
         self.optimiser.forget_removed()
+
+    def _end_splitting(self) -> None:
+        """Let masks be those of the weights themselves, which then become their projection."""
+        if self.splitting is not None:
+            self._fetch()
+            self.splitting = None
+            self.refresh()
 
     def _accumulate(self, first: int) -> Tensor:
         """Gradients of one step's windows; sums of cross-entropy and divergence (2,).
@@ -248,7 +273,9 @@ class Trainer:
         windows = self._windows_WL[first : first + share.stop - share.start]
         scale = 1 / (options.step_windows * (options.length - 1))
         # One context for the step: autocast keeps the weights it has converted.
-        dense = options.masks.forward == "dense" and not self.linears[0].frozen
+        dense = self.splitting is not None or (
+            options.masks.forward == "dense" and not self.linears[0].frozen
+        )
         with (
             self.holding.masked(dense=dense),
             recomputed(self.holding.blocks, options.activation_checkpointing),
