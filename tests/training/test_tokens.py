@@ -127,6 +127,27 @@ def test_another_text_has_other_tokens(
     assert_same(renamed, load(texts, tokenizer, None))
 
 
+def test_huge_texts_are_known_by_samples_and_time(
+    texts: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, path = tmp_path / "cache", texts / "short.jsonl"
+    monkeypatch.setattr(tokens, "_DIGESTED", 400)
+    load(texts, tokenizer, cache)
+    assert uses(load(texts, tokenizer, cache)) == ["taken", "taken"]
+    state = path.stat()
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    os.utime(texts / "long.txt", ns=(0, 0))
+    assert uses(load(texts, tokenizer, cache)) == ["taken", "kept"]
+    path.write_text(path.read_text().replace("v", "u"))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    changed = load(texts, tokenizer, cache)
+    assert uses(changed) == ["taken", "kept"]
+    assert_same(changed, load(texts, tokenizer, None))
+
+
 def test_another_tokenizer_has_other_tokens(
     texts: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
 ) -> None:

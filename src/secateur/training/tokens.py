@@ -17,22 +17,26 @@ from transformers import PreTrainedTokenizerBase
 
 from secateur.calibration.packing import CHARACTERS_PER_TOKEN, TokenStream
 from secateur.checkpoint.files import write_safetensors
+from secateur.checkpoint.run import fingerprint_files
 from secateur.errors import SecateurError
 
 # Raised when the tokens of one and the same text become others.
 _FORM = 1
 _DECIDING = ("secateur", "tokenizers", "transformers")
-# A file is written in seconds.
+# Bytes that are read to recognise a text; a larger one takes longer than what is wanted of it.
+_DIGESTED = 2**30
+# Seconds; writing a file takes few.
 _PATIENCE = 60
 
 
 class TokenCache:
     """A folder of tokenised files that the runs of a user share.
 
-    A file is named after all that its tokens depend on: the bytes of the text and the suffixes
-    that say how to read them, the tokenizer's own files, and the versions of the libraries. A text
-    that was read to its end is kept as a whole, which serves every run that would read it so; of
-    a longer one the beginning is kept, for runs that want exactly as much.
+    A file is named after all that its tokens depend on: the bytes of the text (of a huge one
+    samples, size and time of change), the suffixes that say how to read them, the tokenizer's own
+    files, and the versions of the libraries. A text that was read to its end is kept as a whole,
+    which serves every run that would read it so; of a longer one the beginning is kept, for runs
+    that want exactly as much.
 
     Tokenizers with code of their own are not cached: nothing says what else they depend on.
     """
@@ -46,8 +50,7 @@ class TokenCache:
         if self._tokenizer is None:
             return None
         try:
-            with source.open("rb") as file:
-                text = hashlib.file_digest(file, "sha256").hexdigest()
+            text = _digest_text(source)
         except OSError:
             # Whoever reads the text will say why it cannot be read.
             return None
@@ -95,6 +98,14 @@ def _read(path: Path, *, capped: bool) -> TokenStream | None:
     return TokenStream(
         tensors["tokens"], int(tensors["documents"]), capped, int(tensors["longest"])
     )
+
+
+def _digest_text(source: Path) -> str:
+    state = source.stat()
+    if state.st_size > _DIGESTED:
+        return f"{fingerprint_files([source])} {state.st_mtime_ns}"
+    with source.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _ends_within(whole: TokenStream, limit: int) -> bool:
