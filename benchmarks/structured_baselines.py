@@ -77,13 +77,13 @@ def look(model_folder: Path, arguments: argparse.Namespace) -> tuple[list[Seen],
     return seen, tokens_SL.numel()
 
 
-def lowest_everywhere(seen: Sequence[Seen], widths: Sequence[int]) -> list[Tensor]:
+def lowest_everywhere(seen: Sequence[Seen], counts: Sequence[int]) -> list[Tensor]:
     """Keep so many units of each sub-block, those with the highest Wanda scores."""
     kept = []
-    for each, width in zip(seen, widths, strict=True):
+    for each, count in zip(seen, counts, strict=True):
         score_I = wanda_columns(each.weight_OI, each.moments.square_I)
         score_U = unit_means(score_I, each.sub_block.columns_UP.shape[1])
-        kept.append(score_U.topk(width).indices.sort().values)
+        kept.append(score_U.topk(count).indices.sort().values)
     return kept
 
 
@@ -160,9 +160,12 @@ def main() -> None:
                 return biases[index]
 
         else:
-            common = uniform_widths(source, sub_blocks, budget, arguments.sparsity)
-            kept = lowest_everywhere(seen, [common.of(each) for each in sub_blocks])
-        layout = plan_layout(source, sub_blocks, [len(units) for units in kept], "uneven")
+            common = uniform_widths(
+                source, sub_blocks, budget, arguments.sparsity, whole_groups=True
+            )
+            kept = lowest_everywhere(seen, [common.of(each).units for each in sub_blocks])
+        widths = [each.width_of(units) for each, units in zip(sub_blocks, kept, strict=True)]
+        layout = plan_layout(source, sub_blocks, widths, "uneven")
         export(source, sub_blocks, kept, layout, arguments.output, refitted)
     gone = kept_parameters(counted, all_units(counted)) - kept_parameters(counted, kept)
     report = {

@@ -44,6 +44,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "opt": {"head_dim": None, "ffn_dim": 64, "word_embed_proj_dim": 16},
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
     "gpt_neox": {"head_dim": None},
+    "gpt_bigcode": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
     "mixtral": _EXPERTS,
     "qwen2_moe": {**_EXPERTS, "head_dim": None},
     "olmo2": {"head_dim": None},

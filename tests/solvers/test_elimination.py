@@ -51,6 +51,28 @@ def test_every_removal_is_the_cheapest_by_brute_force(
         torch.testing.assert_close(loss, losses[chosen], rtol=1e-8, atol=0)
 
 
+@pytest.mark.parametrize(("unit", "groups"), [(1, 3), (2, 2), (2, 3), (1, 12)])
+def test_groups_lose_units_in_rounds_and_each_is_the_cheapest_that_may_go(
+    unit: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elimination, "_PENDING", 3)
+    w_OI, gram_II = make_problem(5, 12)
+    h_II = damped(gram_II, 0.01)
+    units = 12 // unit
+    found = eliminate(w_OI, gram_II, unit, groups=groups)
+    removed: list[int] = []
+    for chosen, loss in zip(found.order_U.tolist(), found.losses_U, strict=True):
+        lost = [sum(q // (units // groups) == group for q in removed) for group in range(groups)]
+        losses = {
+            q: brute_loss(w_OI, h_II, [*removed, q], unit)
+            for q in range(units)
+            if q not in removed and lost[q // (units // groups)] == min(lost)
+        }
+        assert chosen == min(losses, key=losses.__getitem__)
+        removed.append(chosen)
+        torch.testing.assert_close(loss, losses[chosen], rtol=1e-8, atol=0)
+
+
 def test_greedy_is_close_to_the_best_subset() -> None:
     w_OI, gram_II = make_problem(5, 10)
     losses_U = eliminate(w_OI, gram_II).losses_U

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, OPTConfig
+from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, LlamaConfig, OPTConfig
 
 from secateur.architecture import find_blocks
 from secateur.checkpoint.reader import CheckpointReader
@@ -22,7 +22,13 @@ from secateur.structured.export import Form, check_saved, export, plan_layout
 from secateur.structured.masking import masked
 from secateur.structured.source import open_source
 from secateur.structured.stock import Widths
-from secateur.structured.units import all_units, find_sub_blocks, kept_parameters
+from secateur.structured.units import (
+    SubBlock,
+    Width,
+    all_units,
+    find_sub_blocks,
+    kept_parameters,
+)
 
 # Configurations as these families write them, without keys that only others have.
 PLAIN = {
@@ -35,17 +41,31 @@ PLAIN = {
         hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=8,
         num_key_value_heads=4, head_dim=8, vocab_size=260, initializer_range=0.15,
     ),
+    "llama of 2 groups": LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=8,
+        num_key_value_heads=2, head_dim=8, vocab_size=260, initializer_range=0.15,
+    ),
+    "gemma of 1 group": GemmaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=1, head_dim=8, vocab_size=260, initializer_range=0.15,
+    ),
 }  # fmt: skip
 FAMILIES = [
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt_neox", *PLAIN,
 ]  # fmt: skip
-FORMS: list[Form] = ["uneven", "uniform", "padded"]
+MULTI_HEAD = ["gpt2", "opt", "gpt_neox"]
+# Uniform widths are tried twice: with fewer groups, and with all of them but fewer query heads.
+FORMS: dict[str, Form] = {
+    "uneven": "uneven", "uniform": "uniform", "padded": "padded", "queries": "uniform",
+}  # fmt: skip
 # Zeros are put where units were in the same way for every family.
+LEFT_OUT = {
+    "padded": [each for each in FAMILIES if each not in ("llama", "phi3", "gpt2")],
+    "queries": MULTI_HEAD,
+    "uniform": ["gemma of 1 group"],
+}
 CASES = [
-    (family, form)
-    for family in FAMILIES
-    for form in FORMS
-    if form != "padded" or family in ("llama", "phi3", "gpt2")
+    (family, form) for family in FAMILIES for form in FORMS if family not in LEFT_OUT.get(form, [])
 ]
 IDS = torch.arange(4, 28).view(1, 24)
 
@@ -78,23 +98,36 @@ class Saved:
     kept: list[Tensor]
 
 
-def choose(family: str, form: Form, source: Path) -> list[Tensor]:
-    """Units that go, in every way the form allows: in uneven ones whole sub-blocks too."""
+def choose(family: str, form: str, source: Path) -> list[Tensor]:
+    """What stays, in every way the form allows: in uneven ones whole sub-blocks go too."""
     opened = open_source(source)
     sub_blocks = find_sub_blocks(opened.blocks)
     generator = torch.Generator().manual_seed(len(family))
     kept = []
     for number, sub_block in enumerate(sub_blocks):
-        if form == "uniform":
+        queries = sub_block.heads_per_unit
+        if FORMS[form] == "uniform":
             counts = {"ffn": 41, "attention": sub_block.units}
-            if family not in ("gpt2", "opt", "gpt_neox"):
+            if form == "queries":
+                queries -= 1
+            elif family not in MULTI_HEAD:
                 counts["attention"] -= 1
             count = counts[sub_block.kind]
         else:
             shares = (0.0, 0.6, 0.5, 0.0, 1.0, 0.3)
             count = round(shares[number % 6] * sub_block.units)
-        kept.append(torch.randperm(sub_block.units, generator=generator)[:count].sort().values)
+            queries -= number == 4 and queries > 1
+        units = torch.randperm(sub_block.units, generator=generator)[:count].sort().values
+        if sub_block.kind == "attention" and queries < sub_block.heads_per_unit:
+            # Another choice of query heads in each group.
+            order = torch.rand(count, sub_block.heads_per_unit, generator=generator).argsort(1)
+            units = units[:, None] * sub_block.heads_per_unit + order[:, :queries].sort(1).values
+        kept.append(units)
     return kept
+
+
+def widths_of(sub_blocks: list[SubBlock], kept: list[Tensor]) -> list[Width]:
+    return [each.width_of(units) for each, units in zip(sub_blocks, kept, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +148,7 @@ def saved(
             kept = choose(family, form, dense)
             source = open_source(dense)
             sub_blocks = find_sub_blocks(source.blocks)
-            layout = plan_layout(source, sub_blocks, [len(units) for units in kept], form)
+            layout = plan_layout(source, sub_blocks, widths_of(sub_blocks, kept), FORMS[form])
             export(source, sub_blocks, kept, layout, folder)
             check_saved(source, layout, folder)
             everything[f"{family} {form}"] = Saved(folder, dense, kept)
@@ -140,7 +173,7 @@ def fresh(saved: dict[str, Saved], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize(("family", "form"), CASES)
 def test_fresh_process_computes_the_masked_model(
-    family: str, form: Form, saved: dict[str, Saved], fresh: dict[str, Tensor]
+    family: str, form: str, saved: dict[str, Saved], fresh: dict[str, Tensor]
 ) -> None:
     each = saved[f"{family} {form}"]
     model = AutoModelForCausalLM.from_pretrained(each.source, dtype=torch.float64).eval()
@@ -156,10 +189,9 @@ def test_fresh_process_computes_the_masked_model(
     assert torch.equal(fresh[f"{family} {form} cached"], text)
 
 
-@pytest.mark.parametrize("form", ["uneven", "uniform"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "form"), [case for case in CASES if case[1] != "padded"])
 def test_files_hold_as_many_parameters_as_were_kept(
-    family: str, form: Form, saved: dict[str, Saved]
+    family: str, form: str, saved: dict[str, Saved]
 ) -> None:
     each = saved[f"{family} {form}"]
     source = open_source(each.source)
@@ -175,7 +207,7 @@ def test_files_hold_as_many_parameters_as_were_kept(
 
 
 @pytest.mark.parametrize(("family", "form"), [case for case in CASES if case[1] != "uneven"])
-def test_stock_forms_need_no_code(family: str, form: Form, saved: dict[str, Saved]) -> None:
+def test_stock_forms_need_no_code(family: str, form: str, saved: dict[str, Saved]) -> None:
     folder = saved[f"{family} {form}"].folder
     assert not list(folder.glob("*.py"))
     assert "auto_map" not in json.loads((folder / "config.json").read_text())
@@ -187,6 +219,10 @@ def test_llama_with_heads_that_do_not_divide_is_saved_as_mistral(
     folder = saved["llama of 8 heads uniform"].folder
     config = json.loads((folder / "config.json").read_text())
     assert (config["model_type"], config["num_attention_heads"]) == ("mistral", 6)
+    folder = saved["llama of 2 groups queries"].folder
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_type"], config["num_attention_heads"]) == ("mistral", 6)
+    assert (config["num_key_value_heads"], config["head_dim"]) == (2, 8)
     untouched = json.loads((saved["llama uniform"].folder / "config.json").read_text())
     assert (untouched["model_type"], untouched["num_attention_heads"]) == ("llama", 2)
 
@@ -215,7 +251,7 @@ def test_kept_weights_are_those_of_the_dense_files_bit_by_bit(
     source = open_source(checkpoints("llama", torch.bfloat16))
     sub_blocks = find_sub_blocks(source.blocks)
     kept = [torch.arange(1, each.units, 2) for each in sub_blocks]
-    layout = plan_layout(source, sub_blocks, [len(units) for units in kept], "uniform")
+    layout = plan_layout(source, sub_blocks, widths_of(sub_blocks, kept), "uniform")
     export(source, sub_blocks, kept, layout, tmp_path)
     small, dense = CheckpointReader(tmp_path), source.reader
     assert small.dtypes == dense.dtypes
@@ -238,7 +274,7 @@ def test_a_tensor_under_a_wrong_name_is_noticed(
 ) -> None:
     source = open_source(checkpoints("llama"))
     sub_blocks = find_sub_blocks(source.blocks)
-    layout = plan_layout(source, sub_blocks, [each.units for each in sub_blocks], "uneven")
+    layout = plan_layout(source, sub_blocks, [each.whole for each in sub_blocks], "uneven")
     wrong = replace(layout, renamed={"lm_head.weight": "head.weight"})
     export(source, sub_blocks, all_units(sub_blocks), wrong, tmp_path)
     with pytest.raises(SecateurError, match="would not load whole"):
@@ -251,7 +287,7 @@ def test_refitted_parameters_take_the_place_of_cut_ones(
     source = open_source(checkpoints("llama", torch.bfloat16))
     sub_blocks = find_sub_blocks(source.blocks)
     kept = [torch.arange(each.units // 2) for each in sub_blocks]
-    layout = plan_layout(source, sub_blocks, [len(units) for units in kept], "uniform")
+    layout = plan_layout(source, sub_blocks, widths_of(sub_blocks, kept), "uniform")
     down_OK = torch.randn(32, 32)
     export(
         source, sub_blocks, kept, layout, tmp_path,
@@ -274,11 +310,22 @@ def test_attention_that_no_stock_class_has_is_kept_whole_or_padded(
 ) -> None:
     source = open_source(checkpoints("gpt2"))
     sub_blocks = find_sub_blocks(source.blocks)
-    fewer = [each.units - 1 for each in sub_blocks]
+    fewer = [each.whole._replace(units=each.units - 1) for each in sub_blocks]
     with pytest.raises(SecateurError, match="--padded"):
         plan_layout(source, sub_blocks, fewer, "uniform")
     layout = plan_layout(source, sub_blocks, fewer, "padded")
-    assert [Widths(4, 127).of(each) for each in sub_blocks] == layout.units
+    assert [Widths(Width(4, 1), 127).of(each) for each in sub_blocks] == layout.widths
+
+
+def test_padding_takes_the_smallest_stock_width_that_holds_all(
+    checkpoints: Callable[..., Path],
+) -> None:
+    source = open_source(checkpoints("qwen3"))
+    sub_blocks = find_sub_blocks(source.blocks)
+    kept = [Width(1, 1), Width(9, 0), Width(2, 1), Width(7, 0), Width(0, 2), Width(0, 0)]
+    layout = plan_layout(source, sub_blocks, kept, "padded")
+    assert layout.widths == [Width(2, 1), Width(9, 0)] * 3
+    assert (layout.config["num_attention_heads"], layout.config["num_key_value_heads"]) == (2, 2)
 
 
 def test_blocks_whose_heads_differ_are_refused(checkpoints: Callable[..., Path]) -> None:
@@ -290,9 +337,9 @@ def test_blocks_whose_heads_differ_are_refused(checkpoints: Callable[..., Path])
     )
     sub_blocks[2] = replace(sub_blocks[2], units=1, axes=wider)
     with pytest.raises(SecateurError, match="different shapes"):
-        plan_layout(source, sub_blocks, [each.units for each in sub_blocks], "uneven")
+        plan_layout(source, sub_blocks, [each.whole for each in sub_blocks], "uneven")
     with pytest.raises(SecateurError, match="differ in width from the beginning"):
-        plan_layout(source, sub_blocks, [each.units for each in sub_blocks], "uniform")
+        plan_layout(source, sub_blocks, [each.whole for each in sub_blocks], "uniform")
 
 
 def test_a_shrunk_checkpoint_with_uneven_widths_is_not_shrunk_again(

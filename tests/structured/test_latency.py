@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from secateur.cli import app
 from secateur.errors import SecateurError
-from secateur.structured import nested
+from secateur.structured import latency, nested
 from secateur.structured.latency import Timing, time_widths
 from secateur.structured.options import ShrinkOptions
 from secateur.structured.shrinking import shrink
 from secateur.structured.source import open_source
-from secateur.structured.units import find_sub_blocks
-from secateur.structured.widths import width_grids
+from secateur.structured.units import Width, find_sub_blocks
+from secateur.structured.widths import nested_places, width_grids
 
 CPU = torch.device("cpu")
 
@@ -38,10 +38,31 @@ def test_costs_rise_from_none_in_blocks_of_one_shape_alike(
     ):
         assert len(cost) == len(grid), each.label
         assert cost[0] == 0
-        assert cost == sorted(cost)
+        assert cost[-1] == max(cost)
+        for row in nested_places(grid):
+            assert cost[row[0]] <= cost[row[-1]]
         assert cost == first
     assert timing.total > 0
     assert {parameter.dtype for parameter in store.load(0).parameters()} == {torch.float32}
+
+
+def test_times_between_the_knots_lie_on_straight_lines_in_groups_and_queries() -> None:
+    grid = [Width(0, 8), *(Width(u, q) for u in range(1, 13) for q in range(1, 9))]
+    # Eight nanoseconds for a group and one for a query head, beside thirty for the rest.
+    exact = {width: 30e-9 + 1e-9 * width.units * (8 + width.queries) for width in grid}
+    exact[grid[0]] = 30e-9
+    knots = latency._knots(grid)
+    assert knots[0] == grid[0]
+    assert len(knots) == 1 + 5 * 3
+    assert grid[-1] in knots
+    costs = latency._costs(grid, {width: exact[width] for width in knots})
+    assert costs == [round(1e9 * (exact[width] - 30e-9)) for width in grid]
+
+
+def test_no_width_counts_as_slower_than_one_that_contains_it() -> None:
+    grid = [Width(0, 2), Width(1, 1), Width(1, 2), Width(2, 1), Width(2, 2)]
+    seconds = dict(zip(grid, [5e-9, 9e-9, 6e-9, 7e-9, 8e-9], strict=True))
+    assert latency._costs(grid, seconds) == [0, 4, 4, 4, 4]
 
 
 def test_budget_is_a_share_of_all_that_takes_time() -> None:
@@ -59,9 +80,9 @@ def test_widths_that_save_no_time_are_not_taken(
 ) -> None:
     # A machine on which attention is free and feed-forwards are in steps of 32 channels.
     def steps(
-        _store: object, sub_blocks: list[object], grids: list[list[int]], *_: object
+        _store: object, sub_blocks: list[object], grids: list[list[Width]], *_: object
     ) -> Timing:
-        costs = [[-(-w // 32) * 1000 if grid[-1] == 64 else 0 for w in grid] for grid in grids]
+        costs = [[-(-w // 32) * 1000 if q == 0 else 0 for w, q in grid] for grid in grids]
         return Timing(costs, total=3 * 2000)
 
     monkeypatch.setattr(nested, "time_widths", steps)

@@ -22,6 +22,7 @@ from secateur.structured.units import (
     find_sub_blocks,
     kept_parameters,
 )
+from tiny import make_checkpoint
 
 CUTTABLE = [
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "opt", "gpt2",
@@ -45,13 +46,18 @@ def logits(model: PreTrainedModel) -> Tensor:
 
 
 def random_units(sub_blocks: list[SubBlock], seed: int) -> list[Tensor]:
-    """Some units of each sub-block, of some none at all and of some all."""
+    """Some units of each sub-block, of some none at all and of some all; some lose query heads."""
     generator = torch.Generator().manual_seed(seed)
     kept = []
     for number, sub_block in enumerate(sub_blocks):
         share = (0.0, 1.0, 0.5, 0.3)[(number + seed) % 4]
         count = round(share * sub_block.units)
-        kept.append(torch.randperm(sub_block.units, generator=generator)[:count].sort().values)
+        units_K = torch.randperm(sub_block.units, generator=generator)[:count].sort().values
+        heads = sub_block.heads_per_unit
+        if heads > 1 and count and (number + seed) % 3:
+            queries_KR = torch.rand(count, heads, generator=generator).argsort(1)
+            units_K = units_K[:, None] * heads + queries_KR[:, 1:].sort(1).values
+        kept.append(units_K)
     return kept
 
 
@@ -138,6 +144,17 @@ def test_attention_that_cannot_be_cut_is_refused_with_a_way_out(
     with pytest.raises(SecateurError, match="--ffn-only"):
         check_cuttable(store, find_sub_blocks(source.blocks))
     check_cuttable(store, find_sub_blocks(source.blocks, ffn_only=True))
+
+
+def test_query_heads_that_cannot_go_alone_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    # Its attention takes the width of its queries from the configuration.
+    make_checkpoint("gpt_bigcode", tmp_path)
+    source = open_source(tmp_path)
+    store, sub_blocks = source.store(torch.device("cpu")), find_sub_blocks(source.blocks)
+    assert sub_blocks[0].whole == (1, 4)
+    with pytest.raises(SecateurError, match="--whole-groups"):
+        check_cuttable(store, sub_blocks)
+    check_cuttable(store, sub_blocks, queries=False)
 
 
 def test_mixtures_are_refused(checkpoints: Callable[..., Path]) -> None:

@@ -19,6 +19,7 @@ from secateur.structured.report import ShrinkReport
 from secateur.structured.shrinking import shrink
 from secateur.structured.source import open_source
 from secateur.structured.units import find_sub_blocks
+from tiny import make_checkpoint
 
 IDS = torch.arange(4, 36).unsqueeze(0)
 
@@ -69,7 +70,8 @@ def test_the_report_says_why(shrunk: Path) -> None:
     for each in report.sub_blocks:
         assert each.penalty is not None
         assert each.local_loss is not None
-        assert (each.local_loss == 0) == (each.kept == each.of)
+        whole = (each.kept, each.queries) == (each.of, each.queries_of)
+        assert (each.local_loss == 0) == whole
         if each.kept:
             assert each.next_penalty is not None
             assert each.next_penalty >= each.penalty
@@ -122,10 +124,11 @@ def test_batches_do_not_matter(
         assert one.held_out_error == pytest.approx(other.held_out_error, rel=1e-2)
 
 
-def test_the_order_of_units_in_the_dense_model_does_not_matter(
-    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+def test_the_order_of_units_and_of_query_heads_in_the_dense_model_does_not_matter(
+    text_file: Path, tmp_path: Path
 ) -> None:
-    source = checkpoints("llama")
+    source = tmp_path / "dense"
+    make_checkpoint("llama", source, num_attention_heads=8)
     generator = torch.Generator().manual_seed(0)
     permuted = tmp_path / "permuted"
     permuted.mkdir()
@@ -133,16 +136,25 @@ def test_the_order_of_units_in_the_dense_model_does_not_matter(
         (permuted / path.name).write_bytes(path.read_bytes())
     tensors = load_file(source / "model.safetensors")
     moved = {}
-    for sub_block in find_sub_blocks(open_source(source).blocks):
+    sub_blocks = find_sub_blocks(open_source(source).blocks)
+    for sub_block in sub_blocks:
         order_U = torch.randperm(sub_block.units, generator=generator)
-        moved[sub_block.label] = order_U
+        order_UR = torch.rand(*sub_block.whole, generator=generator).argsort(1)
+        moved[sub_block.label] = order_U, order_UR
         for axis in sub_block.axes:
             name = f"model.layers.{sub_block.block}.{axis.parameter}"
-            places = axis.positions_UP.flatten()
+            heads = sub_block.heads_per_unit * axis.head_positions
+            heads_UP, rest_UP = axis.positions_UP[order_U].split(
+                [heads, axis.positions_UP.shape[1] - heads], dim=1
+            )
+            if heads:
+                heads_URH = heads_UP.unflatten(1, (sub_block.heads_per_unit, -1))
+                heads_UP = heads_URH[torch.arange(sub_block.units)[:, None], order_UR].flatten(1)
+            taken = torch.cat([heads_UP, rest_UP], dim=1).flatten()
             tensors[name] = tensors[name].index_copy(
                 axis.axis,
-                places,
-                tensors[name].index_select(axis.axis, axis.positions_UP[order_U].flatten()),
+                axis.positions_UP.flatten(),
+                tensors[name].index_select(axis.axis, taken),
             )
     save_file(tensors, permuted / "model.safetensors", metadata={"format": "pt"})
     shrink(source, tmp_path / "one", options(text_file))
@@ -150,8 +162,52 @@ def test_the_order_of_units_in_the_dense_model_does_not_matter(
     kept, other = (
         load_file(tmp_path / name / "secateur" / "kept.safetensors") for name in ("one", "other")
     )
-    for label, order_U in moved.items():
-        assert torch.equal(order_U[other[label]].sort().values, kept[label])
+    for label, (order_U, order_UR) in moved.items():
+        units = other[label]
+        if units.ndim == 2:
+            groups, heads = units // 4, units % 4
+            found = order_U[groups] * 4 + order_UR[groups, heads]
+            rows = found.sort(1).values
+            assert torch.equal(rows[rows[:, 0].argsort()], kept[label])
+        else:
+            assert torch.equal(order_U[units].sort().values, kept[label])
+    assert any(units.ndim == 2 for units in kept.values())
+
+
+def test_query_heads_go_in_the_same_number_from_every_group(
+    text_file: Path, tmp_path: Path
+) -> None:
+    make_checkpoint("llama", tmp_path / "dense", num_attention_heads=8)
+    report = shrink(tmp_path / "dense", tmp_path / "out", options(text_file)).report
+    kept = load_file(tmp_path / "out" / "secateur" / "kept.safetensors")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["per_layer_config"]
+    attentions = [each for each in report.sub_blocks if each.kind == "attention"]
+    assert any(each.kept and each.queries in (1, 2, 3) for each in attentions)
+    for each in attentions:
+        assert each.queries is not None
+        sizes = config[str(each.block)]
+        assert sizes["num_key_value_heads"] == each.kept
+        assert sizes["num_attention_heads"] == each.kept * each.queries
+        # A group is 2 · 8 · 32 parameters and as many more for each of its query heads.
+        assert each.parameters == each.kept * (1 + each.queries) * 512
+        heads = kept[f"{each.block}.attention"]
+        whole = each.queries == each.queries_of
+        assert heads.shape == ((each.kept,) if whole else (each.kept, each.queries))
+        if not whole:
+            assert torch.equal(heads // 4, (heads // 4)[:, :1].expand_as(heads))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    text = model.generate(IDS, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    plain = model.generate(
+        IDS, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=False
+    )
+    assert torch.equal(text, plain)
+
+
+def test_whole_groups_keep_all_their_query_heads(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    report = shrink(checkpoints("qwen3"), tmp_path, options(text_file, whole_groups=True)).report
+    assert all(each.queries == each.queries_of for each in report.sub_blocks)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
@@ -183,6 +239,7 @@ def test_nearly_everything_can_go(
         ({"sub_models": 2}, "sub_models"),
         ({"masks": 10}, "belongs to the preset paper"),
         ({"preset": "paper", "grid": 8}, "belongs to the preset default"),
+        ({"preset": "paper", "whole_groups": True}, "belongs to the preset default"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_before_work(

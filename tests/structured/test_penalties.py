@@ -7,21 +7,22 @@ import torch
 
 from secateur.structured.penalties import fit_penalties
 from secateur.structured.sub_models import draw_widths
+from secateur.structured.units import Width
 
-GRIDS = [[0, 1, 2, 3], list(range(0, 33, 4)), list(range(0, 33, 4))]
-LOSSES = [[(grid[-1] - width) ** 2 / 100 for width in grid] for grid in GRIDS]
+GRIDS = [
+    [Width(count, 0) for count in counts] for counts in (range(4), range(0, 33, 4), range(0, 33, 4))
+]
+LOSSES = [[(grid[-1].units - width.units) ** 2 / 100 for width in grid] for grid in GRIDS]
 SCALES = [1.0, 0.2, 5.0]
 
 
 def widths(count: int) -> list[list[int]]:
-    return draw_widths(GRIDS, [0.5] * count, torch.Generator().manual_seed(0))
+    costs = [[width.units for width in grid] for grid in GRIDS]
+    return draw_widths(costs, [0.5] * count, torch.Generator().manual_seed(0))
 
 
 def truth(row: list[int]) -> float:
-    return sum(
-        scale * loss[grid.index(width)]
-        for scale, loss, grid, width in zip(SCALES, LOSSES, GRIDS, row, strict=True)
-    )
+    return sum(scale * loss[place] for scale, loss, place in zip(SCALES, LOSSES, row, strict=True))
 
 
 def test_scales_of_sub_blocks_are_recovered() -> None:
@@ -54,7 +55,7 @@ def test_noise_alone_leaves_the_local_losses() -> None:
 
 def test_nothing_is_free_and_penalties_never_fall_with_the_width() -> None:
     rows = widths(64)
-    helpful = [truth(row) - 20 * LOSSES[1][GRIDS[1].index(row[1])] for row in rows]
+    helpful = [truth(row) - 20 * LOSSES[1][row[1]] for row in rows]
     found = fit_penalties(GRIDS, LOSSES, rows, helpful)
     assert all(value > 0 for value in found.nats[1][:-1])
     for nats in found.nats:
@@ -62,7 +63,15 @@ def test_nothing_is_free_and_penalties_never_fall_with_the_width() -> None:
 
 
 def test_widths_narrower_than_any_tried_are_left_out_but_not_the_missing_sub_block() -> None:
-    rows = [row for row in widths(256) if row[1] == 0 or row[1] >= 16]
+    rows = [row for row in widths(256) if row[1] == 0 or row[1] >= 4]
     found = fit_penalties(GRIDS, LOSSES, rows, [truth(row) for row in rows])
     finite = [value < float("inf") for value in found.nats[1]]
-    assert finite == [width == 0 or width >= 16 for width in GRIDS[1]]
+    assert finite == [place == 0 or place >= 4 for place in range(9)]
+
+
+def test_a_width_costs_no_less_than_what_it_is_part_of_but_more_than_others_of_its_size() -> None:
+    grid = [Width(0, 2), Width(1, 1), Width(1, 2), Width(2, 1), Width(2, 2)]
+    rows = [[place] for place in range(5)] * 8
+    found = fit_penalties([grid], [[9.0, 3.0, 4.0, 1.0, 0.0]], rows, [float(p) for (p,) in rows])
+    (nats,) = found.nats
+    assert nats[0] >= nats[1] == nats[2] > nats[3] > nats[4] == 0

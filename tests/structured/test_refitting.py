@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from secateur.structured.export import Form, export, plan_layout
 from secateur.structured.refitting import CutSubBlock, cut_blocks, pass_cut_blocks, read_refitted
 from secateur.structured.source import Source, open_source
-from secateur.structured.units import find_sub_blocks
+from secateur.structured.units import Width, find_sub_blocks
 from secateur.walk.capture import logits_after
 from secateur.walk.streams import Batches, Stream
 
@@ -35,11 +35,15 @@ def stream_of(source: Source) -> Stream:
     return Stream(source.store(CPU), tokens(), batches, CPU, torch.float32, None, 10**9)
 
 
-def some_widths(source: Source) -> list[int]:
-    """None, some and all units, in turn."""
+def some_widths(source: Source) -> list[Width]:
+    """None, some and all units, in turn; in the last attention all, but fewer query heads."""
     shares = (0.5, 0.5, 0.0, 0.7, 1.0, 0.0)
     sub_blocks = find_sub_blocks(source.blocks)
-    return [round(share * each.units) for share, each in zip(shares, sub_blocks, strict=True)]
+    widths = [
+        Width(round(share * each.units), each.heads_per_unit)
+        for share, each in zip(shares, sub_blocks, strict=True)
+    ]
+    return [*widths[:4], Width(sub_blocks[4].units, 1), widths[5]]
 
 
 def cut_all(source: Source, folder: Path, stream: Stream) -> list[CutSubBlock]:
@@ -61,7 +65,8 @@ def test_what_was_measured_is_what_is_saved(
     sub_blocks = find_sub_blocks(source.blocks)
     stream = stream_of(source)
     kept = [each.kept for each in cut_all(source, tmp_path / "refitted", stream)]
-    assert [len(units) for units in kept] == some_widths(source)
+    reached = [each.width_of(units) for each, units in zip(sub_blocks, kept, strict=True)]
+    assert reached == some_widths(source)
     layout = plan_layout(source, sub_blocks, some_widths(source), form)
     refitted = partial(read_refitted, tmp_path / "refitted")
     export(source, sub_blocks, kept, layout, tmp_path / "out", refitted)
@@ -85,8 +90,8 @@ def test_refit_is_never_worse_on_held_out_text(
     for each, width, sub_block in zip(
         done, some_widths(source), find_sub_blocks(source.blocks), strict=True
     ):
-        assert (each.error == 0) == (width == sub_block.units)
-        assert (each.error == 1) == (width == 0)
+        assert (each.error == 0) == (width == sub_block.whole)
+        assert (each.error == 1) == (width.units == 0)
     assert all(parameter.is_meta for block in source.blocks for parameter in block.parameters())
 
 

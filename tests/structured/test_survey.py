@@ -13,7 +13,7 @@ from secateur.architecture import find_blocks
 from secateur.structured.masking import narrowed
 from secateur.structured.source import Source, open_source
 from secateur.structured.survey import Survey, Trials, survey
-from secateur.structured.units import find_sub_blocks
+from secateur.structured.units import Width, find_sub_blocks
 from secateur.structured.widths import width_grids
 from secateur.walk.streams import Batches, Stream
 
@@ -22,20 +22,22 @@ CPU = torch.device("cpu")
 
 
 def run(
-    source: Source, widths: Sequence[Sequence[int]], batch_tokens: int = 64, first: int = 6
+    source: Source, widths: Sequence[Sequence[Width]], batch_tokens: int = 64, first: int = 6
 ) -> Survey:
     store = source.store(CPU)
     sub_blocks = find_sub_blocks(source.blocks)
+    grids = width_grids(sub_blocks, 16)
+    places = [[grid.index(w) for grid, w in zip(grids, row, strict=True)] for row in widths]
     stream = Stream(
         store, TOKENS, Batches.of(8, 16, batch_tokens), CPU, torch.float32, None, 10**9, {2}
     )
     return survey(
         store,
         sub_blocks,
-        width_grids(sub_blocks, 16),
+        grids,
         TOKENS,
         stream,
-        Trials(widths, slice(first, first + 2), 10**9),
+        Trials(places, slice(first, first + 2), 10**9),
     )
 
 
@@ -44,12 +46,15 @@ def test_sub_models_without_whole_sub_blocks_are_the_narrowed_model(
     family: str, checkpoints: Callable[..., Path]
 ) -> None:
     source = open_source(checkpoints(family))
-    units = [each.units for each in find_sub_blocks(source.blocks)]
-    gone = [0 if place in (1, 2, 4) else count for place, count in enumerate(units)]
-    found = run(source, [units, gone])
+    whole = [each.whole for each in find_sub_blocks(source.blocks)]
+    gone = [
+        width._replace(units=0) if place in (1, 2, 4) else width
+        for place, width in enumerate(whole)
+    ]
+    found = run(source, [whole, gone])
     model = AutoModelForCausalLM.from_pretrained(checkpoints(family)).eval()
     blocks = find_blocks(model)
-    kept = [torch.arange(count) for count in gone]
+    kept = [torch.arange(width.units) for width in gone]
     with torch.no_grad():
         dense = model(TOKENS[6:]).logits.log_softmax(-1)
         with narrowed(blocks, find_sub_blocks(blocks), kept):
@@ -65,27 +70,35 @@ def test_wider_is_better_locally_and_batches_do_not_matter(
     checkpoints: Callable[..., Path],
 ) -> None:
     source = open_source(checkpoints("qwen2"))
-    widths = [[1, 32] * 3, [2, 16] * 3, [0, 48] * 3]
+    widths = [
+        [Width(1, 2), Width(32, 0)] * 3,
+        [Width(2, 1), Width(16, 0)] * 3,
+        [Width(0, 2), Width(48, 0)] * 3,
+    ]
     found, single = run(source, widths), run(source, widths, batch_tokens=16)
     for losses in found.losses:
         assert losses[0] == max(losses)
         assert losses[-1] == 0 < min(losses[:-1])
+    for none, least, fewer_groups, fewer_queries, _ in found.losses[::2]:
+        assert none > least > max(fewer_groups, fewer_queries)
     assert single.divergences == pytest.approx(found.divergences, rel=1e-3)
     for one, other in zip(single.losses, found.losses, strict=True):
         assert one == pytest.approx(other, rel=1e-3)
 
 
+@pytest.mark.parametrize("queries", [Width(2, 2), Width(2, 1)])
 def test_refitted_sub_models_are_closer_to_what_they_were_fitted_to(
-    checkpoints: Callable[..., Path],
+    queries: Width, checkpoints: Callable[..., Path]
 ) -> None:
     source = open_source(checkpoints("llama"))
-    units = [each.units for each in find_sub_blocks(source.blocks)]
-    half = [count if count == 2 else 32 for count in units]
+    half = [queries, Width(32, 0)] * 3
     (found,) = run(source, [half], first=0).divergences
     model = AutoModelForCausalLM.from_pretrained(checkpoints("llama")).eval()
     blocks = find_blocks(model)
     with torch.no_grad():
         dense = model(TOKENS[:2]).logits.log_softmax(-1)
-        with narrowed(blocks, find_sub_blocks(blocks), [torch.arange(n) for n in half]):
+        sub_blocks = find_sub_blocks(blocks)
+        kept = [each.first(width) for each, width in zip(sub_blocks, half, strict=True)]
+        with narrowed(blocks, sub_blocks, kept):
             plain = model(TOKENS[:2]).logits.log_softmax(-1)
     assert found < float((dense.exp() * (dense - plain)).sum(-1).mean())

@@ -10,8 +10,13 @@ import pytest
 
 from secateur.errors import SecateurError
 from secateur.structured.source import open_source
-from secateur.structured.units import SubBlock, find_sub_blocks
-from secateur.structured.widths import choose_widths, parameter_costs, width_grids
+from secateur.structured.units import SubBlock, Width, find_sub_blocks
+from secateur.structured.widths import (
+    choose_widths,
+    nested_places,
+    parameter_costs,
+    width_grids,
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +26,13 @@ def sub_blocks(checkpoints: Callable[..., Path]) -> list[SubBlock]:
 
 def test_grids_rise_from_none_to_all(sub_blocks: list[SubBlock]) -> None:
     attention, feed_forward, *_ = width_grids(sub_blocks, None)
-    assert attention == [0, 1, 2]
-    assert feed_forward == list(range(0, 65, 4))
-    assert width_grids(sub_blocks, 24)[1] == [0, 24, 48, 64]
-    assert width_grids(sub_blocks, 1)[1] == list(range(65))
+    assert attention == [(0, 2), (1, 1), (1, 2), (2, 1), (2, 2)]
+    assert feed_forward == [(width, 0) for width in range(0, 65, 4)]
+    assert width_grids(sub_blocks, None, whole_groups=True)[0] == [(0, 2), (1, 2), (2, 2)]
+    assert width_grids(sub_blocks, 24)[1] == [(0, 0), (24, 0), (48, 0), (64, 0)]
+    assert width_grids(sub_blocks, 1)[1] == [(width, 0) for width in range(65)]
+    costs = parameter_costs(sub_blocks, width_grids(sub_blocks, None))
+    assert all(cost == sorted(cost) and cost[0] == 0 for cost in costs)
 
 
 def test_a_grid_that_no_width_fits_is_refused(sub_blocks: list[SubBlock]) -> None:
@@ -34,11 +42,12 @@ def test_a_grid_that_no_width_fits_is_refused(sub_blocks: list[SubBlock]) -> Non
 
 def test_the_choice_is_the_best_within_each_budget(sub_blocks: list[SubBlock]) -> None:
     chosen = sub_blocks[:2]
-    grids = [[0, 1, 2], [0, 32, 64]]
-    penalties = [[3.0, 1.0, 0.0], [5.0, 1.5, 0.0]]
+    attention = [Width(0, 2), Width(1, 1), Width(1, 2), Width(2, 1), Width(2, 2)]
+    grids = [attention, [Width(0, 0), Width(32, 0), Width(64, 0)]]
+    penalties = [[3.0, 1.4, 1.0, 0.5, 0.0], [5.0, 1.5, 0.0]]
     options = [
         (
-            sum(w * each.unit_parameters for w, each in zip(widths, chosen, strict=True)),
+            sum(each.parameters(w) for w, each in zip(widths, chosen, strict=True)),
             sum(p[g.index(w)] for w, g, p in zip(widths, grids, penalties, strict=True)),
         )
         for widths in product(*grids)
@@ -48,3 +57,12 @@ def test_the_choice_is_the_best_within_each_budget(sub_blocks: list[SubBlock]) -
     for budget, found in zip(budgets, choose_widths(costs, penalties, budgets), strict=True):
         assert found.loss == min(loss for cost, loss in options if cost <= budget)
         assert found.cost <= budget
+
+
+def test_widths_that_are_part_of_each_other_stand_in_rows_and_columns(
+    sub_blocks: list[SubBlock],
+) -> None:
+    attention, feed_forward = width_grids(sub_blocks, 16)[:2]
+    table = [[attention[place] for place in row] for row in nested_places(attention)]
+    assert table == [[(1, 1), (2, 1)], [(1, 2), (2, 2)]]
+    assert nested_places(feed_forward).tolist() == [[1, 2, 3, 4]]

@@ -63,6 +63,10 @@ def shrink(
         typer.Option("--curve", help="Write what every size would cost, and cut nothing."),
     ] = False,
     ffn_only: Annotated[bool, typer.Option("--ffn-only", help="Leave attention as it is.")] = False,
+    whole_groups: Annotated[
+        bool,
+        typer.Option("--whole-groups", help="Key-value groups go with all their query heads."),
+    ] = False,
     grid: Annotated[
         int | None,
         typer.Option(help="Feed-forwards keep multiples of so many channels. (default: up to 64)"),
@@ -117,6 +121,7 @@ def shrink(
                 "preset": None if preset is None else preset.value,
                 "form": "uniform" if uniform else "padded" if padded else None,
                 "ffn_only": ffn_only,
+                "whole_groups": whole_groups or None,
                 "grid": grid,
                 "budget": None if budget is None else budget.value,
                 "sub_models": sub_models,

@@ -37,7 +37,9 @@ class Elimination:
     notes: tuple[str, ...] = ()
 
 
-def eliminate(w_OI: Tensor, gram_II: Tensor, unit: int = 1, damping: float = 0.01) -> Elimination:
+def eliminate(
+    w_OI: Tensor, gram_II: Tensor, unit: int = 1, damping: float = 0.01, groups: int = 1
+) -> Elimination:
     """Remove one unit after the other, always the one whose loss is least.
 
     Optimal brain surgeon for groups of columns (ZipLM, Kurtic et al. 2023, arXiv 2302.04089): with
@@ -61,12 +63,14 @@ def eliminate(w_OI: Tensor, gram_II: Tensor, unit: int = 1, damping: float = 0.0
         gram_II: XᵀX / N of its input, or the sum, in the same dtype; may be singular.
         unit: Consecutive columns that make a unit.
         damping: Fraction of the mean diagonal added to the Gram matrix's diagonal.
+        groups: So many equal groups of consecutive units, a divisor of their number, lose units in
+            rounds: none loses its next one before all have lost as many.
 
     Raises:
         SecateurError: Weights or Gram matrix are not finite, or units do not fill the columns.
     """
     weights_OI, inverse_II, notes = _inverse_problem(w_OI, gram_II, unit, damping)
-    order_U = _Units(weights_OI, inverse_II, unit).remove_all()
+    order_U = _Units(weights_OI, inverse_II, unit, groups).remove_all()
     return Elimination(order_U, nested_losses(w_OI, gram_II, order_U, unit, damping), notes)
 
 
@@ -137,7 +141,7 @@ class _Units:
     that are in use; the diagonal blocks of both are always up to date.
     """
 
-    def __init__(self, weights_OI: Tensor, inverse_II: Tensor, unit: int) -> None:
+    def __init__(self, weights_OI: Tensor, inverse_II: Tensor, unit: int, groups: int) -> None:
         self.unit = unit
         self.within = torch.arange(unit, device=inverse_II.device)
         noise = inverse_II.diagonal().amax() * (_NOISE * torch.finfo(inverse_II.dtype).eps)
@@ -149,18 +153,23 @@ class _Units:
         self.name_U = torch.arange(len(self.inverse_Uss), device=inverse_II.device)
         self.removed_U = torch.zeros_like(self.name_U, dtype=torch.bool)
         self.left = len(self.name_U)
+        self.group_U = self.name_U // (self.left // groups)
+        self.lost_G = torch.zeros_like(self.name_U[:groups])
         self._clear_panels()
 
     def remove_all(self) -> Tensor:
         order_U = torch.empty_like(self.name_U)
         for step in range(len(order_U)):
-            order_U[step] = self.remove_cheapest()
+            order_U[step] = self.remove_cheapest(step // len(self.lost_G))
         return order_U
 
-    def remove_cheapest(self) -> Tensor:
-        chosen = self.scores().argmin()
+    def remove_cheapest(self, finished: int) -> Tensor:
+        """Remove a unit of a group that has not lost one since so many rounds were finished."""
+        waits_U = self.lost_G[self.group_U] > finished
+        chosen = self.scores().masked_fill(waits_U, torch.inf).argmin()
         name = self.name_U[chosen]
         self.removed_U[chosen] = True
+        self.lost_G[self.group_U[chosen]] += 1
         self.left -= 1
         if self.left:
             self.record(chosen)
@@ -225,6 +234,7 @@ class _Units:
         self.inverse_Uss = self.inverse_Uss[kept]
         self.product_Uss = self.product_Uss[kept]
         self.name_U = self.name_U[kept]
+        self.group_U = self.group_U[kept]
         self.removed_U = torch.zeros_like(self.name_U, dtype=torch.bool)
 
     def _clear_panels(self) -> None:

@@ -38,6 +38,9 @@ class CurvePoint(BaseModel):
     blocks_after: int = Field(description="parameters left in the blocks")
     divergence: float = Field(description="expected KL from the dense model, nats per token")
     widths: dict[str, int] = Field(description="units kept, by sub-block")
+    queries: dict[str, int] = Field(
+        {}, description="query heads in each kept group, of attentions where some are gone"
+    )
 
 
 class TriedSubModel(BaseModel):
@@ -149,10 +152,12 @@ def _points(job: Job, seen: SurveyedModel) -> list[CurvePoint]:
     budgets = [removable - round(target * total) for target in targets]
     costs = parameter_costs(job.sub_blocks, seen.grids)
     chosen = choose_widths(costs, seen.penalties.nats, budgets)
-    labels = [each.label for each in job.sub_blocks]
     points = []
     for target, selection in zip(targets, chosen, strict=True):
-        widths = [grid[at] for grid, at in zip(seen.grids, selection.choices, strict=True)]
+        widths = {
+            each.label: grid[at]
+            for each, grid, at in zip(job.sub_blocks, seen.grids, selection.choices, strict=True)
+        }
         gone = removable - selection.cost
         points.append(
             CurvePoint(
@@ -160,7 +165,12 @@ def _points(job: Job, seen: SurveyedModel) -> list[CurvePoint]:
                 removed=gone / total,
                 blocks_after=total - gone,
                 divergence=selection.loss,
-                widths=dict(zip(labels, widths, strict=True)),
+                widths={label: width.units for label, width in widths.items()},
+                queries={
+                    each.label: widths[each.label].queries
+                    for each in job.sub_blocks
+                    if widths[each.label].queries < each.heads_per_unit
+                },
             )
         )
     return points
@@ -169,11 +179,9 @@ def _points(job: Job, seen: SurveyedModel) -> list[CurvePoint]:
 def _tried(job: Job, seen: SurveyedModel) -> list[TriedSubModel]:
     total = block_parameters(job.source.blocks)
     tried = []
-    for widths, value in zip(seen.widths, seen.survey.divergences, strict=True):
-        gone = sum(
-            (each.units - width) * each.unit_parameters
-            for each, width in zip(job.sub_blocks, widths, strict=True)
-        )
+    costs = parameter_costs(job.sub_blocks, seen.grids)
+    for places, value in zip(seen.places, seen.survey.divergences, strict=True):
+        gone = sum(cost[-1] - cost[place] for cost, place in zip(costs, places, strict=True))
         finite = value if value < float("inf") else None
         tried.append(TriedSubModel(removed=gone / total, divergence=finite))
     return tried

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from secateur.structured.cut import cut, pad
 from secateur.structured.source import Source
 from secateur.structured.stock import Widths, common_widths, stock_config
 from secateur.structured.uneven import MODELLING_FILE, modelling_source, uneven_config
-from secateur.structured.units import SubBlock
+from secateur.structured.units import SubBlock, Width
 
 Form = Literal["uneven", "uniform", "padded"]
 
@@ -39,21 +40,21 @@ class Layout:
 
     Attributes:
         config: its config.json.
-        units: units that each sub-block has in the files; those beyond the kept ones are zeros.
+        widths: that sub-blocks have in the files; what is beyond the kept ones is zeros.
         code: files of Python that it needs, by name.
         renamed: tensors outside the blocks that need another name than in the source.
     """
 
     config: dict[str, Any]
-    units: list[int]
+    widths: list[Width]
     code: dict[str, str] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)
 
 
 def plan_layout(
-    source: Source, sub_blocks: Sequence[SubBlock], kept: Sequence[int], form: Form
+    source: Source, sub_blocks: Sequence[SubBlock], kept: Sequence[Width], form: Form
 ) -> Layout:
-    """Decide how to store a model with ``kept`` units in its sub-blocks.
+    """Decide how to store a model whose sub-blocks are cut to ``kept``.
 
     Raises:
         SecateurError: the form cannot hold such a model.
@@ -64,29 +65,35 @@ def plan_layout(
         renamed = {file_name: name for name, file_name in source.tensors.head.items()}
         return Layout(uneven_config(source, sub_blocks, kept), list(kept), code, renamed)
     config, widths = _stock_layout(source, sub_blocks, kept)
-    units = [widths.of(sub_block) for sub_block in sub_blocks]
-    if form == "uniform" and units != list(kept):
+    stored = [widths.of(sub_block) for sub_block in sub_blocks]
+    if form == "uniform" and stored != list(kept):
         raise SecateurError(
             f"No stock {source.config['model_type']} has the widths that were chosen; use --padded."
         )
-    return Layout(config, units)
+    return Layout(config, stored)
 
 
 def _stock_layout(
-    source: Source, sub_blocks: Sequence[SubBlock], kept: Sequence[int]
+    source: Source, sub_blocks: Sequence[SubBlock], kept: Sequence[Width]
 ) -> tuple[dict[str, Any], Widths]:
     """The smallest common widths with a stock configuration that hold all kept units."""
     dense = common_widths(sub_blocks)
-    widest = {"attention": 1, "ffn": 1}
-    for sub_block, count in zip(sub_blocks, kept, strict=True):
-        widest[sub_block.kind] = max(widest[sub_block.kind], count)
-    choices: list[int | None] = [None]
-    if dense.groups is not None:
-        choices = list(range(widest["attention"], dense.groups + 1))
+    present = [part for part in zip(sub_blocks, kept, strict=True) if part[1].units]
+    channels = max((width.units for each, width in present if each.kind == "ffn"), default=1)
+    heads = [(each, width) for each, width in present if each.kind == "attention"]
+    choices: Sequence[Width | None] = [None]
+    if dense.attention is not None:
+        groups = max((width.units for _, width in heads), default=1)
+        queries = max((width.queries for _, width in heads), default=1)
+        most, most_queries = dense.attention
+        sizes = product(range(groups, most + 1), range(queries, most_queries + 1))
+        attention = next(each for each in sub_blocks if each.kind == "attention")
+        wider = sorted((Width(*size) for size in sizes), key=attention.parameters)
+        choices = wider
     # Not every configuration has a size for feed-forwards; the dense one always fits.
-    for channels in dict.fromkeys((widest["ffn"], dense.channels)):
-        for groups in choices:
-            widths = Widths(groups, channels)
+    for width in dict.fromkeys((channels, dense.channels)):
+        for choice in choices:
+            widths = Widths(choice, width)
             config = stock_config(source, sub_blocks, widths)
             if config is not None:
                 return config, widths
@@ -127,8 +134,8 @@ def export(
     Args:
         source: the dense checkpoint.
         sub_blocks: its sub-blocks.
-        kept: int64 indices of the units that stay, for each sub-block.
-        layout: from ``plan_layout``, for as many units.
+        kept: what stays of each sub-block, as ``units`` has it.
+        layout: from ``plan_layout``, for these widths.
         output: the folder to write to.
         refitted: parameters that are to have other values than in the dense files.
 
@@ -174,11 +181,11 @@ def _small_block(
     block = {name: read[file_name] for name, file_name in names.items()}
     check_finite(block, source.blocks.name(index))
     parts = [
-        part for part in zip(sub_blocks, kept, layout.units, strict=True) if part[0].block == index
+        part for part in zip(sub_blocks, kept, layout.widths, strict=True) if part[0].block == index
     ]
     for sub_block, units, _ in parts:
         block |= cut(sub_block, block, units)
     block |= {name: tensor.to(block[name].dtype) for name, tensor in refitted(index).items()}
     for sub_block, units, width in parts:
-        block |= pad(sub_block, block, len(units), width)
+        block |= pad(sub_block, block, sub_block.width_of(units), width)
     return block

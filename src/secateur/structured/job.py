@@ -27,6 +27,7 @@ from secateur.structured.source import Source, open_source
 from secateur.structured.uniform import uniform_widths
 from secateur.structured.units import (
     SubBlock,
+    Width,
     all_units,
     block_parameters,
     find_sub_blocks,
@@ -42,11 +43,11 @@ class Target:
 
     Attributes:
         budget: parameters to remove.
-        widths: units that each sub-block keeps; None leaves that to the preset.
+        widths: to which each sub-block is cut; None leaves that to the preset.
     """
 
     budget: int
-    widths: list[int] | None
+    widths: list[Width] | None
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Job:
     dtype: torch.dtype
     run: Run
 
+    def grids(self) -> list[list[Width]]:
+        """Widths that the sub-blocks may have in the default preset."""
+        options = self.options
+        return width_grids(self.sub_blocks, options.grid, whole_groups=options.whole_groups)
+
     def load(self) -> PreTrainedModel:
         """Load the dense model as a whole."""
         trust = self.source.trust_remote_code
@@ -102,7 +108,7 @@ class Chosen:
     """What a preset decided.
 
     Attributes:
-        kept: int64 indices of the units that stay, for each sub-block.
+        kept: what stays of each sub-block, as ``units`` has it.
         sub_blocks: what the report says of each.
         tokens: that went through forward passes.
         calibration: what the report says of the text.
@@ -152,7 +158,7 @@ def prepare(
     if options.preset == "default":
         width_grids(sub_blocks, options.grid)
     target = Target(0, None) if curve else _target(source, sub_blocks, options)
-    check_cuttable(source.store(device), sub_blocks)
+    check_cuttable(source.store(device), sub_blocks, queries=not _whole_groups(options))
     check_length(source.blocks.model.config, options.calibration.length)
     tokenizer = tokenizer or load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
     run = Run.open(
@@ -174,7 +180,6 @@ def _target(source: Source, sub_blocks: Sequence[SubBlock], options: ShrinkOptio
     """How much is to go, once it is certain that the result can be stored."""
     total = block_parameters(source.blocks)
     budget = round(options.sparsity * total)
-    units = [sub_block.units for sub_block in sub_blocks]
     costs = [sub_block.unit_parameters for sub_block in sub_blocks]
     removable = kept_parameters(sub_blocks, all_units(sub_blocks))
     if budget > removable - min(costs):
@@ -189,7 +194,14 @@ def _target(source: Source, sub_blocks: Sequence[SubBlock], options: ShrinkOptio
             f"remove {min(costs) / total:.4%} or more."
         )
     if options.form == "uniform":
-        widths = uniform_widths(source, sub_blocks, budget, options.sparsity)
+        widths = uniform_widths(
+            source, sub_blocks, budget, options.sparsity, whole_groups=_whole_groups(options)
+        )
         return Target(budget, [widths.of(sub_block) for sub_block in sub_blocks])
-    plan_layout(source, sub_blocks, units, options.form)
+    plan_layout(source, sub_blocks, [each.whole for each in sub_blocks], options.form)
     return Target(budget, None)
+
+
+def _whole_groups(options: ShrinkOptions) -> bool:
+    """Whether no query head goes without its group; in the paper's preset none does."""
+    return options.whole_groups or options.preset == "paper"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import product
 
 import numpy as np
 import torch
@@ -17,11 +17,14 @@ from secateur.checkpoint.store import BlockStore
 from secateur.errors import SecateurError
 from secateur.structured.cut import cut
 from secateur.structured.masking import installed
-from secateur.structured.units import SubBlock
+from secateur.structured.units import SubBlock, Width
+from secateur.structured.widths import nested_places
 from secateur.walk.capture import BlockCall, capture
 
-# Widths of a sub-block that are timed, evenly spread; those between lie on straight lines.
+# Numbers of units, and of query heads, that are timed, evenly spread; what lies between them is on
+# straight lines.
 _KNOTS = 6
+_QUERY_KNOTS = 3
 _REPEATS = 7
 
 
@@ -30,7 +33,8 @@ class Timing:
     """Time of a forward pass, in nanoseconds.
 
     Attributes:
-        costs: what each width of each sub-block takes more than none; never falling.
+        costs: what each width of each sub-block takes more than none, and at least as long as any
+            width that is part of it.
         total: of all dense blocks, with what is in no sub-block.
     """
 
@@ -57,7 +61,7 @@ class Timing:
 def time_widths(
     store: BlockStore,
     sub_blocks: Sequence[SubBlock],
-    grids: Sequence[Sequence[int]],
+    grids: Sequence[Sequence[Width]],
     tokens_L: Tensor,
     device: torch.device,
     dtype: torch.dtype,
@@ -70,19 +74,19 @@ def time_widths(
     Args:
         store: the dense model.
         sub_blocks: its sub-blocks.
-        grids: widths of each of them, rising from none to all.
+        grids: widths of each of them, none first and all last.
         tokens_L: the window of text.
         device: where to run.
         dtype: of weights and products.
     """
     with store.embeddings():
         captured = capture(store.blocks, tokens_L[None].to(device, torch.long))
-    known: dict[tuple[tuple[str, int, int], ...], tuple[list[list[int]], int]] = {}
+    known: dict[tuple[tuple[str, int, int, int], ...], tuple[list[list[int]], int]] = {}
     costs: list[list[int]] = []
     total = 0
     for index in range(len(store.blocks)):
         parts = [part for part in zip(sub_blocks, grids, strict=True) if part[0].block == index]
-        shapes = tuple((each.kind, each.units, each.unit_parameters) for each, _ in parts)
+        shapes = tuple((each.kind, *each.whole, each.unit_parameters) for each, _ in parts)
         if shapes not in known:
             # A copy, because weights and buffers of the store's own stay fp32.
             block = copy.deepcopy(store.load(index)).to(dtype)
@@ -98,31 +102,56 @@ def _time_block(
     block: nn.Module,
     call: BlockCall,
     x_BLD: Tensor,
-    parts: Sequence[tuple[SubBlock, Sequence[int]]],
+    parts: Sequence[tuple[SubBlock, Sequence[Width]]],
 ) -> tuple[list[list[int]], int]:
     """Costs of the widths of each sub-block, and time of the whole block."""
-    knots = [_spread(grid) for _, grid in parts]
-    least = [[float("inf")] * len(widths) for widths in knots]
+    least = [dict.fromkeys(_knots(grid), float("inf")) for _, grid in parts]
     # All widths in turn, so that a slow spell of the machine is nobody's.
     for repeat in range(_REPEATS + 1):
-        for part, (sub_block, _) in enumerate(parts):
-            for knot, width in enumerate(knots[part]):
-                seconds = _time(block, call, x_BLD, sub_block, width)
+        for (sub_block, _), seconds in zip(parts, least, strict=True):
+            for width in seconds:
+                took = _time(block, call, x_BLD, sub_block, width)
                 # The first round warms up.
                 if repeat:
-                    least[part][knot] = min(least[part][knot], seconds)
-    costs = []
-    for (_, grid), widths, seconds_K in zip(parts, knots, least, strict=True):
-        seconds_G = np.interp(grid, widths, seconds_K) - seconds_K[0]
-        costs.append(list(accumulate((max(0, round(1e9 * s)) for s in seconds_G), max)))
-    return costs, round(1e9 * min(seconds_K[-1] for seconds_K in least))
+                    seconds[width] = min(seconds[width], took)
+    costs = [_costs(grid, seconds) for (_, grid), seconds in zip(parts, least, strict=True)]
+    whole = min(seconds[grid[-1]] for (_, grid), seconds in zip(parts, least, strict=True))
+    return costs, round(1e9 * whole)
+
+
+def _knots(grid: Sequence[Width]) -> list[Width]:
+    """The widths of a grid that are timed, its ends among them."""
+    _, *units = _spread(sorted({width.units for width in grid}), _KNOTS)
+    queries = _spread(sorted({width.queries for width in grid[1:]}), _QUERY_KNOTS)
+    return [grid[0], *(Width(*each) for each in product(units, queries))]
+
+
+def _costs(grid: Sequence[Width], seconds: Mapping[Width, float]) -> list[int]:
+    """Nanoseconds of each width more than none, from those of the knots."""
+    none, *timed = seconds
+    places_QU = nested_places(grid)
+    knots_Q = sorted({width.queries for width in timed})
+    knots_U = [0, *sorted({width.units for width in timed})]
+    queries_Q = [grid[place].queries for place in places_QU[:, 0]]
+    units_U = [grid[place].units for place in places_QU[0]]
+    rows = []
+    for queries in knots_Q:
+        measured = [seconds[Width(units, queries)] for units in knots_U[1:]]
+        rows.append(np.interp(units_U, knots_U, [seconds[none], *measured]))
+    columns = [np.interp(queries_Q, knots_Q, seconds_Q) for seconds_Q in zip(*rows, strict=True)]
+    extra_QU = np.array(columns).T - seconds[none]
+    cost_QU = np.maximum(0, np.rint(1e9 * extra_QU)).astype(np.int64)
+    cost_G = np.zeros(len(grid), np.int64)
+    cost_G[places_QU] = np.maximum.accumulate(np.maximum.accumulate(cost_QU, axis=0), axis=1)
+    found: list[int] = cost_G.tolist()
+    return found
 
 
 def _time(
-    block: nn.Module, call: BlockCall, x_BLD: Tensor, sub_block: SubBlock, width: int
+    block: nn.Module, call: BlockCall, x_BLD: Tensor, sub_block: SubBlock, width: Width
 ) -> float:
     own = {axis.parameter: block.get_parameter(axis.parameter) for axis in sub_block.axes}
-    small = cut(sub_block, own, torch.arange(width))
+    small = cut(sub_block, own, sub_block.first(width))
     with installed(block, sub_block, small, width):
         _wait(x_BLD.device)
         started = time.perf_counter()
@@ -136,10 +165,10 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _spread(grid: Sequence[int]) -> list[int]:
-    """Some widths of a grid, the first and the last among them."""
-    places = np.linspace(0, len(grid) - 1, min(_KNOTS, len(grid))).round().astype(int)
-    return [grid[place] for place in places]
+def _spread(values: Sequence[int], most: int) -> list[int]:
+    """At most so many of the values, the first and the last among them."""
+    places = np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int)
+    return [values[place] for place in places]
 
 
 def _in_dtype(call: BlockCall, dtype: torch.dtype) -> BlockCall:

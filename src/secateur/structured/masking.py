@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 from secateur.architecture import BlockList
 from secateur.checkpoint.store import BlockStore
 from secateur.errors import SecateurError
-from secateur.structured.cut import cut
+from secateur.structured.cut import cut, kept_columns
 from secateur.structured.resizing import fit_attention, fit_linear
-from secateur.structured.units import SubBlock, attention_refused
+from secateur.structured.units import SubBlock, Width, attention_refused
 from secateur.walk.capture import capture
 
 # Another summation order changes fp32 sums by less than this; a wrong cut changes them by far more.
@@ -36,14 +36,14 @@ def narrowed(
     Args:
         blocks: the blocks of a model with its dense weights.
         sub_blocks: their sub-blocks.
-        kept: int64 indices of the units that stay, for each sub-block.
+        kept: what stays of each sub-block, as ``units`` has it.
     """
     with ExitStack() as stack:
         for index, block in enumerate(blocks):
             cuts = [
                 (sub_block, units)
                 for sub_block, units in zip(sub_blocks, kept, strict=True)
-                if sub_block.block == index and len(units) < sub_block.units
+                if sub_block.block == index and sub_block.width_of(units) != sub_block.whole
             ]
             if cuts:
                 stack.enter_context(_cut_while_running(block, cuts))
@@ -61,23 +61,25 @@ def masked(
 
     with ExitStack() as stack:
         for sub_block, units in zip(sub_blocks, kept, strict=True):
-            columns_UP = sub_block.columns_UP
-            mask_I = torch.zeros(columns_UP.numel())
-            mask_I[columns_UP[units].flatten()] = 1
+            mask_I = torch.zeros(sub_block.columns_UP.numel())
+            mask_I[kept_columns(sub_block, units)] = 1
             output = blocks[sub_block.block].get_submodule(sub_block.output)
             stack.enter_context(_hooked(output.register_forward_pre_hook(masking(mask_I))))
         yield
 
 
 @torch.no_grad()
-def check_cuttable(store: BlockStore, sub_blocks: Sequence[SubBlock]) -> None:
-    """Try on the first block whether cutting a unit equals masking it.
+def check_cuttable(
+    store: BlockStore, sub_blocks: Sequence[SubBlock], *, queries: bool = True
+) -> None:
+    """Try on the first block whether cutting a unit equals masking it, and a query head likewise.
 
     Structure alone does not show everything: positions may be tied to the number of a head.
 
     Args:
         store: the dense model.
         sub_blocks: its sub-blocks.
+        queries: whether query heads are to go without their groups.
 
     Raises:
         SecateurError: cutting changes what the kept units compute.
@@ -86,24 +88,33 @@ def check_cuttable(store: BlockStore, sub_blocks: Sequence[SubBlock]) -> None:
         captured = capture(store.blocks, _probe(store.blocks.model), last=0)
     call, x_BLD = captured.calls[0], captured.first_BLD
     block = store.load(0)
-    for sub_block in (each for each in sub_blocks if each.block == 0):
-        units = torch.arange(1, sub_block.units)
-        with masked([block], [sub_block], [units]):
+
+    def cut_is_masked(sub_block: SubBlock, kept: Tensor) -> bool:
+        with masked([block], [sub_block], [kept]):
             expected_BLD = call(block, x_BLD)
         try:
-            with narrowed([block], [sub_block], [units]):
+            with narrowed([block], [sub_block], [kept]):
                 actual_BLD = call(block, x_BLD)
-            error = float((actual_BLD - expected_BLD).norm() / expected_BLD.norm())
         except (RuntimeError, ValueError, TypeError):
-            error = float("inf")
-        if error < _TOLERANCE:
-            continue
-        if sub_block.kind == "attention":
-            raise attention_refused("what one head computes depends on how many there are")
-        raise SecateurError(
-            "The feed-forward of this family cannot be cut, what one channel computes depends on "
-            "the others."
-        )
+            return False
+        return bool((actual_BLD - expected_BLD).norm() < _TOLERANCE * expected_BLD.norm())
+
+    for sub_block in (each for each in sub_blocks if each.block == 0):
+        if not cut_is_masked(sub_block, torch.arange(1, sub_block.units)):
+            if sub_block.kind == "attention":
+                raise attention_refused("what one head computes depends on how many there are")
+            raise SecateurError(
+                "The feed-forward of this family cannot be cut, what one channel computes depends "
+                "on the others."
+            )
+        groups, heads = sub_block.whole
+        if queries and heads > 1:
+            later = torch.arange(groups * heads).view(groups, heads)[:, 1:]
+            if not cut_is_masked(sub_block, later):
+                raise SecateurError(
+                    "The attention of this family cannot lose query heads alone, what one computes "
+                    "depends on how many read the same keys; use --whole-groups."
+                )
     store.release(0)
 
 
@@ -120,12 +131,13 @@ def _cut_while_running(block: nn.Module, cuts: Sequence[tuple[SubBlock, Tensor]]
         for sub_block, units in cuts:
             own = {axis.parameter: block.get_parameter(axis.parameter) for axis in sub_block.axes}
             dense.append((sub_block, own))
-            install(block, sub_block, cut(sub_block, own, units), len(units))
+            small = cut(sub_block, own, units)
+            install(block, sub_block, small, sub_block.width_of(units))
 
     def widen(*_: object) -> None:
         while dense:
             sub_block, own = dense.pop()
-            install(block, sub_block, own, sub_block.units)
+            install(block, sub_block, own, sub_block.whole)
 
     with (
         _hooked(block.register_forward_pre_hook(narrow)),
@@ -136,19 +148,19 @@ def _cut_while_running(block: nn.Module, cuts: Sequence[tuple[SubBlock, Tensor]]
 
 @contextmanager
 def installed(
-    block: nn.Module, sub_block: SubBlock, tensors: Mapping[str, Tensor], units: int
+    block: nn.Module, sub_block: SubBlock, tensors: Mapping[str, Tensor], width: Width
 ) -> Iterator[None]:
     """Within the context, a dense block has other parameters in a sub-block (``install``)."""
     own = {axis.parameter: block.get_parameter(axis.parameter) for axis in sub_block.axes}
-    install(block, sub_block, tensors, units)
+    install(block, sub_block, tensors, width)
     try:
         yield
     finally:
-        install(block, sub_block, own, sub_block.units)
+        install(block, sub_block, own, sub_block.whole)
 
 
 def install(
-    block: nn.Module, sub_block: SubBlock, tensors: Mapping[str, Tensor], units: int
+    block: nn.Module, sub_block: SubBlock, tensors: Mapping[str, Tensor], width: Width
 ) -> None:
     """Put other parameters into a block and tell its modules how wide they are now.
 
@@ -157,7 +169,7 @@ def install(
         sub_block: whose parameters they are.
         tensors: parameters by name inside the block; those that are ``nn.Parameter`` stay the same
             objects.
-        units: number of units in them.
+        width: that they have.
     """
     for name, tensor in tensors.items():
         owner, _, leaf = name.rpartition(".")
@@ -170,8 +182,8 @@ def install(
         fit_attention(
             block.get_submodule(sub_block.attention),
             block.get_submodule(sub_block.output),
-            heads=units * sub_block.heads_per_unit,
-            groups=units,
+            heads=width.units * width.queries,
+            groups=width.units,
         )
 
 

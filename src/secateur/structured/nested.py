@@ -23,8 +23,8 @@ from secateur.structured.refitting import CutSubBlock, cut_blocks, pass_cut_bloc
 from secateur.structured.report import LatencyReport, SurveyReport, describe_sub_block
 from secateur.structured.sub_models import draw_widths
 from secateur.structured.survey import Survey, Trials, survey
-from secateur.structured.units import all_units, kept_parameters
-from secateur.structured.widths import choose_widths, parameter_costs, width_grids
+from secateur.structured.units import Width, all_units, kept_parameters
+from secateur.structured.widths import choose_widths, parameter_costs
 from secateur.walk.activations import memory_budget
 from secateur.walk.pruned import Stopwatch
 from secateur.walk.streams import Batches, Stream
@@ -47,14 +47,17 @@ def choose_nested(job: Job, watch: Stopwatch, progress: Progress) -> Chosen:
         job.run.record(_plan(job, calibration.tokens, progress))
     watch.lap("widths")
     plan = job.run.finished[0]
-    _cut(job, plan["widths"], calibration.tokens, progress)
+    widths = [Width(*each) for each in plan["widths"]]
+    _cut(job, widths, calibration.tokens, progress)
     watch.lap("cutting and refit")
     done = [each for block in job.run.finished[1:] for each in block["sub_blocks"]]
     return Chosen(
         kept=[_units(each) for each in done],
         sub_blocks=[
-            describe_sub_block(sub_block, len(each["kept"]), **why, **each["errors"])
-            for sub_block, why, each in zip(job.sub_blocks, plan["why"], done, strict=True)
+            describe_sub_block(sub_block, width, **why, **each["errors"])
+            for sub_block, width, why, each in zip(
+                job.sub_blocks, widths, plan["why"], done, strict=True
+            )
         ],
         # The refit runs most of each block once more for either of its sub-blocks.
         tokens=plan["tokens"] + 3 * calibration.tokens.numel(),
@@ -80,7 +83,7 @@ def _plan(job: Job, tokens_SL: Tensor, progress: Progress) -> dict[str, Any]:
             "notes": [],
         }
     removable = kept_parameters(job.sub_blocks, all_units(job.sub_blocks))
-    grids = width_grids(job.sub_blocks, job.options.grid)
+    grids = job.grids()
     costs = parameter_costs(job.sub_blocks, grids)
     budget, timing = removable - job.target.budget, None
     if job.options.budget == "latency":
@@ -129,14 +132,14 @@ class SurveyedModel:
 
     Attributes:
         grids: widths of each.
-        widths: units that each sub-model kept of each.
+        places: for each sub-model the place of its width in each grid.
         survey: their local losses, and the divergences of sub-models.
         penalties: the divergence that each width is expected to cause.
         trial_tokens: that each sub-model was tried on.
     """
 
-    grids: list[list[int]]
-    widths: list[list[int]]
+    grids: list[list[Width]]
+    places: list[list[int]]
     survey: Survey
     penalties: Penalties
     trial_tokens: int
@@ -146,9 +149,9 @@ def survey_model(
     job: Job, tokens_SL: Tensor, sparsities: Sequence[float], progress: Progress
 ) -> SurveyedModel:
     """Find out what widths cost, with a sub-model around each of the sparsities."""
-    grids = width_grids(job.sub_blocks, job.options.grid)
+    grids = job.grids()
     generator = torch.Generator().manual_seed(job.options.calibration.seed)
-    widths = draw_widths(grids, sparsities, generator)
+    places = draw_widths(parameter_costs(job.sub_blocks, grids), sparsities, generator)
     length = tokens_SL.shape[1]
     held_out = slice(Batches.of(len(tokens_SL), length, _BATCH_TOKENS).boundary, len(tokens_SL))
     count = min(max(1, _TRIAL_TOKENS // length), held_out.stop - held_out.start)
@@ -159,11 +162,11 @@ def survey_model(
         grids,
         tokens_SL,
         _stream(job, tokens_SL, memory, {count}),
-        Trials(widths, slice(held_out.start, held_out.start + count), memory),
+        Trials(places, slice(held_out.start, held_out.start + count), memory),
         progress,
     )
-    penalties = fit_penalties(grids, found.losses, widths, found.divergences)
-    return SurveyedModel(grids, widths, found, penalties, count * length)
+    penalties = fit_penalties(grids, found.losses, places, found.divergences)
+    return SurveyedModel(grids, places, found, penalties, count * length)
 
 
 def describe_survey(seen: SurveyedModel, predicted: float) -> SurveyReport:
@@ -180,7 +183,7 @@ def describe_survey(seen: SurveyedModel, predicted: float) -> SurveyReport:
     )
 
 
-def _cut(job: Job, widths: Sequence[int], tokens_SL: Tensor, progress: Progress) -> None:
+def _cut(job: Job, widths: Sequence[Width], tokens_SL: Tensor, progress: Progress) -> None:
     """Cut and refit the blocks that no earlier session has finished."""
     store = job.source.store(job.device)
     folder = job.run.folder / "refitted"

@@ -24,6 +24,9 @@ class ShrinkOptions(BaseModel):
     preset: Literal["default", "paper"] = Field("default", description="how units are chosen")
     form: Form = Field("uneven", description="how the smaller model is stored")
     ffn_only: bool = Field(False, description="leave attention as it is")
+    whole_groups: bool = Field(
+        False, description="default: key-value groups that stay keep all their query heads"
+    )
     grid: int | None = Field(
         None, ge=1, description="default: feed-forwards keep multiples of so many channels"
     )
@@ -46,7 +49,7 @@ class ShrinkOptions(BaseModel):
     dtype: DtypeName = Field("auto", description="dtype of weights and forward passes")
 
     _own: ClassVar[dict[str, set[str]]] = {
-        "default": {"grid", "budget", "sub_models"},
+        "default": {"whole_groups", "grid", "budget", "sub_models"},
         "paper": {"step", "masks", "prior"},
     }
 

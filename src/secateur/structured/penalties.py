@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from secateur.solvers.utility import fit_with_prior
+from secateur.structured.units import Width
+from secateur.structured.widths import nested_places
 
 # Least coefficient, of the typical one: nothing is free, whatever noise says.
 _FLOOR = 0.1
@@ -22,7 +24,7 @@ class Penalties:
 
     Attributes:
         nats: of each sub-block and each width of its grid, nats per token; they add up. Infinite
-            for widths narrower than any that was tried: of them nothing is known.
+            for widths behind the narrowest that was tried: of them nothing is known.
         explained: share of the variance of the sub-models' divergences that the fit to all others
             foretells; None if they do not differ.
     """
@@ -32,24 +34,24 @@ class Penalties:
 
 
 def fit_penalties(
-    grids: Sequence[Sequence[int]],
+    grids: Sequence[Sequence[Width]],
     losses: Sequence[Sequence[float]],
-    widths: Sequence[Sequence[int]],
+    tried: Sequence[Sequence[int]],
     divergences: Sequence[float],
 ) -> Penalties:
     """Regress divergences on local losses.
 
     A sub-block has two coefficients, nats per local loss: one of its narrower widths, one for all
     of it being gone, which is more than the sum of its parts. All are expected to be alike, as far
-    as sub-models do not say otherwise. What a sub-block costs never falls with its width.
+    as sub-models do not say otherwise. A width never costs less than one that it is part of.
 
     Args:
         grids: widths of each sub-block, rising from none.
         losses: local loss of each of them.
-        widths: units that each sub-model keeps of each sub-block.
+        tried: for each sub-model the place in each sub-block's grid.
         divergences: of each sub-model; infinite ones count as the furthest finite one.
     """
-    design_NK = torch.tensor([_row(grids, losses, row) for row in widths], dtype=torch.float64)
+    design_NK = torch.tensor([_row(losses, row) for row in tried], dtype=torch.float64)
     divergence_N = torch.tensor(divergences, dtype=torch.float64)
     ones_K = torch.ones(design_NK.shape[1], dtype=torch.float64)
     fit = fit_with_prior(design_NK, divergence_N, ones_K, intercept=False)
@@ -58,27 +60,31 @@ def fit_penalties(
     coefficient_SK = coefficient_K.clamp_min(_FLOOR * typical).view(-1, 2).tolist()
     nats = []
     for place, (grid, loss, pair) in enumerate(zip(grids, losses, coefficient_SK, strict=True)):
-        least = min((row[place] for row in widths if row[place]), default=grid[-1])
-        priced = _never_falling(loss, *pair)
-        known = (width == 0 or width >= least for width in grid)
-        nats.append([n if k else math.inf for n, k in zip(priced, known, strict=True)])
+        least = min((row[place] for row in tried if row[place]), default=len(grid) - 1)
+        priced = _nested_prices(grid, loss, *pair)
+        priced[1:least] = [math.inf] * len(priced[1:least])
+        nats.append(priced)
     return Penalties(nats, _explained(divergence_N, fit.left_out_N))
 
 
-def _row(
-    grids: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], widths: Sequence[int]
-) -> list[float]:
+def _row(losses: Sequence[Sequence[float]], places: Sequence[int]) -> list[float]:
     row = []
-    for grid, loss, width in zip(grids, losses, widths, strict=True):
-        local = loss[grid.index(width)]
-        row += [local, 0.0] if width else [0.0, local]
+    for loss, place in zip(losses, places, strict=True):
+        row += [loss[place], 0.0] if place else [0.0, loss[place]]
     return row
 
 
-def _never_falling(loss: Sequence[float], partial: float, gone: float) -> list[float]:
-    """Penalties of rising widths."""
-    priced = [loss[0] * gone, *(each * partial for each in loss[1:])]
-    return list(accumulate(reversed(priced), max))[::-1]
+def _nested_prices(
+    grid: Sequence[Width], loss: Sequence[float], partial: float, gone: float
+) -> list[float]:
+    """Penalties of all widths, each raised to the highest of those that contain it."""
+    priced = np.array([loss[0] * gone, *(each * partial for each in loss[1:])])
+    places_QU = nested_places(grid)[::-1, ::-1]
+    highest_QU = np.maximum.accumulate(np.maximum.accumulate(priced[places_QU], axis=0), axis=1)
+    priced[places_QU] = highest_QU
+    priced[0] = priced.max()
+    found: list[float] = priced.tolist()
+    return found
 
 
 def _explained(divergence_N: Tensor, left_out_N: Tensor) -> float | None:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from secateur.checkpoint.files import write_safetensors
 from secateur.checkpoint.store import BlockStore
-from secateur.solvers.elimination import eliminate
 from secateur.solvers.ridge import cut_loss
 from secateur.structured.cut import cut, kept_columns, stored_output
 from secateur.structured.masking import installed
+from secateur.structured.ordering import order_units
 from secateur.structured.output_fit import fit_output
-from secateur.structured.units import SubBlock, output_linear
+from secateur.structured.units import SubBlock, Width, output_linear
 from secateur.walk.inputs import InputAccumulator, LinearGroup, visit_inputs
 from secateur.walk.streams import Stream
 from secateur.walk.walk import advance_stream
@@ -30,7 +30,7 @@ class CutSubBlock:
     """A sub-block that has its final width.
 
     Attributes:
-        kept: int64 indices of the units that stay.
+        kept: what stays, as ``units`` has it.
         refitted: parameters with new values by name inside the block, of the kept units alone.
         error: squared change of its output over its squared output, on held-out tokens.
         plain_error: the same had the kept columns not been refitted.
@@ -48,21 +48,21 @@ class CutSubBlock:
 def cut_blocks(
     store: BlockStore,
     sub_blocks: Sequence[SubBlock],
-    widths: Sequence[int],
+    widths: Sequence[Width],
     stream: Stream,
     folder: Path,
 ) -> Iterator[list[CutSubBlock]]:
     """Cut the blocks that the stream has not passed; yield each block's sub-blocks.
 
-    The units of a sub-block are ordered anew on what the blocks cut before it hand on, the last
-    ``width`` of that order stay, and the output matrix is fitted to its dense output on the same
+    The units of a sub-block are ordered anew on what the blocks cut before it hand on, the last of
+    that order stay, and the output matrix is fitted to its dense output on the same
     inputs (``fit_output``). Where that does not lower the error on held-out tokens, it stays as it
     was. A block's new parameters are on disk before it is yielded.
 
     Args:
         store: the dense model.
         sub_blocks: its sub-blocks.
-        widths: units that each of them keeps.
+        widths: to which each of them is cut.
         stream: hidden states of the model cut so far.
         folder: where new parameters are put, for ``read_refitted``.
 
@@ -98,7 +98,7 @@ def pass_cut_blocks(
     Args:
         store: the dense model.
         sub_blocks: those of the finished blocks.
-        kept: the units that each of them kept.
+        kept: what stayed of each of them.
         stream: hidden states before the first block.
         folder: where their new parameters are.
     """
@@ -123,19 +123,20 @@ def _refitted_file(folder: Path, index: int) -> Path:
 
 
 def _cut_sub_block(
-    block: nn.Module, sub_block: SubBlock, width: int, stream: Stream, dtype: torch.dtype
+    block: nn.Module, sub_block: SubBlock, width: Width, stream: Stream, dtype: torch.dtype
 ) -> CutSubBlock:
-    if width == sub_block.units:
-        return CutSubBlock(torch.arange(width), {}, 0.0, 0.0)
-    if width == 0:
+    if width == sub_block.whole:
+        return CutSubBlock(torch.arange(width.units), {}, 0.0, 0.0)
+    if width.units == 0:
         return CutSubBlock(torch.arange(0), {}, 1.0, 1.0)
     weight_OI = output_linear(block, sub_block).weight_OI.float()
     fitted_II, held_out_II = (
         _gram(block, sub_block, stream, batches)
         for batches in (stream.batches.fitted, stream.batches.held_out)
     )
-    found = eliminate(weight_OI, fitted_II, sub_block.columns_UP.shape[1])
-    kept = found.order_U[sub_block.units - width :].cpu().sort().values
+    queries = width.queries < sub_block.heads_per_unit
+    found = order_units(sub_block, weight_OI, fitted_II, queries=queries)
+    kept = found.kept(width)
     columns_K = kept_columns(sub_block, kept).to(weight_OI.device)
     # Rounded as the file will hold it, so that the blocks behind it see what is saved.
     fit = fit_output(weight_OI, fitted_II, held_out_II, columns_K, dtype)
@@ -166,8 +167,9 @@ def _install(
     kept: Tensor,
     new: Mapping[str, Tensor],
 ) -> None:
-    if len(kept) < sub_block.units:
+    width = sub_block.width_of(kept)
+    if width != sub_block.whole:
         own = {axis.parameter: block.get_parameter(axis.parameter) for axis in sub_block.axes}
         small = cut(sub_block, own, kept)
         small |= {name: tensor.to(small[name]) for name, tensor in new.items() if name in small}
-        stack.enter_context(installed(block, sub_block, small, len(kept)))
+        stack.enter_context(installed(block, sub_block, small, width))

@@ -13,7 +13,13 @@ from secateur.checkpoint.reader import CheckpointReader
 from secateur.errors import SecateurError
 from secateur.report.document import Machine
 from secateur.structured.source import Source
-from secateur.structured.units import SubBlock, all_units, block_parameters, kept_parameters
+from secateur.structured.units import (
+    SubBlock,
+    Width,
+    all_units,
+    block_parameters,
+    kept_parameters,
+)
 
 SCHEMA = 1
 
@@ -25,6 +31,10 @@ class SubBlockReport(BaseModel):
     kind: str = Field(description="attention or ffn")
     kept: int = Field(description="key-value groups with their query heads, or channels")
     of: int
+    queries: int | None = Field(
+        None, description="query heads in each kept group; null for a feed-forward"
+    )
+    queries_of: int | None = Field(None, description="query heads in each group of the dense model")
     parameters: int = Field(description="that the kept units hold")
     removed_by_round: list[int] = Field([], description="of the paper's preset")
     coefficients: list[float | None] = Field(
@@ -123,14 +133,16 @@ class ShrinkReport(BaseModel):
     notes: list[str]
 
 
-def describe_sub_block(sub_block: SubBlock, kept: int, **others: Any) -> SubBlockReport:
+def describe_sub_block(sub_block: SubBlock, width: Width, **others: Any) -> SubBlockReport:
     """Say what is left of a sub-block, and what else is known of it."""
     return SubBlockReport(
         block=sub_block.block,
         kind=sub_block.kind,
-        kept=kept,
+        kept=width.units,
         of=sub_block.units,
-        parameters=kept * sub_block.unit_parameters,
+        queries=width.queries or None,
+        queries_of=sub_block.heads_per_unit or None,
+        parameters=sub_block.parameters(width),
         **others,
     )
 

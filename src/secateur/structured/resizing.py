@@ -46,6 +46,8 @@ def fit_attention(attention: Any, output: nn.Module, heads: int, groups: int) ->
     for name, size in sizes.items():
         if hasattr(attention, name):
             setattr(attention, name, size)
+    if groups and hasattr(attention, "num_key_value_groups"):
+        attention.num_key_value_groups = heads // groups
     if hasattr(attention, "split_size"):
         attention.split_size = heads * attention.head_dim
     if hasattr(attention, "qkv_proj"):

@@ -55,7 +55,7 @@ def choose_in_rounds(job: Job, watch: Stopwatch, progress: Progress) -> Chosen:
         sub_blocks=[
             describe_sub_block(
                 sub_block,
-                len(units),
+                sub_block.width_of(units),
                 removed_by_round=[len(each["removed"][place]) for each in finished],
                 coefficients=[each["coefficients"][place] for each in finished],
             )
@@ -71,7 +71,7 @@ def choose_in_rounds(job: Job, watch: Stopwatch, progress: Progress) -> Chosen:
 def _goal(job: Job) -> Goal:
     dense = [sub_block.units for sub_block in job.sub_blocks]
     if job.target.widths is not None:
-        return Exactly(job.target.widths, dense)
+        return Exactly([width.units for width in job.target.widths], dense)
     costs = [sub_block.unit_parameters for sub_block in job.sub_blocks]
     return Anywhere(job.target.budget, dense, costs)
 

@@ -88,8 +88,11 @@ def _execute(job: Job, progress: Progress) -> ShrinkReport:
     watch = Stopwatch(seconds, job.device)
     choose = choose_in_rounds if options.preset == "paper" else choose_nested
     chosen = choose(job, watch, progress)
-    counts = [len(units) for units in chosen.kept]
-    layout = plan_layout(job.source, job.sub_blocks, counts, options.form)
+    widths = [
+        sub_block.width_of(units)
+        for sub_block, units in zip(job.sub_blocks, chosen.kept, strict=True)
+    ]
+    layout = plan_layout(job.source, job.sub_blocks, widths, options.form)
     # The result is cut from the files; no model is in memory.
     new = as_they_were if chosen.refitted is None else partial(read_refitted, chosen.refitted)
     export(job.source, job.sub_blocks, chosen.kept, layout, job.run.output, new)

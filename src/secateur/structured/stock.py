@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from secateur.architecture import find_blocks
 from secateur.errors import SecateurError
 from secateur.structured.source import Source
-from secateur.structured.units import SubBlock
+from secateur.structured.units import SubBlock, Width
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,19 @@ class Widths:
     """Sizes that all blocks have in common.
 
     Attributes:
-        groups: key-value groups; None leaves attention as it is.
+        attention: key-value groups and query heads in each; None leaves attention as it is.
         channels: channels of the feed-forward.
     """
 
-    groups: int | None
+    attention: Width | None
     channels: int
 
-    def of(self, sub_block: SubBlock) -> int:
-        """Units that a sub-block of these widths has."""
+    def of(self, sub_block: SubBlock) -> Width:
+        """The one that a sub-block has."""
         if sub_block.kind == "ffn":
-            return self.channels
-        assert self.groups is not None
-        return self.groups
+            return Width(self.channels, 0)
+        assert self.attention is not None
+        return self.attention
 
 
 def common_widths(sub_blocks: Sequence[SubBlock]) -> Widths:
@@ -44,7 +44,7 @@ def common_widths(sub_blocks: Sequence[SubBlock]) -> Widths:
         SecateurError: its blocks differ.
     """
     sizes = {
-        kind: {(each.units, each.unit_parameters) for each in sub_blocks if each.kind == kind}
+        kind: {(each.whole, each.unit_parameters) for each in sub_blocks if each.kind == kind}
         for kind in ("attention", "ffn")
     }
     if any(len(found) > 1 for found in sizes.values()):
@@ -52,9 +52,9 @@ def common_widths(sub_blocks: Sequence[SubBlock]) -> Widths:
             "The blocks of this model differ in width from the beginning, so they cannot be cut to "
             "the same widths; leave out --uniform and --padded."
         )
-    groups = next((units for units, _ in sizes["attention"]), None)
-    ((channels, _),) = sizes["ffn"]
-    return Widths(groups, channels)
+    attention = next((width for width, _ in sizes["attention"]), None)
+    ((feed_forward, _),) = sizes["ffn"]
+    return Widths(attention, feed_forward.units)
 
 
 def stock_config(
@@ -70,15 +70,16 @@ def stock_config(
     config = {**source.config, names.width: widths.channels}
     config.pop("auto_map", None)
     attention = next((each for each in sub_blocks if each.kind == "attention"), None)
-    if attention is not None and widths.groups is not None and widths.groups < attention.units:
-        config[names.groups] = widths.groups
-        config[names.heads] = widths.groups * attention.heads_per_unit
+    if attention is not None and widths.attention not in (None, attention.whole):
+        groups, queries = widths.of(attention)
+        config[names.groups] = groups
+        config[names.heads] = groups * queries
         config["head_dim"] = attention.head_dim
     expected = _shapes(source.blocks.model)
     for sub_block in (each for each in sub_blocks if each.block == 0):
         for axis in sub_block.axes:
             shape = list(expected[axis.parameter])
-            shape[axis.axis] = widths.of(sub_block) * axis.positions_UP.shape[1]
+            shape[axis.axis] = sub_block.extent(axis, widths.of(sub_block))
             expected[axis.parameter] = tuple(shape)
     for candidate in (config, _as_mistral(config)):
         if candidate is not None and _built_shapes(candidate) == expected:

@@ -21,39 +21,40 @@ _LOGITS = 2**23
 
 
 def draw_widths(
-    grids: Sequence[Sequence[int]], sparsities: Sequence[float], generator: torch.Generator
+    costs: Sequence[Sequence[int]], sparsities: Sequence[float], generator: torch.Generator
 ) -> list[list[int]]:
-    """Draw the units that each sub-model keeps of each sub-block.
+    """Draw the width that each sub-model has in each sub-block.
 
     A sub-block loses between nothing and twice the sub-model's sparsity, or all of it now and
     then. Draws are stratified: over the sub-models every sub-block goes evenly through its range,
     independently of the others (a Latin hypercube).
 
     Args:
-        grids: widths that each sub-block may have, rising from none to all.
-        sparsities: mean share of units that each sub-model loses.
+        costs: parameters of the widths that each sub-block may have, rising from none to all.
+        sparsities: mean share of parameters that each sub-model loses.
         generator: of the random choices.
 
     Returns:
-        one list of widths per sub-model.
+        one list per sub-model, of places in the costs of each sub-block.
     """
     columns = []
-    for grid in grids:
-        rungs_R = torch.tensor(_rungs(grid))
+    for cost in costs:
+        rungs_R = torch.tensor(_rungs(len(cost)))
+        cost_R = torch.tensor(cost)[rungs_R]
         removed_N, gone_N = _strata(len(sparsities), generator), _strata(len(sparsities), generator)
         mean_N = torch.tensor(sparsities, dtype=torch.float64)
         # Around a mean above one half the range ends at all of it and begins later.
         reach_N = torch.minimum(mean_N, 1 - mean_N)
-        wanted_N = (1 - mean_N + reach_N * (1 - 2 * removed_N)) * grid[-1]
-        width_N = rungs_R[(wanted_N[:, None] - rungs_R).abs().argmin(1)]
+        wanted_N = (1 - mean_N + reach_N * (1 - 2 * removed_N)) * cost[-1]
+        width_N = rungs_R[(wanted_N[:, None] - cost_R).abs().argmin(1)]
         columns.append(width_N.masked_fill(gone_N < _GONE, 0).tolist())
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def _rungs(grid: Sequence[int]) -> list[int]:
-    """At most so many widths of a grid, evenly spread, its ends among them."""
-    steps = min(_RUNGS, len(grid) - 1)
-    return [grid[round(number * (len(grid) - 1) / steps)] for number in range(steps + 1)]
+def _rungs(count: int) -> list[int]:
+    """At most so many places of a grid, evenly spread, its ends among them."""
+    steps = min(_RUNGS, count - 1)
+    return [round(number * (count - 1) / steps) for number in range(steps + 1)]
 
 
 def _strata(count: int, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ its own widths, which are slices of that order, before the next block comes.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,12 +20,12 @@ from torch import Tensor, nn
 from secateur.architecture import Linear
 from secateur.checkpoint.store import BlockStore
 from secateur.progress import Progress, silent
-from secateur.solvers.elimination import Elimination, eliminate
 from secateur.structured.cut import cut, kept_columns, stored_output
 from secateur.structured.masking import installed
+from secateur.structured.ordering import UnitOrder, order_units
 from secateur.structured.output_fit import OutputFit, fit_output
 from secateur.structured.sub_models import divergences
-from secateur.structured.units import SubBlock, output_linear
+from secateur.structured.units import SubBlock, Width, output_linear
 from secateur.walk.activations import allocate
 from secateur.walk.inputs import InputAccumulator, LinearGroup, observed_inputs
 from secateur.walk.streams import Stream
@@ -35,12 +36,12 @@ class Trials:
     """Sub-models and what they are tried on.
 
     Attributes:
-        widths: units that each sub-model keeps of each sub-block.
+        places: for each sub-model the place of its width in each sub-block's grid.
         windows: the samples that it sees; the stream knows calls of as many.
         memory: bytes that hidden states of all of them may take before they go to a file.
     """
 
-    widths: Sequence[Sequence[int]]
+    places: Sequence[Sequence[int]]
     windows: slice
     memory: int
 
@@ -68,7 +69,7 @@ class Survey:
 def survey(
     store: BlockStore,
     sub_blocks: Sequence[SubBlock],
-    grids: Sequence[Sequence[int]],
+    grids: Sequence[Sequence[Width]],
     tokens_SL: Tensor,
     stream: Stream,
     trials: Trials,
@@ -89,19 +90,20 @@ def survey(
         SecateurError: weights or hidden states are not finite.
     """
     start_WLD = stream.x_SLD[trials.windows]
-    states_NWLD = allocate((len(trials.widths), *start_WLD.shape), None, trials.memory)
+    states_NWLD = allocate((len(trials.places), *start_WLD.shape), None, trials.memory)
     states_NWLD.copy_(start_WLD.expand_as(states_NWLD))
     losses: list[list[float]] = []
     notes: list[str] = []
     for index in range(len(store.blocks)):
         block = store.load(index)
-        places = [place for place, each in enumerate(sub_blocks) if each.block == index]
-        nested, energy = _order_units(block, [sub_blocks[place] for place in places], stream)
-        for place, each in zip(places, nested, strict=True):
-            tried = {row[place] for row in trials.widths}
-            losses.append([loss / energy for loss in each.losses(grids[place], tried)])
-            notes += [f"{each.sub_block.label}: {note}" for note in each.elimination.notes]
-        widths = [tuple(row[place] for place in places) for row in trials.widths]
+        parts = [number for number, each in enumerate(sub_blocks) if each.block == index]
+        own = [grids[part] for part in parts]
+        nested, energy = _order_units(block, [sub_blocks[part] for part in parts], own, stream)
+        for part, each in zip(parts, nested, strict=True):
+            tried = {row[part] for row in trials.places}
+            losses.append([loss / energy for loss in each.losses(grids[part], tried)])
+            notes += [f"{each.sub_block.label}: {note}" for note in each.order.notes]
+        widths = [tuple(grids[part][row[part]] for part in parts) for row in trials.places]
         _run_sub_models(block, nested, widths, stream, states_NWLD)
         stream.position += 1
         store.release(index)
@@ -127,53 +129,45 @@ class _Nested:
     weight_OI: Tensor
     fitted_II: Tensor
     held_out_II: Tensor
-    elimination: Elimination
-    _fits: dict[int, OutputFit] = field(default_factory=dict)
+    order: UnitOrder
+    _fits: dict[Width, OutputFit] = field(default_factory=dict)
 
-    def kept(self, width: int) -> Tensor:
-        """The last ``width`` units of the order, by index."""
-        order_U = self.elimination.order_U.cpu()
-        return order_U[len(order_U) - width :].sort().values
-
-    def fit(self, width: int) -> OutputFit:
+    def fit(self, width: Width) -> OutputFit:
         """Its output matrix at a width."""
         if width not in self._fits:
-            columns_K = kept_columns(self.sub_block, self.kept(width)).to(self.weight_OI.device)
+            kept = self.order.kept(width)
+            columns_K = kept_columns(self.sub_block, kept).to(self.weight_OI.device)
             self._fits[width] = fit_output(
                 self.weight_OI, self.fitted_II, self.held_out_II, columns_K
             )
         return self._fits[width]
 
-    def narrowed(self, width: int) -> dict[str, Tensor]:
+    def narrowed(self, width: Width) -> dict[str, Tensor]:
         """Its parameters at a width."""
         axes = self.sub_block.axes
         own = {axis.parameter: self.block.get_parameter(axis.parameter) for axis in axes}
-        small = cut(self.sub_block, own, self.kept(width))
+        small = cut(self.sub_block, own, self.order.kept(width))
         return small | stored_output(self.sub_block, self.fit(width).v_OK)
 
-    def losses(self, grid: Sequence[int], tried: Collection[int]) -> list[float]:
-        """Held-out loss of each width of the grid, none without a unit less.
+    def losses(self, grid: Sequence[Width], tried: Collection[int]) -> list[float]:
+        """Held-out loss of each width of the grid, nothing for the last, which is all.
 
-        It is measured at the widths that sub-models have. Between them the loss on fitted tokens,
-        which every width has from the elimination, is scaled as it is at their ends.
+        It is measured at the widths that sub-models have, given as places in the grid. Between
+        them the loss on fitted tokens, which every width has, is scaled as it is at their ends.
         """
-        loss_U = self.elimination.losses_U.clamp_min(torch.finfo(torch.float64).tiny)
-        measured = sorted(width for width in {0, *tried} if width < self.sub_block.units)
-        removed = [self.sub_block.units - width for width in measured]
-        factors = [
-            self.fit(width).loss / float(loss_U[count - 1])
-            for width, count in zip(measured, removed, strict=True)
-        ]
-        found = []
-        for width in grid:
-            count = self.sub_block.units - width
-            factor = float(np.interp(width, measured, factors))
-            found.append(factor * float(loss_U[count - 1]) if count else 0.0)
-        return found
+        fitted = self.order.losses(self.weight_OI, self.fitted_II, grid[:-1])
+        fitted = [max(loss, sys.float_info.min) for loss in fitted]
+        measured = sorted(place for place in {0, *tried} if place < len(fitted))
+        factors = [self.fit(grid[place]).loss / fitted[place] for place in measured]
+        scales = np.interp(range(len(fitted)), measured, factors).tolist()
+        return [*(loss * scale for loss, scale in zip(fitted, scales, strict=True)), 0.0]
 
 
 def _order_units(
-    block: nn.Module, sub_blocks: Sequence[SubBlock], stream: Stream
+    block: nn.Module,
+    sub_blocks: Sequence[SubBlock],
+    grids: Sequence[Sequence[Width]],
+    stream: Stream,
 ) -> tuple[list[_Nested], float]:
     """Carry the stream through a dense block and order its units; also the typical |x|² behind it.
 
@@ -183,12 +177,13 @@ def _order_units(
     fitted_II, energy = _advance(block, outputs, stream, stream.batches.fitted)
     held_out_II, _ = _advance(block, outputs, stream, stream.batches.held_out)
     nested = []
-    for place, (sub_block, linear) in enumerate(zip(sub_blocks, outputs, strict=True)):
+    for sub_block, linear, grid, gram_II, other_II in zip(
+        sub_blocks, outputs, grids, fitted_II, held_out_II, strict=True
+    ):
         weight_OI = linear.weight_OI.float()
-        found = eliminate(weight_OI, fitted_II[place], sub_block.columns_UP.shape[1])
-        nested.append(
-            _Nested(block, sub_block, weight_OI, fitted_II[place], held_out_II[place], found)
-        )
+        queries = any(width.queries < sub_block.heads_per_unit for width in grid)
+        order = order_units(sub_block, weight_OI, gram_II, queries=queries)
+        nested.append(_Nested(block, sub_block, weight_OI, gram_II, other_II, order))
     return nested, energy
 
 
@@ -214,7 +209,7 @@ def _advance(
 def _run_sub_models(
     block: nn.Module,
     nested: Sequence[_Nested],
-    widths: Sequence[tuple[int, ...]],
+    widths: Sequence[tuple[Width, ...]],
     stream: Stream,
     states_NWLD: Tensor,
 ) -> None:
@@ -223,7 +218,7 @@ def _run_sub_models(
     for wanted, members in groupby(order, key=lambda number: widths[number]):
         with ExitStack() as stack:
             for each, width in zip(nested, wanted, strict=True):
-                if width < each.sub_block.units:
+                if width != each.sub_block.whole:
                     small = each.narrowed(width)
                     stack.enter_context(installed(block, each.sub_block, small, width))
             for number in members:

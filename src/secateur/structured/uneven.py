@@ -12,7 +12,7 @@ import transformers
 from secateur.errors import SecateurError
 from secateur.structured import resizing
 from secateur.structured.source import Source
-from secateur.structured.units import SubBlock
+from secateur.structured.units import SubBlock, Width
 
 MODELLING_FILE = "modeling_shrunk.py"
 
@@ -24,9 +24,11 @@ AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).
 """''')
 
 _CLASS = Template('''
-# Linears inside a block: which side of them shrinks, and its size for one unit of what shrinks.
+# Linears inside a block: which side of them shrinks, and how much of it one query head and one
+# key-value group have of their own.
 ATTENTION = [
 $attention]
+# The same, and how much of it one channel has.
 FEED_FORWARD = [
 $feed_forward]
 
@@ -50,8 +52,9 @@ class $shrunk($base):
                 resize(block.get_submodule(name), **{side: size * sizes.$width})
 $resize_attention''')
 
-_RESIZE_ATTENTION = Template("""            for name, side, size in ATTENTION:
-                resize(block.get_submodule(name), **{side: size * sizes.$groups})
+_RESIZE_ATTENTION = Template("""            for name, side, head, group in ATTENTION:
+                size = head * sizes.$heads + group * sizes.$groups
+                resize(block.get_submodule(name), **{side: size})
             fit_attention(
                 block.get_submodule("$attention"),
                 block.get_submodule("$output"),
@@ -79,18 +82,18 @@ def _class_names(source: Source) -> dict[str, str]:
 
 
 def uneven_config(
-    source: Source, sub_blocks: Sequence[SubBlock], units: Sequence[int]
+    source: Source, sub_blocks: Sequence[SubBlock], widths: Sequence[Width]
 ) -> dict[str, Any]:
-    """Return config.json for blocks with ``units`` units in their sub-blocks."""
+    """Return config.json for blocks whose sub-blocks have these widths."""
     sizes: dict[str, dict[str, int]] = {}
     names = source.names
-    for sub_block, count in zip(sub_blocks, units, strict=True):
+    for sub_block, width in zip(sub_blocks, widths, strict=True):
         own = sizes.setdefault(str(sub_block.block), {})
         if sub_block.kind == "ffn":
-            own[names.width] = count
+            own[names.width] = width.units
         else:
-            own[names.groups] = count
-            own[names.heads] = count * sub_block.heads_per_unit
+            own[names.groups] = width.units
+            own[names.heads] = width.units * width.queries
     module = MODELLING_FILE.removesuffix(".py")
     classes = _class_names(source)
     return {
@@ -123,7 +126,7 @@ def modelling_source(source: Source, sub_blocks: Sequence[SubBlock]) -> str:
         + "\n"
         + _CLASS.substitute(
             values,
-            attention=_table(attention),
+            attention="" if attention is None else _table(attention),
             feed_forward=_table(first["ffn"]),
             resize_attention=""
             if attention is None
@@ -152,11 +155,14 @@ def _require_one_geometry(sub_blocks: Sequence[SubBlock]) -> None:
             )
 
 
-def _table(sub_block: SubBlock | None) -> str:
-    rows = [] if sub_block is None else sub_block.axes
-    return "".join(
-        f'    ("{axis.linear}", "{side}", {axis.positions_UP.shape[1]}),\n'
-        for axis in rows
-        if axis.parameter.endswith(".weight")
-        for side in ["columns" if sub_block and axis.linear == sub_block.output else "rows"]
-    )
+def _table(sub_block: SubBlock) -> str:
+    rows = []
+    for axis in sub_block.axes:
+        if axis.parameter.endswith(".weight"):
+            side = "columns" if axis.linear == sub_block.output else "rows"
+            sizes = [axis.positions_UP.shape[1]]
+            if sub_block.kind == "attention":
+                heads = sub_block.heads_per_unit * axis.head_positions
+                sizes = [axis.head_positions, sizes[0] - heads]
+            rows.append(f'    ("{axis.linear}", "{side}", {", ".join(map(str, sizes))}),\n')
+    return "".join(rows)

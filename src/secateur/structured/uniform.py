@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import product
 
 from secateur.errors import SecateurError
 from secateur.structured.source import Source
 from secateur.structured.stock import Widths, common_widths, stock_config
-from secateur.structured.units import SubBlock
+from secateur.structured.units import SubBlock, Width
 
 
 def uniform_widths(
-    source: Source, sub_blocks: Sequence[SubBlock], budget: int, sparsity: float
+    source: Source,
+    sub_blocks: Sequence[SubBlock],
+    budget: int,
+    sparsity: float,
+    *,
+    whole_groups: bool,
 ) -> Widths:
     """Return widths for all blocks that remove as much of ``budget`` as they can.
 
-    Attention loses as many groups as comes nearest to the wanted share, feed-forwards make up the
-    rest to less than one channel per block. Only widths that a stock configuration has count.
+    Attention loses groups, and query heads of each, so that what it loses comes nearest to the
+    wanted share; feed-forwards make up the rest to less than one channel per block. Only widths
+    that a stock configuration has count.
 
     Args:
         source: the dense checkpoint.
         sub_blocks: its sub-blocks.
         budget: parameters to remove, not to be exceeded.
         sparsity: the share that they are of all in the blocks.
+        whole_groups: leave kept groups all their query heads.
 
     Raises:
         SecateurError: no such widths exist.
     """
     dense = common_widths(sub_blocks)
     share = budget // len(source.blocks)
-    costs = {each.kind: each.unit_parameters for each in sub_blocks}
-    for groups in _by_distance(dense.groups, sparsity):
-        gone = 0 if groups is None or dense.groups is None else dense.groups - groups
-        rest = share - gone * costs.get("attention", 0)
-        widths = Widths(groups, dense.channels - rest // costs["ffn"])
+    first = {each.kind: each for each in sub_blocks if each.block == 0}
+    choices: Sequence[tuple[int, Width | None]] = [(0, None)]
+    if dense.attention is not None:
+        choices = _by_distance(first["attention"], sparsity, whole_groups)
+    for gone, attention in choices:
+        removed = (share - gone) // first["ffn"].unit_parameters
+        widths = Widths(attention, dense.channels - removed)
         if 0 < widths.channels <= dense.channels and stock_config(source, sub_blocks, widths):
             return widths
     raise SecateurError(
@@ -42,10 +52,18 @@ def uniform_widths(
     )
 
 
-def _by_distance(groups: int | None, sparsity: float) -> Iterator[int | None]:
-    """Numbers of groups to keep, from the nearest to the wanted share onwards."""
-    if groups is None:
-        yield None
-        return
-    wanted = groups * (1 - sparsity)
-    yield from sorted(range(1, groups + 1), key=lambda count: (abs(count - wanted), -count))
+def _by_distance(
+    attention: SubBlock, sparsity: float, whole_groups: bool
+) -> list[tuple[int, Width]]:
+    """Widths with the parameters that they remove, from the nearest to the wanted share onwards."""
+    groups, queries = attention.whole
+    fewest = queries if whole_groups else 1
+    whole = attention.parameters(attention.whole)
+    found = []
+    for each in product(range(1, groups + 1), range(fewest, queries + 1)):
+        width = Width(*each)
+        gone = whole - attention.parameters(width)
+        # Of the same parameters, the smaller cache.
+        order = (round(abs(gone / whole - sparsity), 9), gone, width.units)
+        found.append((order, gone, width))
+    return [(gone, width) for _, gone, width in sorted(found)]

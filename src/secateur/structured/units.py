@@ -1,16 +1,20 @@
 """What structured pruning can remove: channels of feed-forwards, key-value groups of attention.
 
 A unit is everything that goes together: a channel with its row in each input projection and its
-column in the output projection, a key-value head with the query heads that read it. A sub-block
+column in the output projection, a key-value head with the query heads that read it. Kept groups may
+also lose query heads, the same number each, since no configuration knows more than one. A sub-block
 says for each of its parameters which positions along which axis belong to which unit; cutting is
 then the same for every family, fused projections and biases included.
+
+What is kept of a sub-block is a tensor of indices: int64 (units,), or where query heads went
+(units, queries), a row of query heads for each kept group, numbered through all groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +29,20 @@ _SEPARATE = frozenset({"q_proj", "k_proj", "v_proj"})
 # All queries, then all keys, then all values; or query, key and value of one head after the other.
 _JOINED = frozenset({"qkv_proj", "c_attn"})
 _INTERLEAVED = frozenset({"query_key_value"})
+# Those where the queries of a group come first and without its keys between them.
+_WITH_QUERIES = _JOINED | {"q_proj"}
+
+
+class Width(NamedTuple):
+    """How much of a sub-block is kept.
+
+    Attributes:
+        units: how many units.
+        queries: query heads in each of them; 0 in a feed-forward.
+    """
+
+    units: int
+    queries: int
 
 
 @dataclass(frozen=True)
@@ -35,13 +53,16 @@ class UnitAxis:
         linear: name of the linear inside the block.
         parameter: name of the parameter inside the block.
         axis: the axis.
-        positions_UP: int64 (units, positions of each along the axis).
+        positions_UP: int64 (units, positions of each along the axis); those of the unit's query
+            heads come first, head after head.
+        head_positions: how many of them one query head has.
     """
 
     linear: str
     parameter: str
     axis: int
     positions_UP: Tensor
+    head_positions: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +74,7 @@ class SubBlock:
         kind: what it is.
         units: how many units it has.
         unit_parameters: parameters that one unit holds.
+        head_parameters: parameters that go with one query head alone.
         axes: where the units lie in each parameter.
         output: name inside the block of the linear whose input columns are the units.
         attention: name inside the block of the attention module; empty for a feed-forward.
@@ -64,6 +86,7 @@ class SubBlock:
     kind: Kind
     units: int
     unit_parameters: int
+    head_parameters: int
     axes: tuple[UnitAxis, ...]
     output: str
     attention: str = ""
@@ -71,10 +94,51 @@ class SubBlock:
     head_dim: int = 0
 
     @property
+    def output_axis(self) -> UnitAxis:
+        """Where the units lie in the weight of the output linear."""
+        return next(axis for axis in self.axes if axis.parameter == f"{self.output}.weight")
+
+    @property
     def columns_UP(self) -> Tensor:
         """Input columns of the output linear by unit, int64 (units, columns of each)."""
-        weight = f"{self.output}.weight"
-        return next(axis.positions_UP for axis in self.axes if axis.parameter == weight)
+        return self.output_axis.positions_UP
+
+    @property
+    def whole(self) -> Width:
+        """The width of the dense sub-block."""
+        return Width(self.units, self.heads_per_unit)
+
+    def width_of(self, kept: Tensor) -> Width:
+        """The width that kept units, or query heads, make."""
+        return Width(len(kept), self.heads_per_unit if kept.ndim == 1 else kept.shape[1])
+
+    def first(self, width: Width) -> Tensor:
+        """The first units, and of each the first query heads, that make a width."""
+        units_K = torch.arange(width.units)
+        if width.queries == self.heads_per_unit:
+            return units_K
+        return units_K[:, None] * self.heads_per_unit + torch.arange(width.queries)
+
+    def parameters(self, width: Width) -> int:
+        """Parameters that units hold at a width."""
+        gone = self.heads_per_unit - width.queries
+        return width.units * (self.unit_parameters - gone * self.head_parameters)
+
+    def extent(self, axis: UnitAxis, width: Width) -> int:
+        """Positions along an axis at a width."""
+        gone = self.heads_per_unit - width.queries
+        return width.units * (axis.positions_UP.shape[1] - gone * axis.head_positions)
+
+    def positions(self, axis: UnitAxis, kept: Tensor) -> Tensor:
+        """Positions along an axis that are kept, int64, rising."""
+        if kept.ndim == 1:
+            return axis.positions_UP[kept].flatten().sort().values
+        of_heads = self.heads_per_unit * axis.head_positions
+        heads_HP, rest_UP = axis.positions_UP.tensor_split([of_heads], dim=1)
+        heads_HP = heads_HP.reshape(self.units * self.heads_per_unit, axis.head_positions)
+        own = heads_HP[kept.flatten()].flatten()
+        rest = rest_UP[kept[:, 0] // self.heads_per_unit].flatten()
+        return torch.cat([own, rest]).sort().values
 
     @property
     def label(self) -> str:
@@ -109,7 +173,7 @@ def block_parameters(blocks: BlockList) -> int:
 def kept_parameters(sub_blocks: Sequence[SubBlock], kept: Sequence[Tensor]) -> int:
     """Parameters that the kept units hold together."""
     return sum(
-        len(units) * sub_block.unit_parameters
+        sub_block.parameters(sub_block.width_of(units))
         for sub_block, units in zip(sub_blocks, kept, strict=True)
     )
 
@@ -164,14 +228,20 @@ def _attention(
     for leaf, rows_UP in rows.items():
         if rows_UP.numel() != leaves[leaf].weight_OI.shape[0]:
             raise attention_refused(f"{leaf} does not hold whole heads of one key-value group each")
-    axes = [axis for leaf, rows_UP in rows.items() for axis in _row_axes(leaves[leaf], rows_UP)]
+    axes = [
+        axis
+        for leaf, rows_UP in rows.items()
+        for axis in _row_axes(leaves[leaf], rows_UP, head_dim if leaf in _WITH_QUERIES else 0)
+    ]
     groups = len(axes[0].positions_UP)
-    axes.append(_column_axis(output, torch.arange(heads * head_dim).view(groups, -1)))
+    columns_UP = torch.arange(heads * head_dim).view(groups, -1)
+    axes.append(_column_axis(output, columns_UP, head_dim))
     return SubBlock(
         block=index,
         kind="attention",
         units=groups,
-        unit_parameters=_unit_parameters(linears, axes),
+        unit_parameters=_parameters(linears, [(axis, axis.positions_UP.shape[1]) for axis in axes]),
+        head_parameters=_parameters(linears, [(axis, axis.head_positions) for axis in axes]),
         axes=tuple(axes),
         output=output.name,
         attention=name,
@@ -233,31 +303,34 @@ def _feed_forward(index: int, linears: Sequence[Linear]) -> SubBlock:
         block=index,
         kind="ffn",
         units=width,
-        unit_parameters=_unit_parameters(linears, axes),
+        unit_parameters=_parameters(linears, [(axis, axis.positions_UP.shape[1]) for axis in axes]),
+        head_parameters=0,
         axes=tuple(axes),
         output=output.name,
     )
 
 
-def _row_axes(linear: Linear, rows_UP: Tensor) -> list[UnitAxis]:
-    axes = [UnitAxis(linear.name, f"{linear.name}.weight", int(linear.transposed), rows_UP)]
+def _row_axes(linear: Linear, rows_UP: Tensor, head_rows: int = 0) -> list[UnitAxis]:
+    name, axis = f"{linear.name}.weight", int(linear.transposed)
+    axes = [UnitAxis(linear.name, name, axis, rows_UP, head_rows)]
     if linear.bias_O is not None:
-        axes.append(UnitAxis(linear.name, f"{linear.name}.bias", 0, rows_UP))
+        axes.append(UnitAxis(linear.name, f"{linear.name}.bias", 0, rows_UP, head_rows))
     return axes
 
 
-def _column_axis(linear: Linear, columns_UP: Tensor) -> UnitAxis:
-    return UnitAxis(linear.name, f"{linear.name}.weight", 1 - int(linear.transposed), columns_UP)
+def _column_axis(linear: Linear, columns_UP: Tensor, head_columns: int = 0) -> UnitAxis:
+    name, axis = f"{linear.name}.weight", 1 - int(linear.transposed)
+    return UnitAxis(linear.name, name, axis, columns_UP, head_columns)
 
 
-def _unit_parameters(linears: Sequence[Linear], axes: Sequence[UnitAxis]) -> int:
+def _parameters(linears: Sequence[Linear], counts: Sequence[tuple[UnitAxis, int]]) -> int:
+    """Parameters at so many positions along each of some axes."""
     parameters = {
         f"{linear.name}.{name}": parameter
         for linear in linears
         for name, parameter in linear.module.named_parameters()
     }
     return sum(
-        axis.positions_UP.shape[1]
-        * (parameters[axis.parameter].numel() // parameters[axis.parameter].shape[axis.axis])
-        for axis in axes
+        count * (parameters[axis.parameter].numel() // parameters[axis.parameter].shape[axis.axis])
+        for axis, count in counts
     )

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
 
 from secateur.errors import SecateurError
 from secateur.solvers.knapsack import Selection, WidthOptions, width_curve
-from secateur.structured.units import SubBlock
+from secateur.structured.units import SubBlock, Width
 
 # What kernels of accelerators and quantisers like, and the fewest steps that leave a choice.
 _CHANNELS = 64
 _STEPS = 16
 
 
-def width_grids(sub_blocks: Sequence[SubBlock], grid: int | None) -> list[list[int]]:
-    """Units that each sub-block may keep, rising from none to all.
+def width_grids(
+    sub_blocks: Sequence[SubBlock], grid: int | None, *, whole_groups: bool = False
+) -> list[list[Width]]:
+    """Widths that each sub-block may have, none first, then rising in parameters to all.
 
-    Attention may keep any number of its key-value groups. Feed-forwards keep a multiple of
-    ``grid`` channels or all of them; by default the largest power of two up to 64 that gives them
-    sixteen widths or more.
+    Attention may keep any number of its key-value groups, and unless they stay whole any number of
+    query heads in each, the same in all. Feed-forwards keep a multiple of ``grid`` channels or all
+    of them; by default the largest power of two up to 64 that gives them sixteen widths or more.
 
     Raises:
         SecateurError: a feed-forward has no multiple of ``grid`` below its own width.
@@ -34,16 +40,29 @@ def width_grids(sub_blocks: Sequence[SubBlock], grid: int | None) -> list[list[i
                 f"Feed-forwards of {sub_block.units} channels have no width that is a multiple of "
                 f"{step}; choose a smaller --grid."
             )
-        grids.append([*range(0, sub_block.units, step), sub_block.units])
+        units, queries = sub_block.whole
+        fewest = queries if whole_groups else min(1, queries)
+        some = product([*range(step, units, step), units], range(fewest, queries + 1))
+        widths = sorted((Width(*each) for each in some), key=sub_block.parameters)
+        grids.append([Width(0, queries), *widths])
     return grids
 
 
+def nested_places(grid: Sequence[Width]) -> npt.NDArray[np.int64]:
+    """Places of all widths of a grid but none, by query heads and units, rising.
+
+    What is kept at a width is part of what is kept at those behind it in its row and column.
+    """
+    order = sorted(range(1, len(grid)), key=lambda place: (grid[place].queries, grid[place].units))
+    return np.array(order).reshape(len({width.queries for width in grid[1:]}), -1)
+
+
 def parameter_costs(
-    sub_blocks: Sequence[SubBlock], grids: Sequence[Sequence[int]]
+    sub_blocks: Sequence[SubBlock], grids: Sequence[Sequence[Width]]
 ) -> list[list[int]]:
     """Parameters that each width of each sub-block holds."""
     return [
-        [width * sub_block.unit_parameters for width in grid]
+        [sub_block.parameters(width) for width in grid]
         for sub_block, grid in zip(sub_blocks, grids, strict=True)
     ]
 
