@@ -18,6 +18,7 @@ import secateur
 from secateur.errors import SecateurError
 from secateur.evaluation import Evaluation
 from secateur.evaluation.zero_shot import TaskScore, TaskScores, ZeroShot
+from secateur.report.details import width_table
 from secateur.report.facts import Facts
 from secateur.report.figures import width_plots
 from secateur.report.page import render
@@ -148,6 +149,26 @@ def test_a_legend_names_what_is_drawn(runs: dict[str, Path]) -> None:
     assert widths.legend == [("small", 2)]
     (alone,) = width_plots(read_runs([runs["small"]]))
     assert alone.legend == []
+
+
+def test_widths_count_query_heads(runs: dict[str, Path], tmp_path: Path) -> None:
+    def cut_to(kept: int, queries: int) -> Run:
+        shutil.copytree(runs["small"], tmp_path / "cut", dirs_exist_ok=True)
+        path = tmp_path / "cut" / "report.json"
+        report = json.loads(path.read_text())
+        for each in report["sub_blocks"]:
+            if each["kind"] == "attention":
+                each.update(kept=kept, of=4, queries=queries, queries_of=2)
+        path.write_text(json.dumps(report))
+        return read_runs([tmp_path / "cut"])[0]
+
+    groups, heads = cut_to(2, 2), cut_to(4, 1)
+    found = width_table(heads)
+    assert found is not None
+    assert [row[1:3] for row in found.rows if "attention" in row[0]] == [("4 × 1", "4 × 2")] * 3
+    # Half of the heads are left in either.
+    assert width_plots([groups])[0].panels == width_plots([heads])[0].panels
+    assert width_plots([cut_to(2, 1)])[0].panels != width_plots([heads])[0].panels
 
 
 def test_runs_of_one_name_are_told_apart(runs: dict[str, Path], tmp_path: Path) -> None:

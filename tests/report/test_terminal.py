@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 import secateur
 from secateur.report.document import Report
-from secateur.report.terminal import report_table
+from secateur.report.terminal import report_table, shrink_table
+from secateur.structured.report import ShrinkReport, SubBlockReport
 from tiny import make_tokenizer
 
 
@@ -26,9 +27,9 @@ def report_of(folder: Path, text_file: Path, *methods: str) -> Report:
     return secateur.prune(model, recipe, tokenizer=make_tokenizer()).report
 
 
-def shown(report: Report) -> str:
+def shown(report: Report | ShrinkReport) -> str:
     console = Console(file=io.StringIO(), width=120)
-    console.print(report_table(report))
+    console.print(report_table(report) if isinstance(report, Report) else shrink_table(report))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -51,3 +52,20 @@ def test_learned_rates_are_shown_by_linear_and_by_row(
 
 def test_even_rates_need_no_table(checkpoints: Callable[..., Path], text_file: Path) -> None:
     assert "rows from 0" not in shown(report_of(checkpoints("llama"), text_file, "wanda"))
+
+
+def test_widths_are_groups_by_query_heads_where_heads_share_keys(runs: dict[str, Path]) -> None:
+    report = ShrinkReport.model_validate_json((runs["small"] / "report.json").read_text())
+
+    def attention(kept: int, of: int, queries: int, queries_of: int) -> str:
+        part = SubBlockReport(
+            block=0, kind="attention", kept=kept, of=of, queries=queries, queries_of=queries_of,
+            parameters=0,
+        )  # fmt: skip
+        channels = SubBlockReport(block=0, kind="ffn", kept=1000, of=1536, parameters=0)
+        return shown(report.model_copy(update={"sub_blocks": [part, channels]}))
+
+    assert "2 × 1 of 3 × 3" in attention(2, 3, 1, 3)
+    assert "0 of 3 × 3" in attention(0, 3, 3, 3)
+    assert "5 of 12" in attention(5, 12, 1, 1)
+    assert "1,000 of 1,536" in attention(3, 3, 3, 3)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from secateur.report.content import Continuation, Continuations, Lines, Table
-from secateur.report.format import number_text, percent_text, seconds_text
+from secateur.report.facts import Facts
+from secateur.report.format import number_text, percent_text, seconds_text, width_text
 from secateur.report.runs import Run
 
 
@@ -41,8 +42,8 @@ def width_table(run: Run) -> Table | None:
     rows = [
         (
             f"{number_text(each.number('block'), '{:.0f}')} {each.text('kind') or ''}",
-            number_text(each.number("kept"), "{:,.0f}"),
-            number_text(each.number("of"), "{:,.0f}"),
+            _width(each, "kept", "queries"),
+            _width(each, "of", "queries_of"),
             number_text(each.number("penalty"), "{:.4f}"),
             number_text(each.number("next_penalty"), "{:.4f}"),
             number_text(each.number("error_without_refit"), "{:.4f}"),
@@ -54,6 +55,13 @@ def width_table(run: Run) -> Table | None:
         return None
     head = ["sub-block", "kept", "of", "expected KL", "if narrower", "without refit", "error"]
     return Table("", head, rows, folded=True)
+
+
+def _width(sub_block: Facts, units: str, queries: str) -> str:
+    count = sub_block.number(units)
+    if count is None:
+        return ""
+    return width_text(count, sub_block.number(queries), sub_block.number("queries_of"))
 
 
 def curve_table(run: Run) -> Table | None:

@@ -118,12 +118,13 @@ def width_plots(runs: Sequence[Run]) -> list[Plots]:
     """What is left of attention and feed-forward across depth."""
 
     def kept(sub_block: Facts) -> float | None:
-        return _ratio(sub_block.number("kept"), sub_block.number("of"))
+        units = _ratio(sub_block.number("kept"), sub_block.number("of"))
+        queries = _ratio(sub_block.number("queries"), sub_block.number("queries_of"))
+        return units if units is None or queries is None else units * queries
 
     found = [_sub_blocks(run, kept) for run in runs]
     caption = (
-        "Share of the units that stay: key-value groups with their query heads, channels of the "
-        "feed-forward."
+        "Share of the query heads of attention, and of the channels of the feed-forward, that stay."
     )
     y = Axis("", 0.0, 1.0, [0, 0.25, 0.5, 0.75, 1], percent=True)
     return _halves("Widths kept", runs, found, y, caption)

@@ -26,6 +26,12 @@ def count_text(count: float) -> str:
     return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,.0f}"
 
 
+def width_text(units: float, queries: float | None, dense_queries: float | None) -> str:
+    """``1,536`` channels or heads; ``3 × 2`` groups with as many query heads where some share."""
+    grouped = bool(units and queries and dense_queries and dense_queries > 1)
+    return f"{units:,.0f} × {queries:.0f}" if grouped else f"{units:,.0f}"
+
+
 def percent_text(share: float, digits: int | None = None) -> str:
     """``50 %``, or ``49.97 %`` with two digits; the space is a narrow one that does not break."""
     number = f"{100 * share:.6g}" if digits is None else f"{100 * share:.{digits}f}"

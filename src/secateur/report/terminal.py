@@ -16,7 +16,7 @@ from secateur.evaluation import Evaluation, Figures, Protocol, ZeroShot
 from secateur.inspection import Inspection
 from secateur.planning import Plan
 from secateur.report.document import LinearReport, Report
-from secateur.report.format import bytes_text, linear_kind, seconds_text
+from secateur.report.format import bytes_text, linear_kind, seconds_text, width_text
 from secateur.report.recovery import RecoveryReport
 from secateur.report.training import TrainingReport
 from secateur.structured.curve import SizeCurve
@@ -122,7 +122,7 @@ def _bars(counts: Sequence[int]) -> str:
 
 
 def shrink_table(report: ShrinkReport) -> RenderableType:
-    """What is left of each block, then the sums."""
+    """What is left of each block, groups × query heads and channels, then the sums."""
     table = Table(box=None, header_style="dim", pad_edge=False)
     for name in ("block", "attention groups", "feed-forward channels"):
         table.add_column(name, justify="right")
@@ -130,11 +130,8 @@ def shrink_table(report: ShrinkReport) -> RenderableType:
     for sub_block in report.sub_blocks:
         blocks.setdefault(sub_block.block, {})[sub_block.kind] = sub_block
     for index, parts in blocks.items():
-        widths = [
-            f"{part.kept:,} of {part.of:,}" if (part := parts.get(kind)) else "all"
-            for kind in ("attention", "ffn")
-        ]
-        table.add_row(str(index), *widths)
+        widths = [parts.get(kind) for kind in ("attention", "ffn")]
+        table.add_row(str(index), *("all" if each is None else _width(each) for each in widths))
     counted = report.parameters
     summary = Table(box=None, show_header=False, pad_edge=False)
     summary.add_row(
@@ -155,6 +152,12 @@ def shrink_table(report: ShrinkReport) -> RenderableType:
         "time", f"{seconds_text(report.seconds['total'])} on {report.machine.cores} cores"
     )
     return Group(table, Text(), summary, Text())
+
+
+def _width(sub_block: SubBlockReport) -> str:
+    dense = sub_block.queries_of
+    left = width_text(sub_block.kept, sub_block.queries, dense)
+    return f"{left} of {width_text(sub_block.of, dense, dense)}"
 
 
 def curve_table(curve: SizeCurve) -> RenderableType:
