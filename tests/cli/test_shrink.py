@@ -54,6 +54,21 @@ def test_table_shows_what_is_left_of_each_block(
     assert "removed" in printed
 
 
+@pytest.mark.parametrize(("more", "left"), [([], "2 × 1"), (["--whole-groups"], "1 × 2")])
+def test_table_shows_groups_by_query_heads(
+    more: list[str],
+    left: str,
+    checkpoints: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+) -> None:
+    printed = run(
+        "shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--uniform",
+        "--sparsity", "0.3", *more, *flags(text_file),
+    )  # fmt: skip
+    assert printed.count(f"{left} of 2 × 2") == 3
+
+
 def test_forms_exclude_each_other(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(SecateurError, match="not both"):
         run("shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--uniform",

@@ -15,6 +15,8 @@ from secateur.errors import SecateurError
 from secateur.structured.curve import SizeCurve, size_curve
 from secateur.structured.options import ShrinkOptions
 from secateur.structured.shrinking import shrink
+from secateur.structured.source import open_source
+from secateur.structured.units import Width, find_sub_blocks
 
 
 def options(text_file: Path, **values: Any) -> ShrinkOptions:
@@ -47,6 +49,28 @@ def test_smaller_costs_more_and_is_written_as_json_and_plot(
     shrink(source, tmp_path, options(text_file), restart=True)
     assert not (tmp_path / "curve.json").exists()
     assert json.loads((tmp_path / "report.json").read_text())["parameters"]["removed"] >= 0.5
+
+
+def test_points_say_where_query_heads_go_alone(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    source = checkpoints("llama")
+    curve = size_curve(source, tmp_path / "queries", options(text_file))
+    sub_blocks = {each.label: each for each in find_sub_blocks(open_source(source).blocks)}
+    assert any(point.queries for point in curve.points)
+    for point in curve.points:
+        left = {
+            label: Width(units, point.queries.get(label, sub_blocks[label].heads_per_unit))
+            for label, units in point.widths.items()
+        }
+        gone = sum(
+            each.parameters(each.whole) - each.parameters(left[label])
+            for label, each in sub_blocks.items()
+        )
+        assert gone == curve.blocks_before - point.blocks_after
+        assert all(point.widths[label] for label in point.queries)
+    whole = size_curve(source, tmp_path / "whole", options(text_file, whole_groups=True))
+    assert not any(point.queries for point in whole.points)
 
 
 def test_sizes_that_feed_forwards_cannot_reach_are_left_out(
