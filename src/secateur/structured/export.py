@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,20 +79,17 @@ def _stock_layout(
     dense = common_widths(sub_blocks)
     present = [part for part in zip(sub_blocks, kept, strict=True) if part[1].units]
     channels = max((width.units for each, width in present if each.kind == "ffn"), default=1)
-    heads = [(each, width) for each, width in present if each.kind == "attention"]
+    heads = [width for each, width in present if each.kind == "attention"]
     choices: Sequence[Width | None] = [None]
     if dense.attention is not None:
-        groups = max((width.units for _, width in heads), default=1)
-        queries = max((width.queries for _, width in heads), default=1)
-        most, most_queries = dense.attention
-        sizes = product(range(groups, most + 1), range(queries, most_queries + 1))
+        groups = max((width.units for width in heads), default=1)
+        queries = max((width.queries for width in heads), default=1)
         attention = next(each for each in sub_blocks if each.kind == "attention")
-        wider = sorted((Width(*size) for size in sizes), key=attention.parameters)
-        choices = wider
+        choices = attention.widths_from(Width(groups, queries))
     # Not every configuration has a size for feed-forwards; the dense one always fits.
-    for width in dict.fromkeys((channels, dense.channels)):
+    for count in dict.fromkeys((channels, dense.channels)):
         for choice in choices:
-            widths = Widths(choice, width)
+            widths = Widths(choice, count)
             config = stock_config(source, sub_blocks, widths)
             if config is not None:
                 return config, widths

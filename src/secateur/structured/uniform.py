@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
 from secateur.errors import SecateurError
 from secateur.structured.source import Source
@@ -38,10 +37,11 @@ def uniform_widths(
     dense = common_widths(sub_blocks)
     share = budget // len(source.blocks)
     first = {each.kind: each for each in sub_blocks if each.block == 0}
-    choices: Sequence[tuple[int, Width | None]] = [(0, None)]
+    choices: Sequence[Width | None] = [None]
     if dense.attention is not None:
         choices = _by_distance(first["attention"], sparsity, whole_groups)
-    for gone, attention in choices:
+    for attention in choices:
+        gone = 0 if attention is None else _removed(first["attention"], attention)
         removed = (share - gone) // first["ffn"].unit_parameters
         widths = Widths(attention, dense.channels - removed)
         if 0 < widths.channels <= dense.channels and stock_config(source, sub_blocks, widths):
@@ -52,18 +52,17 @@ def uniform_widths(
     )
 
 
-def _by_distance(
-    attention: SubBlock, sparsity: float, whole_groups: bool
-) -> list[tuple[int, Width]]:
-    """Widths with the parameters that they remove, from the nearest to the wanted share onwards."""
-    groups, queries = attention.whole
-    fewest = queries if whole_groups else 1
+def _by_distance(attention: SubBlock, sparsity: float, whole_groups: bool) -> list[Width]:
+    """Widths from the nearest to the wanted share onwards; of two alike the smaller cache."""
+    queries = attention.heads_per_unit if whole_groups else 1
     whole = attention.parameters(attention.whole)
-    found = []
-    for each in product(range(1, groups + 1), range(fewest, queries + 1)):
-        width = Width(*each)
-        gone = whole - attention.parameters(width)
-        # Of the same parameters, the smaller cache.
-        order = (round(abs(gone / whole - sparsity), 9), gone, width.units)
-        found.append((order, gone, width))
-    return [(gone, width) for _, gone, width in sorted(found)]
+
+    def distance(width: Width) -> tuple[float, int]:
+        gone = _removed(attention, width)
+        return round(abs(gone / whole - sparsity), 9), gone
+
+    return sorted(attention.widths_from(Width(1, queries)), key=distance)
+
+
+def _removed(attention: SubBlock, width: Width) -> int:
+    return attention.parameters(attention.whole) - attention.parameters(width)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal, NamedTuple
 
 import torch
@@ -118,6 +119,12 @@ class SubBlock:
         if width.queries == self.heads_per_unit:
             return units_K
         return units_K[:, None] * self.heads_per_unit + torch.arange(width.queries)
+
+    def widths_from(self, least: Width) -> list[Width]:
+        """Widths from ``least`` to the whole, rising in parameters; of two alike fewer units."""
+        units = range(least.units, self.units + 1)
+        queries = range(least.queries, self.heads_per_unit + 1)
+        return sorted((Width(*each) for each in product(units, queries)), key=self.parameters)
 
     def parameters(self, width: Width) -> int:
         """Parameters that units hold at a width."""
