@@ -98,6 +98,7 @@ def test_widths_that_save_no_time_are_not_taken(
     report = shrink(checkpoints("llama"), tmp_path / "out", options).report
     kept = [each.kept for each in report.sub_blocks]
     assert kept[::2] == [2, 2, 2]
+    assert [each.queries for each in report.sub_blocks[::2]] == [2, 2, 2]
     assert set(kept[1::2]) <= {0, 32, 64}
     assert report.latency is not None
     assert report.latency.before == pytest.approx(6e-6)
