@@ -84,7 +84,7 @@ def test_vectors_stay_when_asked(checkpoints: Callable[..., Path]) -> None:
         BESARates(steps=6, batch_sequences=2, probe_sequences=4),
         BESA(epochs=2),
         BESA(granularity="linear"),
-        BESA(parameterisation="paper"),
+        BESA(parameterisation="paper", loss="feature", d_coef=5),
     ],
     ids=["closed form", "steps", "besa", "besa by linear", "besa as released"],
 )

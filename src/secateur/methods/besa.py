@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from secateur.architecture import Linear
-from secateur.methods.block_task import BlockTask
+from secateur.methods.block_task import BlockTask, relative_error
 from secateur.methods.clipping import LearnedClipping
 from secateur.methods.rows import block_scores, take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
@@ -57,7 +57,12 @@ class BESA(BlockStage):
     )
     sparsity_step: float = Field(0.01, ge=1e-4, le=1, description="between candidate rates")
     penalty: float = Field(5.0, ge=0, description="weight of the sparsity term, the paper's lambda")
-    d_coef: float = Field(5.0, gt=0, description="scale of the step that Prodigy estimates")
+    d_coef: float = Field(0.1, gt=0, description="scale of the step that Prodigy estimates")
+    loss: Literal["token", "feature"] = Field(
+        "token",
+        description="relative squared error of each token's output; or of each feature, over "
+        "tokens, which is the released code's",
+    )
     epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
     clip_rate: float = Field(
         0.05,
@@ -123,7 +128,7 @@ class BESA(BlockStage):
             for batch in task.fitted_batches(self.batch_sequences):
                 betas, alphas = self._distributions(thetas, rates)
                 with torch.enable_grad(), _masked(rows, betas, alphas):
-                    loss = relative_loss(task.output(batch), task.target(batch, self.reference))
+                    loss = self._error(task.output(batch), task.target(batch, self.reference))
                     rate = mean_rate(alphas, [each.dense_OI.numel() for each in rows])
                     if zeros > 0:
                         loss = loss + sparsity_penalty(rate, zeros / weights, self.penalty)
@@ -137,6 +142,11 @@ class BESA(BlockStage):
                 each.linear.name: each.clipping.strengths for each in rows if each.clipping
             }
         return _exact_masks(rows, alphas, zeros), clippings
+
+    def _error(self, output_BLD: Tensor, target_BLD: Tensor) -> Tensor:
+        if self.loss == "feature":
+            return relative_loss(output_BLD, target_BLD)
+        return relative_error(output_BLD, target_BLD).mean()
 
     def _distributions(
         self, thetas: list[Tensor], rates: tuple[Fraction, ...]
