@@ -21,7 +21,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness.bench import Bench
+from harness.bench import Bench, add_reuse, reused
 from harness.contender import OURS, PEER
 from harness.measuring import Json, digest_of, measure, same_tokens
 from harness.results import REPOSITORY, Results
@@ -122,21 +122,20 @@ def table(results: Results, dense: Json) -> list[str]:
     """Return the Markdown table of the fastest run of each way."""
     lines = [
         "| tool | way | counted zeros | perplexity "
-        f"(dense {dense['perplexity']:.2f}) | on disk | time | peak memory |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        f"(dense {dense['perplexity']:.2f}) | on disk | time | processor time "
+        "| peak memory | commit |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
-    commits = set()
     for way in WAYS:
-        runs = results.runs(way.tool, way)
-        if runs:
-            best = min(runs, key=lambda each: each["seconds"])
-            commits.add(best["commit"])
+        best = results.best(way.tool, way)
+        if best is not None:
             lines.append(
                 f"| {way.tool} | {way.label} | {best['sparsity']:.4f} "
                 f"| {best['perplexity']:.2f} | {best['bytes'] / 1e6:.0f} MB "
-                f"| {best['seconds']:.0f} s | {best['peak_bytes'] / 1e9:.2f} GB |"
+                f"| {best['seconds']:.0f} s | {best['cpu_seconds']:.0f} s "
+                f"| {best['peak_bytes'] / 1e9:.2f} GB | {best['commit']} |"
             )
-    return [*lines, "", *protocol_lines(results.settings), f"Commit: {', '.join(sorted(commits))}."]
+    return [*lines, "", *protocol_lines(results.settings)]
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -156,7 +155,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peer-env", type=Path, default=REPOSITORY / ".venv-peers")
     parser.add_argument("--peer-python", type=Path, help="an interpreter to use as it is")
     parser.add_argument("--peer-batch-size", type=int, default=1, help="its default is 1")
-    parser.add_argument("--reuse-peer", action="store_true", help="keep the peer's results")
+    add_reuse(parser)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
@@ -184,8 +183,7 @@ def run_all(arguments: argparse.Namespace, work: Path) -> None:
     with_peer = any(way.tool == PEER for way in chosen)
     bench = Bench.of(arguments, work, arguments.max_windows, with_peer=with_peer)
     grid = {name: getattr(arguments, name) for name in ("sparsity", "bits", "group")}
-    reused = {PEER} if arguments.reuse_peer else set()
-    results = Results(arguments.output, {**bench.settings(), **grid}, reused)
+    results = Results(arguments.output, {**bench.settings(), **grid}, reused(arguments))
     dense = results.dense(bench.dense)
     for way in chosen:
         for _ in range(len(results.runs(way.tool, way)), arguments.repeats):

@@ -192,16 +192,7 @@ def parse_arguments(description: str, contenders: str) -> argparse.Namespace:
     parser.add_argument("--peer-env", type=Path, default=REPOSITORY / ".venv-peers")
     parser.add_argument("--peer-python", type=Path, help="an interpreter to use as it is")
     parser.add_argument("--peer-batch-size", type=int, default=1, help="its default is 1")
-    parser.add_argument(
-        "--reuse-peer",
-        action="store_true",
-        help="keep the peer's results when only the project's code has changed",
-    )
-    parser.add_argument(
-        "--any-commit",
-        action="store_true",
-        help="keep our results as well; the table names the commit of each row",
-    )
+    add_reuse(parser)
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
@@ -213,6 +204,27 @@ def parse_arguments(description: str, contenders: str) -> argparse.Namespace:
     parser.add_argument("--markdown", type=Path, help="where to write the table")
     parser.add_argument("--work", type=Path, help="folder for temporary checkpoints and logs")
     return parser.parse_args()
+
+
+def add_reuse(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that ``reused`` reads."""
+    parser.add_argument(
+        "--reuse-peer",
+        action="store_true",
+        help="keep the peer's results when only the project's code has changed",
+    )
+    parser.add_argument(
+        "--any-commit",
+        action="store_true",
+        help="keep our results as well; the table names the commit of each row",
+    )
+
+
+def reused(arguments: argparse.Namespace) -> set[str]:
+    """Return the tools whose results count although the package has changed."""
+    if arguments.any_commit:
+        return {OURS, PEER}
+    return {PEER} if arguments.reuse_peer else set()
 
 
 def main(description: str, contenders: str) -> None:
@@ -237,9 +249,7 @@ def run_all(arguments: argparse.Namespace, work: Path) -> None:
     ]
     windows = None if arguments.full else arguments.max_windows
     bench = Bench.of(arguments, work, windows, with_peer=any(tool == PEER for tool, _, _ in plan))
-    reused = {PEER} if arguments.reuse_peer or arguments.any_commit else set()
-    reused |= {OURS} if arguments.any_commit else set()
-    results = Results(arguments.output, bench.settings(), reused)
+    results = Results(arguments.output, bench.settings(), reused(arguments))
     dense = results.dense(bench.dense)
 
     for tool, contender, repeat in plan:

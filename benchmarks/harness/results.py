@@ -68,6 +68,12 @@ class Results:
             and (run["code"] == self.code or tool in self.reused)
         ]
 
+    def best(self, tool: str, contender: Named) -> Json | None:
+        """Return the fastest of the runs that count and were made by the newest code."""
+        runs = self.runs(tool, contender)
+        newest = [run for run in runs if run["code"] == runs[-1]["code"]]
+        return min(newest, key=lambda run: run["seconds"], default=None)
+
     def add(self, kind: str, entry: Json) -> None:
         """Add an entry and write the file."""
         origin = {"commit": self.commit, "code": self.code, "settings": self.settings}

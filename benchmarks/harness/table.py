@@ -13,10 +13,7 @@ from harness.results import Results
 
 
 def table(results: Results, contenders: Sequence[Contender], dense: float) -> list[str]:
-    """Return the Markdown table of the best run of each contender, and notes below it.
-
-    The best of its newest code, where results of other code count too.
-    """
+    """Return the Markdown table of the best run of each contender, and notes below it."""
     best: dict[tuple[str, str], Json] = {}
     notes: list[str] = []
     for contender in contenders:
@@ -24,9 +21,8 @@ def table(results: Results, contenders: Sequence[Contender], dense: float) -> li
             runs = results.runs(tool, contender)
             if refused := next((run["refused"] for run in runs if run["refused"]), None):
                 notes.append(f"Not shown: {tool} {contender.name}, {refused}.")
-            elif runs:
-                newest = [run for run in runs if run["code"] == runs[-1]["code"]]
-                best[tool, contender.name] = min(newest, key=lambda run: run["seconds"])
+            elif found := results.best(tool, contender):
+                best[tool, contender.name] = found
 
     lines = [
         "| tool | method | pattern | counted sparsity "
