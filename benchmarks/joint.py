@@ -4,10 +4,10 @@
         --peer-env .venv-peers --output results.json --markdown table.md
 
 Half the weights go and the others become four-bit integers: jointly by BESA with learned clipping;
-by rates of rows and a refit; by Wanda and a refit, then with error feedback or rounded to nearest;
-and by llm-compressor, its SparseGPT and then its GPTQ. All are packed checkpoints, whose zeros are
-counted after unpacking. Results are written as they come, and a run that is already in the output
-file is not repeated.
+by rates of rows and a refit, with or without trained scales; by Wanda and a refit, then with error
+feedback or rounded to nearest; and by llm-compressor, its SparseGPT and then its GPTQ. All are
+packed checkpoints, whose zeros are counted after unpacking. Results are written as they come, and a
+run that is already in the output file is not repeated.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ class Way:
         label: as in the table.
         stages: of our recipe, before quantize; none for the other tool.
         solver: of our stage quantize.
+        scales: our stage of that name follows.
     """
 
     name: str
     label: str
     stages: tuple[str, ...] = ()
     solver: str = "feedback"
+    scales: bool = False
 
     @property
     def tool(self) -> str:
@@ -56,6 +58,12 @@ WAYS = (
     Way("joint", "besa with learned clipping + refit + quantize", ("besa", "refit")),
     Way("clipped", "besa with learned clipping, rounded to nearest", ("besa",), "round"),
     Way("rates", "besa-rates + refit + quantize", ("besa-rates", "refit")),
+    Way(
+        "scales",
+        "besa-rates + refit + quantize + scales",
+        ("besa-rates", "refit"),
+        scales=True,
+    ),
     Way("feedback", "wanda + refit + quantize", ("wanda", "refit")),
     Way("round", "wanda + refit, rounded to nearest", ("wanda", "refit"), "round"),
 )
@@ -65,6 +73,8 @@ def recipe(way: Way, arguments: argparse.Namespace) -> Json:
     """Return the recipe of one of our ways, as it is written to a file."""
     quantize = {"method": "quantize", "bits": arguments.bits, "group": arguments.group}
     stages = [*({"method": name} for name in way.stages), {**quantize, "solver": way.solver}]
+    if way.scales:
+        stages.append({"method": "scales"})
     calibration = {
         "source": str(arguments.calibration),
         "samples": arguments.samples,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from secateur.methods import STAGES, AnyStage, DenseStage
 from secateur.methods.keep import Keep
 from secateur.methods.quantize import Quantize
 from secateur.methods.refit import Refit
+from secateur.methods.scales import Scales
 from secateur.methods.wanda import Wanda
 from secateur.pattern import NM, Pattern, Unstructured, parse_pattern
 from secateur.solvers.grids import GridOptions
@@ -110,9 +112,12 @@ class Recipe(BaseModel):
             first = f"not {pruning[0].method}" if pruning else "but there is none"
             choices = ", ".join(name for name, stage in STAGES.items() if stage.chooses_mask)
             raise ValueError(f"the first stage must choose a mask ({choices}), {first}")
-        for stage in pruning[:-1]:
-            if isinstance(stage, Quantize):
-                raise ValueError("quantize must come last: what follows would leave its grid")
+        for before, stage in itertools.pairwise(pruning):
+            if isinstance(stage, Scales) != isinstance(before, Quantize):
+                raise ValueError(
+                    "scales trains what quantize has left, and what else followed quantize would "
+                    "leave its grid; put quantize last, or scales right behind it"
+                )
         if isinstance(pruning[0], Keep):
             for stage in pruning[1:]:
                 if not stage.keeps_mask:
@@ -139,8 +144,7 @@ class Recipe(BaseModel):
     @property
     def quantize(self) -> Quantize | None:
         """The stage that quantises, if there is one."""
-        last = self.stages[-1]
-        return last if isinstance(last, Quantize) else None
+        return next((stage for stage in self.stages if isinstance(stage, Quantize)), None)
 
     @property
     def packing(self) -> GridOptions | None:

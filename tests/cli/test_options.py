@@ -111,6 +111,26 @@ def test_quantising_flags_change_a_recipe_that_quantises(tmp_path: Path) -> None
     assert [stage.method for stage in made.stages] == ["wanda", "reconstruct", "quantize"]
 
 
+def test_scales_come_behind_quantising_and_stay_there(tmp_path: Path) -> None:
+    made = recipe_from_flags(
+        None,
+        method="wanda",
+        sparsity=None,
+        pattern=None,
+        quantize=Integers.INT4,
+        train_scales=True,
+    )
+    assert [stage.method for stage in made.stages] == ["wanda", "quantize", "scales"]
+    file = tmp_path / "recipe.yaml"
+    file.write_text(made.to_yaml(), encoding="utf-8")
+    changed = recipe_from_flags(file, refit=True, sparsity=None, pattern=None, quantize_group=32)
+    assert [stage.method for stage in changed.stages] == ["wanda", "refit", "quantize", "scales"]
+    without = recipe_from_flags(file, sparsity=None, pattern=None, train_scales=False)
+    assert without.stages == made.stages[:-1]
+    with pytest.raises(SecateurError, match="scales right behind it"):
+        recipe_from_flags(None, method="wanda", sparsity=None, pattern=None, train_scales=True)
+
+
 def test_a_group_without_integers_is_refused() -> None:
     with pytest.raises(SecateurError, match="give --quantize int4"):
         recipe_from_flags(None, sparsity=None, pattern=None, quantize_group=64)

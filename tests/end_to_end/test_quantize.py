@@ -26,6 +26,7 @@ from tiny import make_tokenizer
 
 GRIDS: dict[str, dict[str, Any]] = {
     "int4": {"bits": 4, "group": 16},
+    "int4 with trained scales": {"bits": 4, "group": 16},
     "int8 by row, zero points": {"bits": 8, "group": 0, "symmetric": False},
     "int3 with zero points": {"bits": 3, "group": 32, "symmetric": False},
 }
@@ -76,6 +77,8 @@ def quantised(
         for form in ("packed", "dequantized"):
             output = tmp_path_factory.mktemp("quantised") / "model"
             stages = [{"method": "wanda"}, {"method": "refit"}, quantize(**options, format=form)]
+            if "trained" in name:
+                stages.append({"method": "scales", "learning_rate": 0.02})
             secateur.prune(checkpoints("llama", dtype), recipe_for(text_file, stages), output)
             folders[f"{name}, {form}"] = output
     return folders
@@ -303,8 +306,9 @@ def test_packing_needs_its_package(
 @pytest.mark.parametrize(
     ("stages", "pattern", "message"),
     [
-        ([{"method": "wanda"}, quantize(), {"method": "refit"}], "0.5", "must come last"),
-        ([{"method": "wanda"}, quantize(), {"method": "reconstruct"}], "0.5", "must come last"),
+        ([{"method": "wanda"}, quantize(), {"method": "refit"}], "0.5", "put quantize last"),
+        ([{"method": "wanda"}, quantize(), {"method": "reconstruct"}], "0.5", "put quantize last"),
+        ([{"method": "wanda"}, {"method": "scales"}], "0.5", "scales right behind it"),
         ([quantize()], "0.5", "first stage must choose a mask"),
         ([{"method": "keep"}, {"method": "swaps"}], None, "swaps changes the mask"),
         ([{"method": "keep"}, quantize()], "0.5", "keep removes nothing more"),

@@ -15,7 +15,8 @@ from secateur.methods import BlockStage
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
 from secateur.methods.block_task import BlockTask, relative_error
-from secateur.methods.reconstruct import Reconstruct, one_cycle
+from secateur.methods.descent import one_cycle
+from secateur.methods.reconstruct import Reconstruct
 from secateur.pattern import Budget, select
 from secateur.recipe import Recipe
 from secateur.solvers.scores import wanda_score

@@ -93,6 +93,13 @@ Format = Annotated[
         "(default: packed)",
     ),
 ]
+TrainScales = Annotated[
+    bool | None,
+    typer.Option(
+        "--train-scales/--no-train-scales",
+        help="Train the scales of quantized weights on the output of their block. (default: no)",
+    ),
+]
 Permute = Annotated[
     bool | None,
     typer.Option(
@@ -143,6 +150,9 @@ Restart = Annotated[
 ]
 ReportAsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
+# Stages at a recipe's end, once weights are integers.
+_ON_THE_GRID = ("quantize", "scales")
+
 
 def recipe_from_flags(
     file: Path | None,
@@ -156,6 +166,7 @@ def recipe_from_flags(
     quantize_group: int | None = None,
     asymmetric: bool | None = None,
     quantized_format: QuantizedFormat | None = None,
+    train_scales: bool | None = None,
     sparsity: float | None,
     pattern: str | None,
     allocate: str | None = None,
@@ -202,8 +213,8 @@ def recipe_from_flags(
                 stages = [*stages, {"method": name}]
             elif wanted is False:
                 stages = [stage for stage in stages if stage["method"] != name]
-        # Sorting is stable: all but quantize stay as they are.
-        values["stages"] = sorted(stages, key=lambda stage: stage["method"] == "quantize")
+        # Sorting is stable: what comes before stays as it is.
+        values["stages"] = sorted(stages, key=lambda stage: stage["method"] in _ON_THE_GRID)
     if allocate is not None:
         values["allocation"] = {"method": allocate}
     if plan is not None:
@@ -222,6 +233,9 @@ def recipe_from_flags(
     )
     if grid:
         values["stages"] = _quantized(values, grid)
+    if train_scales is not None:
+        stages = [stage for stage in _spelt_out(values) if stage["method"] != "scales"]
+        values["stages"] = [*stages, {"method": "scales"}] if train_scales else stages
     text = text_options(calibration, samples, length, seed, bos)
     values["calibration"] = {**values.get("calibration", {}), **text}
     return Recipe.from_mapping({**values, **given(others)})
@@ -249,8 +263,9 @@ def _quantized(values: Mapping[str, Any], grid: Mapping[str, Any]) -> list[dict[
             "--quantize-group, --asymmetric and --quantized-format say how to quantise; give "
             "--quantize int4, int8 or int3 as well."
         )
-    others = [stage for stage in stages if stage["method"] != "quantize"]
-    return [*others, {"method": "quantize", **(present[0] if present else {}), **grid}]
+    before = [stage for stage in stages if stage["method"] not in _ON_THE_GRID]
+    behind = [stage for stage in stages if stage["method"] == "scales"]
+    return [*before, {"method": "quantize", **(present[0] if present else {}), **grid}, *behind]
 
 
 def _spelt_out(values: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ from secateur.cli.options import (
     Samples,
     Seed,
     Sparsity,
+    TrainScales,
     TrustRemoteCode,
     recipe_from_flags,
 )
@@ -50,6 +51,7 @@ def prune(
     quantize_group: QuantizeGroup = None,
     asymmetric: Asymmetric = None,
     quantized_format: Format = None,
+    train_scales: TrainScales = None,
     sparsity: Sparsity = None,
     pattern: PatternText = None,
     allocate: Allocate = None,
@@ -88,6 +90,7 @@ def prune(
         quantize_group=quantize_group,
         asymmetric=asymmetric,
         quantized_format=quantized_format,
+        train_scales=train_scales,
         sparsity=sparsity,
         pattern=pattern,
         allocate=allocate,

@@ -16,6 +16,7 @@ from secateur.methods.permute import Permute
 from secateur.methods.quantize import Quantize
 from secateur.methods.reconstruct import Reconstruct
 from secateur.methods.refit import Refit
+from secateur.methods.scales import Scales
 from secateur.methods.sparsegpt import SparseGPT
 from secateur.methods.stage import BlockStage, DenseStage, GroupStage, Stage
 from secateur.methods.swaps import Swaps
@@ -34,7 +35,8 @@ AnyStage = Annotated[
     | Barber
     | Swaps
     | Reconstruct
-    | Quantize,
+    | Quantize
+    | Scales,
     Field(discriminator="method"),
 ]
 

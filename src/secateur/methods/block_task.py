@@ -13,6 +13,7 @@ from secateur.architecture import Linear
 from secateur.errors import SecateurError
 from secateur.pattern import Pattern
 from secateur.solvers.grids import Clipping, GridOptions
+from secateur.solvers.quantise import QuantisedSolution
 from secateur.walk.streams import Stream
 
 Reference = Literal["pruned", "dense"]
@@ -51,6 +52,7 @@ class BlockTask:
         generator: for every random choice.
         grid: what the recipe will quantise kept weights to, if it does.
         clippings: learned ranges of that grid, by linear name.
+        quantised: weights as levels of a grid, by linear name, once they are.
         notes: sentences for the report.
         error: of outputs against targets, (batch, length).
     """
@@ -69,6 +71,7 @@ class BlockTask:
     generator: torch.Generator
     grid: GridOptions | None = None
     clippings: dict[str, Clipping] = field(default_factory=dict)
+    quantised: dict[str, QuantisedSolution] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     error: Callable[[Tensor, Tensor], Tensor] = relative_error
 
@@ -133,8 +136,11 @@ class BlockTask:
         reference: Reference,
         parameters: Sequence[Tensor],
         change: Callable[[], None],
-    ) -> None:
+    ) -> bool:
         """Change parameters, round them to the stored dtype, undo it if the held-out error rises.
+
+        Returns:
+            Whether the change stays.
 
         Raises:
             SecateurError: the new weights are not finite.
@@ -149,9 +155,11 @@ class BlockTask:
                 f"The weights of {self.name} are not finite after {stage}; lower its learning rate."
             )
         after = self.held_out_error(reference)
-        if not after <= before:
+        better = after <= before
+        if not better:
             for parameter, value in zip(parameters, saved, strict=True):
                 parameter.data.copy_(value)
             self.notes.append(
                 f"{stage} rejected, held-out error would rise from {before:.4g} to {after:.4g}"
             )
+        return better

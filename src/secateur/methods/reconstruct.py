@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar, Literal
@@ -12,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from secateur.methods.block_task import BlockTask, Reference, relative_error
+from secateur.methods.descent import descend, relative_rate
 from secateur.methods.stage import BlockStage
 from secateur.walk.parts import Part, catch_call, find_parts
 
@@ -75,31 +75,15 @@ class Reconstruct(BlockStage):
         batches = [
             batch for _ in range(self.epochs) for batch in task.fitted_batches(self.batch_sequences)
         ]
-        # Adam's steps do not scale with a parameter, so the rate has to.
-        groups = [
-            {"params": [p], "lr": self.learning_rate * float(p.data.square().mean().sqrt())}
-            for p in trained
-        ]
-        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda step: one_cycle(step, len(batches))
-        )
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        try:
-            for batch in batches:
-                error(batch).backward()
-                for parameter in trained:
-                    # Adam moves nothing whose gradient has always been zero: zeros stay exact.
-                    if parameter.grad is not None and parameter in kept:
-                        parameter.grad.mul_(kept[parameter])
-                optimiser.step()
-                optimiser.zero_grad()
-                schedule.step()
-        finally:
+
+        def keep_zeros() -> None:
+            # Adam moves nothing whose gradient has always been zero: zeros stay exact.
             for parameter in trained:
-                parameter.requires_grad_(False)
-                parameter.grad = None
+                if parameter.grad is not None and parameter in kept:
+                    parameter.grad.mul_(kept[parameter])
+
+        rates = [(p, relative_rate(p, self.learning_rate)) for p in trained]
+        descend(rates, batches, error, keep_zeros)
 
 
 def _part_error(task: BlockTask, part: Part, batch: Tensor) -> Tensor:
@@ -110,12 +94,3 @@ def _part_error(task: BlockTask, part: Part, batch: Tensor) -> Tensor:
         target = call.output_with(task.dense)
     with task.stream.precision():
         return relative_error(call.output(), target).mean()
-
-
-def one_cycle(step: int, steps: int, warm_up: float = 0.1, last: float = 0.1) -> float:
-    """Share of the highest learning rate: a linear rise, then half a cosine down to ``last``."""
-    rise = max(1, round(warm_up * steps))
-    if step < rise:
-        return (step + 1) / rise
-    fall = (step - rise) / max(1, steps - rise)
-    return last + (1 - last) * (1 + math.cos(math.pi * fall)) / 2

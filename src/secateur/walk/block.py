@@ -217,6 +217,7 @@ class BlockPruner:
                     generator=generator,
                     grid=self._grid,
                     clippings=pruned.clippings,
+                    quantised=pruned.quantised,
                     notes=pruned.notes,
                 )
             )
