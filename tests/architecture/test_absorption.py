@@ -49,6 +49,11 @@ CONTRACT: dict[str, dict[str, tuple[list[str], tuple[int, int, int]]]] = {
         "attention.dense": (["attention.query_key_value"], (4, 1, 8)),
         "mlp.dense_4h_to_h": (["mlp.dense_h_to_4h"], (1, 1, 64)),
     },
+    # One key and one value for all queries.
+    "gpt_bigcode": {
+        "attn.c_proj": (["attn.c_attn"], (1, 4, 8)),
+        "mlp.c_proj": (["mlp.c_fc"], (1, 1, 128)),
+    },
     "bloom": _BLOOM,
     # One key and one value for all queries.
     "falcon": {**_BLOOM, "self_attention.dense": (["self_attention.query_key_value"], (1, 4, 8))},
