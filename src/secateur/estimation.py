@@ -8,11 +8,9 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 from torch import nn
 
-from secateur.architecture import find_blocks, find_linears
+from secateur.architecture import find_linears
 from secateur.architecture.experts import unstacked_experts
-from secateur.checkpoint.locate import locate_checkpoint
-from secateur.checkpoint.reader import CheckpointReader
-from secateur.checkpoint.skeleton import build_skeleton, map_tensors
+from secateur.checkpoint.opened import Checkpoint
 from secateur.checkpoint.streamed import saved_bytes
 from secateur.job import check_quantize
 from secateur.methods import BlockStage, GroupStage
@@ -60,18 +58,16 @@ def estimate(
         SecateurError: the model or the recipe could not be pruned either.
     """
     recipe = recipe or Recipe()
-    folder = locate_checkpoint(model, trust_remote_code=trust_remote_code)
-    reader = CheckpointReader(folder)
-    blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
-    tensors = map_tensors(blocks, reader)
+    source = Checkpoint.open(model, trust_remote_code=trust_remote_code, by_block=False)
+    reader, blocks, tensors = source.reader, source.blocks, source.mapped
     if recipe.quantize is not None:
-        check_quantize(recipe.quantize, blocks, tensors)
+        check_quantize(recipe.quantize, source)
     plan = uniform_plan(blocks, recipe.pattern)
     streamed = not isinstance(tensors, str)
 
     calibration = recipe.calibration
     tokens = calibration.samples * calibration.length
-    hidden = blocks.model.config.get_text_config().hidden_size
+    hidden = source.hidden_size
     buffers = 1 + wants_dense_stream(recipe.stages) + wants_targets(recipe.stages)
     activations = buffers * tokens * hidden * _FLOAT
     mapped = activations > memory_budget(recipe.activation_memory)

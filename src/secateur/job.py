@@ -15,15 +15,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.allocation.edited import FromFile
-from secateur.architecture import BlockList, find_blocks
+from secateur.architecture import find_blocks
 from secateur.calibration import source_files
 from secateur.checkpoint.kept import KeptMasks
-from secateur.checkpoint.locate import load_model, load_tokenizer, locate_checkpoint
+from secateur.checkpoint.locate import load_model, load_tokenizer
+from secateur.checkpoint.opened import Checkpoint
 from secateur.checkpoint.packed import check_packable
-from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.resident import ResidentStore
 from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
-from secateur.checkpoint.skeleton import TensorMap, build_skeleton, check_length, map_tensors
+from secateur.checkpoint.skeleton import check_length
 from secateur.checkpoint.store import BlockStore
 from secateur.checkpoint.streamed import StreamedStore, saved_bytes
 from secateur.errors import SecateurError
@@ -94,13 +94,13 @@ def job_in_memory(
     )
 
 
-def check_quantize(stage: Quantize, blocks: BlockList, tensors: TensorMap | str) -> None:
+def check_quantize(stage: Quantize, source: Checkpoint) -> None:
     """Raise SecateurError if the grid or the format does not take the model."""
-    stage.check_widths(blocks)
-    if isinstance(tensors, str):
-        _check_unpacked(stage, f"this one ({tensors})")
+    stage.check_widths(source.blocks)
+    if isinstance(source.mapped, str):
+        _check_unpacked(stage, f"this one ({source.mapped})")
     if stage.format == "packed":
-        check_packable(blocks)
+        check_packable(source.blocks)
 
 
 def _check_unpacked(stage: Quantize, what: str) -> None:
@@ -115,10 +115,7 @@ def _check_unpacked(stage: Quantize, what: str) -> None:
 class _Inputs:
     """A checkpoint and a recipe that fit each other; nothing large has been read."""
 
-    folder: Path
-    reader: CheckpointReader
-    blocks: BlockList
-    tensors: TensorMap | str
+    source: Checkpoint
     plan: Plan
     tokenizer: PreTrainedTokenizerBase
     texts: list[Path]
@@ -137,19 +134,14 @@ class _Inputs:
     ) -> _Inputs:
         device = resolve_device(recipe.device)
         dtype = resolve_dtype(recipe.dtype, device)
-        folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
-        reader = CheckpointReader(folder)
-        blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
-        tensors = map_tensors(blocks, reader)
+        source = Checkpoint.open(name, trust_remote_code=trust_remote_code, by_block=False)
+        folder, blocks = source.folder, source.blocks
         if recipe.quantize is not None:
-            check_quantize(recipe.quantize, blocks, tensors)
+            check_quantize(recipe.quantize, source)
         plan = recipe.allocation.prepare(blocks, recipe.pattern)
         check_length(blocks.model.config, recipe.calibration.length)
         return cls(
-            folder=folder,
-            reader=reader,
-            blocks=blocks,
-            tensors=tensors,
+            source=source,
             plan=plan,
             tokenizer=tokenizer or load_tokenizer(folder, trust_remote_code=trust_remote_code),
             texts=source_files(recipe.calibration),
@@ -161,11 +153,12 @@ class _Inputs:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides the bytes of the result."""
+        blocks = len(self.source.blocks)
         return {
-            "model": fingerprint_checkpoint(self.reader),
+            "model": fingerprint_checkpoint(self.source.reader),
             "recipe": _deciding_options(self.recipe, self.plan),
             "calibration text": fingerprint_files(self.texts),
-            "masks": fingerprint_files(self.kept.files(len(self.blocks))) if self.kept else None,
+            "masks": fingerprint_files(self.kept.files(blocks)) if self.kept else None,
             "forward": f"{self.dtype} on {self.device.type}",
             "versions": package_versions(),
         }
@@ -192,26 +185,26 @@ def job_from_checkpoint(
 ) -> Job:
     """Check a checkpoint and take the output folder, if one is named; arguments of ``prune``."""
     given = _Inputs.check(name, recipe, tokenizer, trust_remote_code)
-    folder, device, dtype = given.folder, given.device, given.dtype
+    source, device, dtype = given.source, given.device, given.dtype
     run = None
     if output is not None:
-        check_apart(output, folder)
+        check_apart(output, source.folder)
         run = Run.open(output, given.fingerprint(), restart=restart)
-        size = saved_bytes(given.blocks, given.reader, given.tensors, recipe.packing)
+        size = saved_bytes(source.blocks, source.reader, source.mapped, recipe.packing)
         _check_space(run, size)
 
-    load = partial(load_model, folder, trust_remote_code=trust_remote_code)
+    load = partial(load_model, source.folder, trust_remote_code=trust_remote_code)
 
     notes: list[str] = []
     store: BlockStore
-    if isinstance(given.tensors, str):
-        notes.append(f"The whole model was loaded instead of one block at a time: {given.tensors}.")
+    if isinstance(source.mapped, str):
+        notes.append(f"The whole model was loaded instead of one block at a time: {source.mapped}.")
         resident = load("auto")
-        store = ResidentStore(find_blocks(resident), output, device, side_files=folder)
+        store = ResidentStore(find_blocks(resident), output, device, side_files=source.folder)
     else:
         resident = None
         store = StreamedStore(
-            given.blocks, given.reader, given.tensors, output, device, recipe.packing
+            source.blocks, source.reader, source.tensors, output, device, recipe.packing
         )
     return Job(
         name=str(name),

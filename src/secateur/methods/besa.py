@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from secateur.architecture import Linear
+from secateur.architecture.forwards import replaced_forwards
 from secateur.methods.block_task import BlockTask, relative_error
 from secateur.methods.clipping import LearnedClipping
 from secateur.methods.rows import block_scores, take_best, uniform_masks, write_masks
@@ -177,32 +178,34 @@ class _Rows:
         self.counts_D = torch.tensor(counts, device=dense_OI.device)
         self.clipping = None
 
-    def weights(self, count_O: Tensor) -> Tensor:
+    def masked(self, beta_GD: Tensor, alpha_G: Tensor) -> Callable[[Tensor], Tensor]:
+        """The linear at these expected rates, with gradients for their distribution."""
+        count_O = truncated_counts(alpha_G, *self.dense_OI.shape)
+        return partial(
+            masked_linear,
+            w_OI=self._weights(count_O),
+            rank_OI=self.rank_OI,
+            count_O=count_O,
+            beta_GD=beta_GD,
+            counts_D=self.counts_D,
+            bias_O=self.linear.bias_O,
+        )
+
+    def _weights(self, count_O: Tensor) -> Tensor:
         """Dense weights, or what they are on the grid if each row loses so many."""
         if self.clipping is None:
             return self.dense_OI
         return self.clipping.on_grid(self.dense_OI, mask_of_counts(self.rank_OI, count_O))
 
 
-@contextmanager
-def _masked(rows: list[_Rows], betas: list[Tensor], alphas: list[Tensor]) -> Iterator[None]:
+def _masked(
+    rows: list[_Rows], betas: list[Tensor], alphas: list[Tensor]
+) -> AbstractContextManager[None]:
     """Within the context the linears run with their masks, and gradients reach the betas."""
-    for each, beta_GD, alpha_G in zip(rows, betas, alphas, strict=True):
-        count_O = truncated_counts(alpha_G, *each.dense_OI.shape)
-        each.linear.module.forward = partial(
-            masked_linear,
-            w_OI=each.weights(count_O),
-            rank_OI=each.rank_OI,
-            count_O=count_O,
-            beta_GD=beta_GD,
-            counts_D=each.counts_D,
-            bias_O=each.linear.bias_O,
-        )
-    try:
-        yield
-    finally:
-        for each in rows:
-            del each.linear.module.forward
+    return replaced_forwards(
+        (each.linear.module, each.masked(beta_GD, alpha_G))
+        for each, beta_GD, alpha_G in zip(rows, betas, alphas, strict=True)
+    )
 
 
 def _exact_masks(rows: list[_Rows], alphas: list[Tensor], zeros: int) -> dict[str, Tensor]:

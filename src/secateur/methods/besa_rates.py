@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -10,6 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from secateur.architecture import Linear
+from secateur.architecture.forwards import replaced_forwards
 from secateur.methods.block_task import BlockTask, relative_error
 from secateur.methods.rows import take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
@@ -93,21 +95,21 @@ class BESARates(BlockStage):
         removed = {
             name: torch.zeros_like(each.root_O, requires_grad=True) for name, each in costs.items()
         }
-        chosen = [linear for linear in task.linears if linear.name in costs]
-        for linear in chosen:
-            linear.module.forward = partial(
+
+        def thresholded(linear: Linear) -> Callable[[Tensor], Tensor]:
+            return partial(
                 thresholded_linear,
                 costs=costs[linear.name],
                 threshold=threshold,
                 removed_O=removed[linear.name],
                 bias_O=linear.bias_O,
             )
-        try:
+
+        with replaced_forwards(
+            (linear.module, thresholded(linear)) for linear in task.linears if linear.name in costs
+        ):
             error_BL = relative_error(task.output(batch), task.target(batch, self.reference))
             error_BL.mean().backward()
-        finally:
-            for linear in chosen:
-                del linear.module.forward
         return {name: each.grad for name, each in removed.items() if each.grad is not None}
 
 

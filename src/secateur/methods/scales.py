@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -13,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from secateur.architecture import Linear
+from secateur.architecture.forwards import replaced_forwards
 from secateur.methods.block_task import BlockTask, Reference
 from secateur.methods.descent import descend, relative_rate
 from secateur.methods.stage import BlockStage
@@ -57,7 +56,7 @@ class Scales(BlockStage):
         def train() -> None:
             rates = [(each.exponent_OG, self.learning_rate) for each in levels]
             rates += [(p, relative_rate(p, self.learning_rate)) for p in vectors]
-            with _from_levels(levels):
+            with replaced_forwards((each.linear.module, each.forward) for each in levels):
                 descend(rates, batches, error)
             for each in levels:
                 each.linear.weight_OI.copy_(each.solution(task.stored).w_OI)
@@ -92,7 +91,7 @@ class _Levels:
         return cls(linear, found, level_OGI, torch.zeros_like(scale_OG))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The linear, with a graph behind its scales."""
+        """The linear by weights computed anew, with a graph behind its scales."""
         scale_OG = self.found.grid.scale_OG * self.exponent_OG.exp()
         w_OI = (self.level_OGI * scale_OG.unsqueeze(2)).flatten(1)
         return functional.linear(x, w_OI, self.linear.bias_O)
@@ -102,15 +101,3 @@ class _Levels:
         grid = self.found.grid
         scale_OG = representable(grid.scale_OG * self.exponent_OG.exp(), stored)
         return replace(self.found, grid=grid.with_scales(scale_OG))
-
-
-@contextmanager
-def _from_levels(levels: list[_Levels]) -> Iterator[None]:
-    """Within the context linears compute their weights anew in each forward pass."""
-    for each in levels:
-        each.linear.module.forward = each.forward
-    try:
-        yield
-    finally:
-        for each in levels:
-            del each.linear.module.forward

@@ -8,11 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from secateur.architecture import BlockList, find_blocks
-from secateur.checkpoint.locate import locate_checkpoint
-from secateur.checkpoint.reader import CheckpointReader
+from secateur.checkpoint.opened import Checkpoint
 from secateur.checkpoint.run import Run
-from secateur.checkpoint.skeleton import TensorMap, build_skeleton, map_tensors
 from secateur.checkpoint.store import masks_path
 from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
@@ -22,46 +19,6 @@ from secateur.recovery.options import Recovery
 from secateur.training import job as training
 from secateur.training.ranks import ALONE
 from secateur.walk.precision import resolve_device
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model on disk; no weights are in memory.
-
-    Attributes:
-        folder: where it lies.
-        blocks: its structure.
-        reader: its tensors.
-        tensors: which of them belongs where.
-    """
-
-    folder: Path
-    blocks: BlockList
-    reader: CheckpointReader
-    tensors: TensorMap
-
-    @classmethod
-    def open(cls, name: str | Path, *, trust_remote_code: bool) -> Checkpoint:
-        """Look at headers and configuration.
-
-        Raises:
-            SecateurError: it cannot be read, or not block by block.
-        """
-        folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
-        blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
-        reader = CheckpointReader(folder)
-        tensors = map_tensors(blocks, reader)
-        if isinstance(tensors, str):
-            raise SecateurError(
-                f"{folder} cannot be read block by block: {tensors}; save the model anew with "
-                "transformers if that stores its tensors plainly."
-            )
-        return cls(folder, blocks, reader, tensors)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of what blocks hand on."""
-        return int(self.blocks.model.config.get_text_config().hidden_size)
 
 
 @dataclass(frozen=True)

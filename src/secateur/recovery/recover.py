@@ -11,6 +11,7 @@ import torch
 
 from secateur.architecture import find_blocks
 from secateur.checkpoint.files import copy_file, write_json
+from secateur.checkpoint.opened import Checkpoint
 from secateur.checkpoint.store import check_finite
 from secateur.checkpoint.streamed import StreamedStore
 from secateur.evaluation.scores import score_windows
@@ -19,7 +20,7 @@ from secateur.progress import Progress, silent
 from secateur.recovery.adapters import Adapted, Adapters
 from secateur.recovery.blocks import FittedBlock, fit_blocks, pass_fitted
 from secateur.recovery.chosen import Chosen
-from secateur.recovery.job import Checkpoint, Job, prepare
+from secateur.recovery.job import Job, prepare
 from secateur.recovery.options import Recovery
 from secateur.report.document import describe_machine, peak_device_memory, peak_memory
 from secateur.report.page import write_report
@@ -226,12 +227,7 @@ def _described(fitted: FittedBlock) -> dict[str, object]:
 def _train(job: Job, checkpoint: Checkpoint, watch: Stopwatch, progress: Progress) -> NetworkReport:
     """Train the network, take the weights that held-out text prefers, and write them."""
     options = job.options
-    model = replace(
-        job.training.model,
-        folder=checkpoint.folder,
-        reader=checkpoint.reader,
-        tensors=checkpoint.tensors,
-    )
+    model = replace(job.training.model, checkpoint=checkpoint)
     training = replace(job.training, model=model)
     network = training.load(checkpoint.folder, torch.float32)
     blocks = find_blocks(network)

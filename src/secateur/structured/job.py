@@ -156,7 +156,7 @@ def prepare(
     check_apart(output, source.folder)
     sub_blocks = find_sub_blocks(source.blocks, ffn_only=options.ffn_only)
     if options.preset == "default":
-        width_grids(sub_blocks, options.grid)
+        width_grids(sub_blocks, options.grid, whole_groups=options.whole_groups)
     target = Target(0, None) if curve else _target(source, sub_blocks, options)
     check_cuttable(source.store(device), sub_blocks, queries=not _whole_groups(options))
     check_length(source.blocks.model.config, options.calibration.length)

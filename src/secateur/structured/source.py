@@ -9,10 +9,8 @@ from typing import Any
 
 import torch
 
-from secateur.architecture import BlockList, find_blocks
-from secateur.checkpoint.locate import locate_checkpoint
-from secateur.checkpoint.reader import CheckpointReader
-from secateur.checkpoint.skeleton import TensorMap, build_skeleton, map_tensors
+from secateur.architecture import BlockList
+from secateur.checkpoint.opened import Checkpoint
 from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
 
@@ -35,23 +33,15 @@ class SizeNames:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A checkpoint on disk; no weights are in memory.
+class Source(Checkpoint):
+    """A checkpoint that can be cut.
 
     Attributes:
-        folder: where it lies.
-        reader: its tensors.
-        blocks: its structure, with parameters on the meta device.
-        tensors: which tensor of the files belongs where.
         config: its config.json.
         names: what that calls the sizes that shrink.
         trust_remote_code: whether the checkpoint's own code may run.
     """
 
-    folder: Path
-    reader: CheckpointReader
-    blocks: BlockList
-    tensors: TensorMap
     config: dict[str, Any]
     names: SizeNames
     trust_remote_code: bool
@@ -67,23 +57,17 @@ def open_source(model: str | Path, *, trust_remote_code: bool = False) -> Source
     Raises:
         SecateurError: it cannot be read, or it is stored in a way that cannot be cut.
     """
-    folder = locate_checkpoint(model, trust_remote_code=trust_remote_code)
-    reader = CheckpointReader(folder)
-    blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    config = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
     if "per_layer_config" in config:
         raise SecateurError(
-            f"The blocks of {folder} differ in width already; shrink the model it was made from, "
-            "to the size you want."
+            f"The blocks of {found.folder} differ in width already; shrink the model it was made "
+            "from, to the size you want."
         )
-    names = _size_names(blocks, folder)
-    tensors = map_tensors(blocks, reader)
-    if isinstance(tensors, str):
-        raise SecateurError(
-            f"{folder} cannot be cut block by block: {tensors}; save the model anew with "
-            "transformers if that stores its tensors plainly."
-        )
-    return Source(folder, reader, blocks, tensors, config, names, trust_remote_code)
+    names = _size_names(found.blocks, found.folder)
+    return Source(
+        found.folder, found.reader, found.blocks, found.mapped, config, names, trust_remote_code
+    )
 
 
 def _size_names(blocks: BlockList, folder: Path) -> SizeNames:

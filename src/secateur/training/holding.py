@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from secateur.architecture import BlockList
+from secateur.architecture.forwards import replaced_forwards
 from secateur.training.masked_linear import MaskedLinear, masked_forward
 from secateur.training.options import Training
 
@@ -111,19 +112,8 @@ def marked_for_training(
     return trained
 
 
-@contextmanager
-def recomputed(blocks: BlockList, wanted: bool) -> Iterator[None]:
+def recomputed(blocks: BlockList, wanted: bool) -> AbstractContextManager[None]:
     """Within the context blocks keep their inputs alone, and run again on the way back."""
-    if not wanted:
-        yield
-        return
-    for block in blocks:
-        # No block draws random numbers in training.
-        block.forward = partial(
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-        )
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
+    # No block draws random numbers in training.
+    run = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    return replaced_forwards((block, partial(run, block.forward)) for block in blocks if wanted)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.architecture import BlockList, find_blocks
+from secateur.architecture import BlockList
 from secateur.calibration.sources import HubDataset, resolve_source
 from secateur.checkpoint.locate import (
     cache_folder,
@@ -21,9 +21,10 @@ from secateur.checkpoint.locate import (
     load_tokenizer,
     locate_checkpoint,
 )
+from secateur.checkpoint.opened import Checkpoint
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
-from secateur.checkpoint.skeleton import TensorMap, build_skeleton, map_tensors, positions_of
+from secateur.checkpoint.skeleton import positions_of
 from secateur.errors import SecateurError
 from secateur.progress import Progress
 from secateur.report.document import package_versions
@@ -43,17 +44,18 @@ class Model:
 
     Attributes:
         name: as the user named it.
-        folder: where it is.
-        reader: its tensors.
-        tensors: which of them belongs where.
+        checkpoint: where it lies, and what is in it.
         masks: by full linear name, if it was pruned by this package.
     """
 
     name: str
-    folder: Path
-    reader: CheckpointReader
-    tensors: TensorMap
+    checkpoint: Checkpoint
     masks: dict[str, Tensor]
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.checkpoint.folder
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def prepare(
     run = Run.open(
         output,
         {
-            "model": fingerprint_checkpoint(model.reader),
+            "model": fingerprint_checkpoint(model.checkpoint.reader),
             "teacher": dense,
             "options": _deciding_options(options),
             "text": [[part.weight, *map(_identity, part.sources)] for part in parts],
@@ -188,16 +190,12 @@ def prepare(
 def _find_model(
     name: str | Path, options: Training, trust_remote_code: bool, ranks: Ranks
 ) -> Model:
-    folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
-    reader = CheckpointReader(folder)
-    blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
+    checkpoint = Checkpoint.open(name, trust_remote_code=trust_remote_code)
+    blocks = checkpoint.blocks
     check_model(blocks, options)
     check_shardable(options, named_linears(blocks), ranks)
     _check_length(options, blocks)
-    tensors = map_tensors(blocks, reader)
-    if isinstance(tensors, str):
-        raise SecateurError(f"{folder} cannot be trained: {tensors}; choose another model.")
-    return Model(str(name), folder, reader, tensors, pruned_masks(folder, blocks))
+    return Model(str(name), checkpoint, pruned_masks(checkpoint.folder, blocks))
 
 
 def _find_teacher(
@@ -259,7 +257,7 @@ def _check_vocabularies(student: Path, teacher: Path, trust_remote_code: bool) -
 
 def _check_space(job: Job, trained: int | None) -> None:
     """Find out now, not hours later, that states and checkpoint will not fit on the disk."""
-    options, reader = job.options, job.model.reader
+    options, reader = job.options, job.model.checkpoint.reader
     if trained is None:
         trained = sum(torch.Size(shape).numel() for shape in reader.shapes.values())
     # Weights, two moments and what a dual variable takes in fp32, masks; and a new state is whole

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.architecture import Linear
+from secateur.architecture.forwards import replaced_forwards
 from secateur.training.low_rank import LowRank
 from secateur.training.masks import RowBudget, as_factor
 from secateur.training.sparse_lora import SparseLoRA
@@ -144,13 +145,6 @@ class MaskedLinear:
         return y if self.low_rank is None else y + self.low_rank(x)
 
 
-@contextmanager
-def masked_forward(linears: Sequence[MaskedLinear]) -> Iterator[None]:
+def masked_forward(linears: Sequence[MaskedLinear]) -> AbstractContextManager[None]:
     """Within the context the modules run with their masks."""
-    for each in linears:
-        each.linear.module.forward = each.forward
-    try:
-        yield
-    finally:
-        for each in linears:
-            del each.linear.module.forward
+    return replaced_forwards((each.linear.module, each.forward) for each in linears)

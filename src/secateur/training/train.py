@@ -151,7 +151,8 @@ def _execute(job: Job, progress: Progress) -> None:
     watch.lap("steps")
 
     trainer.remove()
-    reader, tensors = job.model.reader, job.model.tensors
+    checkpoint = job.model.checkpoint
+    reader, tensors = checkpoint.reader, checkpoint.tensors
     names = file_names(holding.blocks, reader, tensors)
     round_to_stored(holding.blocks, reader, names)
     after = trainer.validation_loss(job.text.held_out_WL)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.architecture import BlockList
+from secateur.architecture.forwards import replaced_forwards
 from secateur.errors import SecateurError
 
 
@@ -83,7 +83,7 @@ def _capture(
 
         return record
 
-    with _replaced_forwards(blocks, recorder):
+    with replaced_forwards((block, recorder(index)) for index, block in enumerate(blocks)):
         try:
             blocks.model.base_model(input_ids=token_ids, use_cache=False)
         except _Reached:
@@ -109,11 +109,11 @@ def logits_after(blocks: BlockList, token_ids: Tensor, last_BLD: Tensor) -> Tens
         logits (batch, length, vocabulary).
     """
 
-    def returning(value: Any) -> Callable[[int], Callable[..., Any]]:
-        return lambda _index: lambda *_args, **_kwargs: value
+    def returning(value: Any) -> Callable[..., Any]:
+        return lambda *_args, **_kwargs: value
 
     for output in (last_BLD, (last_BLD,)):
-        with _replaced_forwards(blocks, returning(output)):
+        with replaced_forwards((block, returning(output)) for block in blocks):
             try:
                 logits: Tensor = blocks.model(input_ids=token_ids, use_cache=False).logits
             except (IndexError, AttributeError, RuntimeError, ValueError, TypeError):
@@ -127,19 +127,6 @@ def logits_after(blocks: BlockList, token_ids: Tensor, last_BLD: Tensor) -> Tens
         f"The head of {type(blocks.model).__name__} does not give logits for the last block's "
         "output; choose another allocation."
     )
-
-
-@contextmanager
-def _replaced_forwards(
-    blocks: BlockList, recorder: Callable[[int], Callable[..., Any]]
-) -> Iterator[None]:
-    for index, block in enumerate(blocks):
-        block.forward = recorder(index)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
 
 
 def same_calls(left: Sequence[BlockCall], right: Sequence[BlockCall]) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from secateur.architecture import Linear
+from secateur.architecture.forwards import replaced_forwards
 from secateur.walk.capture import hidden_states
 
 
@@ -70,10 +71,6 @@ def catch_call(part: Part, run: Callable[[], object]) -> PartCall | None:
         caught.append(PartCall(part, args, kwargs))
         raise _Reached
 
-    part.module.forward = catch
-    try:
-        with suppress(_Reached):
-            run()
-    finally:
-        del part.module.forward
+    with replaced_forwards([(part.module, catch)]), suppress(_Reached):
+        run()
     return caught[0] if caught else None

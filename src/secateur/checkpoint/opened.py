@@ -1,0 +1,66 @@
+"""A checkpoint on disk whose headers and configuration have been looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from secateur.architecture import BlockList, find_blocks
+from secateur.checkpoint.locate import locate_checkpoint
+from secateur.checkpoint.reader import CheckpointReader
+from secateur.checkpoint.skeleton import TensorMap, build_skeleton, map_tensors
+from secateur.errors import SecateurError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint; no weights are in memory.
+
+    Attributes:
+        folder: where it lies.
+        reader: its tensors.
+        blocks: its structure, with parameters on the meta device.
+        mapped: which tensor of the files belongs where, or a phrase that says why none can be
+            read without loading the whole model.
+    """
+
+    folder: Path
+    reader: CheckpointReader
+    blocks: BlockList
+    mapped: TensorMap | str
+
+    @classmethod
+    def open(
+        cls, name: str | Path, *, trust_remote_code: bool = False, by_block: bool = True
+    ) -> Checkpoint:
+        """Look at a checkpoint in a folder or on the hub.
+
+        Args:
+            name: folder or name on the hub.
+            trust_remote_code: let the checkpoint's own Python code run.
+            by_block: refuse one that cannot be read block by block.
+
+        Raises:
+            SecateurError: it cannot be read, or not as asked.
+        """
+        folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
+        reader = CheckpointReader(folder)
+        blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
+        mapped = map_tensors(blocks, reader)
+        if by_block and isinstance(mapped, str):
+            raise SecateurError(
+                f"{folder} cannot be read block by block: {mapped}; save the model anew with "
+                "transformers if that stores its tensors plainly."
+            )
+        return cls(folder, reader, blocks, mapped)
+
+    @property
+    def tensors(self) -> TensorMap:
+        """Which tensor of the files belongs where, of a checkpoint that was opened by block."""
+        assert not isinstance(self.mapped, str), "opened by block"
+        return self.mapped
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of what blocks hand on."""
+        return int(self.blocks.model.config.get_text_config().hidden_size)
