@@ -77,12 +77,12 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
     "dense, then frozen": {
         "masks": {"forward": "dense", "rescale": True, "frozen_share": 0.5},
-        "decay": {"place": "outside"},
+        "decay": {"place": "outside", "norm": "l1"},
     },
     "dual variable": {
         "pattern": "0.6",
         "admm": {"penalty": 0.1},
-        "masks": {"score": "sensitivity", "frozen_share": 0.25},
+        "masks": {"scope": "global", "score": "sensitivity", "frozen_share": 0.25},
         "decay": {"strength": 0.0, "place": "outside"},
     },
 }
@@ -167,8 +167,6 @@ def test_every_process_holds_its_share_alone(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"masks": {"scope": "global"}, "pattern": "0.5"}, "masks.scope: global works in one"),
-        ({"decay": {"place": "outside", "norm": "l1"}}, "decay.norm: l1 works in one"),
         ({"train": "lora", "masks": {"frozen_share": 1.0}}, "train: lora works in one"),
         ({"low_rank": {"group": 8, "start": "covariance"}}, "low_rank.start: covariance works in"),
         ({}, "The 5 outputs of proj cannot be divided evenly among 2 processes"),

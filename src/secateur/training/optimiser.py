@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from secateur.training.masks import as_factor
+from secateur.training.ranks import ALONE, Ranks
 
 DecayPlace = Literal["inside", "outside"]
 DecayNorm = Literal["l2", "l1"]
@@ -53,6 +54,7 @@ class MaskedAdamW:
         decay_place: DecayPlace = "inside",
         decay_norm: DecayNorm = "l2",
         second_moment: SecondMoment = "update",
+        ranks: Ranks = ALONE,
     ) -> None:
         self.parameters = dict(parameters)
         self.masks = dict(masks)
@@ -65,6 +67,7 @@ class MaskedAdamW:
         self._decay_place = decay_place
         self._decay_norm = decay_norm
         self._second_moment = second_moment
+        self._ranks = ranks
 
     @torch.no_grad()
     def step(self, learning_rate: float, decay: float) -> None:
@@ -78,16 +81,13 @@ class MaskedAdamW:
         inside = self._decay_place == "inside"
         followed = set(self.masks) if inside else set()
         self._adamw([name for name in self.parameters if name not in followed], learning_rate)
-        for name, mask in self.masks.items():
-            if inside:
+        if inside:
+            for name, mask in self.masks.items():
                 self._annealed(name, mask, learning_rate, decay)
-            elif decay > 0 and self._decay_norm == "l1":
-                second = self.second[name]
-                tensors = (self.parameters[name].data, mask, second)
-                _in_chunks(
-                    _lower, *tensors, by=learning_rate * decay, mean=float(second.mean().sqrt())
-                )
-            elif decay > 0:
+        elif decay > 0 and self._decay_norm == "l1":
+            self._lower_removed(learning_rate * decay)
+        elif decay > 0:
+            for name, mask in self.masks.items():
                 weight = self.parameters[name].data
                 _in_chunks(_shrink, weight, mask, factor=1 - learning_rate * decay)
 
@@ -133,6 +133,17 @@ class MaskedAdamW:
                 eps=self._epsilon,
                 maximize=False,
             )
+
+    def _lower_removed(self, by: float) -> None:
+        # Several processes hold rows of the same linears, and only together know their means.
+        sums = torch.stack([self.second[name].sum() for name in self.masks])
+        counts = torch.tensor([float(self.second[name].numel()) for name in self.masks])
+        counts = counts.to(sums.device)
+        self._ranks.sum([sums, counts])
+        means = (sums / counts).sqrt().tolist()
+        for (name, mask), mean in zip(self.masks.items(), means, strict=True):
+            tensors = (self.parameters[name].data, mask, self.second[name])
+            _in_chunks(_lower, *tensors, by=by, mean=mean)
 
     def _annealed(self, name: str, mask: Tensor, learning_rate: float, decay: float) -> None:
         weight = self.parameters[name]

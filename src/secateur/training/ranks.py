@@ -59,13 +59,17 @@ class Ranks:
         size = -(-count // self.world)
         return slice(min(size * self.rank, count), min(size * (self.rank + 1), count))
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, in the order of their ranks (world, ...)."""
+        if self.world == 1:
+            return tensor[None]
+        parts = [torch.empty_like(tensor) for _ in range(self.world)]
+        distributed.all_gather(parts, tensor)
+        return torch.stack(parts)
+
     def collect(self, values_W: Tensor, windows: int) -> Tensor:
         """The values of all windows, given those of the windows that ``deal`` named."""
-        if self.world == 1:
-            return values_W
-        parts = [torch.empty_like(values_W) for _ in range(self.world)]
-        distributed.all_gather(parts, values_W)
-        return torch.cat(parts)[:windows]
+        return self.gather(values_W).flatten()[:windows]
 
     def agree(self, choice: bool) -> bool:
         """What the first process chose."""

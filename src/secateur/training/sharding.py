@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
 from secateur.architecture import Linear
+from secateur.architecture.forwards import replaced_forwards
 from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
 from secateur.training.holding import marked_for_training
@@ -38,8 +39,6 @@ def check_shardable(options: Training, linears: Mapping[str, Linear], ranks: Ran
     # Each of these looks at more rows at once than one process has.
     for name, chosen in {
         "train: lora": options.train == "lora",
-        "masks.scope: global": options.masks.scope == "global",
-        "decay.norm: l1": options.decay.norm == "l1",
         "low_rank.start: covariance": options.fits_boosts,
     }.items():
         if chosen:
@@ -146,15 +145,12 @@ class Sharded:
         torch.set_autocast_cache_enabled(False)
         # Gathered weights are masked already.
         boosted = [each for each in self.linears if each.low_rank is not None]
-        for each in boosted:
-            each.linear.module.forward = _boosted(each)
         try:
-            yield
+            with replaced_forwards((each.linear.module, _boosted(each)) for each in boosted):
+                yield
         finally:
             self._dense = False
             torch.set_autocast_cache_enabled(cached)
-            for each in boosted:
-                del each.linear.module.forward
 
     def forward(self, run: Callable[[], Result], *, last: bool = True) -> Result:
         self._fsdp.set_requires_gradient_sync(last or self._every_pass)

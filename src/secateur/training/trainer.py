@@ -107,6 +107,7 @@ class Trainer:
             decay_place=options.decay.place,
             decay_norm=options.decay.norm,
             second_moment=chosen.second_moment,
+            ranks=ranks,
         )
         self.splitting: Splitting | None = None
         if options.admm is not None:
@@ -182,12 +183,15 @@ class Trainer:
                 refuse_nan(score_OI)
                 yield score_OI
 
-        zeros = sum(int(torch.count_nonzero(~each.mask)) for each in self.linears)
+        ranks = self._ranks
+        zeros = ranks.total(sum(int(torch.count_nonzero(~each.mask)) for each in self.linears))
         changed = torch.zeros((), dtype=torch.int64, device=self.model.device)
-        for each, removed_OI in zip(self.linears, smallest(scores, zeros), strict=True):
+        lowest = smallest(scores, zeros, gather=ranks.gather, rank=ranks.rank)
+        for each, removed_OI in zip(self.linears, lowest, strict=True):
             mask_OI = removed_OI.logical_not_()
             changed += flips(each.mask_OI, mask_OI)
             each.mask_OI.copy_(mask_OI)
+        ranks.sum([changed])
         return int(changed) / self._weights
 
     def _score(self, each: MaskedLinear, rows: slice) -> Tensor:
