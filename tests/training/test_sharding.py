@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from secateur.architecture import Linear
+from secateur.architecture import Linear, find_blocks, find_linears
 from secateur.errors import SecateurError
 from secateur.pattern import NM, Unstructured
 from secateur.report.training import TrainingReport
@@ -61,6 +62,12 @@ def assert_same_result(first: Path, second: Path) -> None:
                 torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
             else:
                 assert torch.equal(tensor, theirs[name])
+
+
+def norms(output: Path) -> list[float]:
+    """Lengths of the gradients that the report shows."""
+    report = TrainingReport.model_validate_json((output / "report.json").read_text())
+    return [entry["gradient_norm"] for entry in report.curve]
 
 
 _VARIANTS: dict[str, dict[str, Any]] = {
@@ -124,8 +131,7 @@ def test_several_processes_give_the_result_of_one(
     assert several.validation.after == pytest.approx(one.validation.after, rel=1e-4)
     flips = [[entry.get("flip_rate") for entry in each.curve] for each in (one, several)]
     assert flips[0] == pytest.approx(flips[1])
-    norms = [[entry["gradient_norm"] for entry in each.curve] for each in (one, several)]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+    assert norms(tmp_path / "one") == pytest.approx(norms(tmp_path / "several"), rel=1e-3)
 
 
 @pytest.mark.slow
@@ -156,6 +162,33 @@ def test_killed_run_resumes_with_another_number_of_processes(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("family", "after"), [("llama", 4), ("gpt2", 1)])
+def test_masked_adapters_of_several_processes_are_those_of_one(
+    family: str, after: int, checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoints(family))
+    torch.manual_seed(0)
+    for block in find_blocks(model):
+        for linear in find_linears(block):
+            linear.weight_OI.mul_(torch.rand_like(linear.weight_OI) < 0.5)
+    source, output = tmp_path / "sparse", tmp_path / "out"
+    model.save_pretrained(source)
+    AutoTokenizer.from_pretrained(checkpoints(family)).save_pretrained(source)
+    chosen = options(
+        "keep-mask",
+        train="lora",
+        lora_rank=3,
+        distillation={"weight": 0.0},
+        checkpoint_minutes=0.0,
+    )
+    run(source, text_file, tmp_path / "one", chosen)
+    assert 0 not in together(2, run, source, text_file, output, chosen, 5)
+    assert together(after, run, source, text_file, output, chosen) == [0] * after
+    assert_same_result(tmp_path / "one", output)
+    assert norms(tmp_path / "one") == pytest.approx(norms(output), rel=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_every_process_holds_its_share_alone(
     family: str, checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
@@ -167,7 +200,6 @@ def test_every_process_holds_its_share_alone(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"train": "lora", "masks": {"frozen_share": 1.0}}, "train: lora works in one"),
         ({"low_rank": {"group": 8, "start": "covariance"}}, "low_rank.start: covariance works in"),
         ({}, "The 5 outputs of proj cannot be divided evenly among 2 processes"),
     ],

@@ -21,7 +21,7 @@ def masked(transposed: bool) -> MaskedLinear:
     rows = RowBudget.of_mask(Unstructured(0.0), mask_OI)
     linear = Linear("w", module, transposed)
     linear.weight_OI.mul_(mask_OI)
-    lora = SparseLoRA((5, 8), 2, torch.Generator().manual_seed(1))
+    lora = SparseLoRA.start((5, 8), 2, torch.Generator().manual_seed(1))
     return MaskedLinear("w", linear, rows, mask_OI, lora=lora)
 
 

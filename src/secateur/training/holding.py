@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Protocol, TypeVar
@@ -34,6 +34,10 @@ class Holding(Protocol):
     def model(self) -> PreTrainedModel:
         """The model."""
 
+    @property
+    def replicated(self) -> Collection[str]:
+        """Names of parameters that every process has as a whole; of others it has a part."""
+
     def train(self, options: Training) -> Mapping[str, nn.Parameter]:
         """Say what is trained; returns this process's part of it by name, fp32."""
 
@@ -63,6 +67,10 @@ class Whole:
     @property
     def model(self) -> PreTrainedModel:
         return self.blocks.model
+
+    @property
+    def replicated(self) -> Collection[str]:
+        return ()
 
     def train(self, options: Training) -> Mapping[str, nn.Parameter]:
         return marked_for_training(self.model, self.linears, options)

@@ -92,7 +92,12 @@ class MaskedLinear:
             rows: which they are.
         """
         part = MaskedLinear(
-            self.name, self.linear, self.rows.part(rows), self.mask_OI[rows].clone(), self.low_rank
+            self.name,
+            self.linear,
+            self.rows.part(rows),
+            self.mask_OI[rows].clone(),
+            self.low_rank,
+            None if self.lora is None else self.lora.part(rows),
         )
         part.weight = weight
         assert weight.shape == part.mask.shape, "rows are whole, so no group of a row is split"
@@ -122,11 +127,11 @@ class MaskedLinear:
     def merge(self) -> None:
         """Add what was trained in place of the weight to it, where the mask keeps weights."""
         if self.lora is not None:
-            self.weight.copy_(masked_weight(self._whole(), self.mask, self.weight.dtype))
+            self.weight.copy_(masked_weight(self.whole(), self.mask, self.weight.dtype))
             self.lora.b_OR.zero_()
 
-    def _whole(self) -> Tensor:
-        """The weight before it is masked."""
+    def whole(self) -> Tensor:
+        """The weight before it is masked, with what is trained in place of it."""
         if self.lora is None:
             return self.weight
         # Left to autocast, the product would be rounded before it is added.
@@ -139,7 +144,7 @@ class MaskedLinear:
         dtype = (
             torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.weight.dtype
         )
-        weight = masked_weight(self._whole(), self.mask, dtype, straight_through=not self.frozen)
+        weight = masked_weight(self.whole(), self.mask, dtype, straight_through=not self.frozen)
         bias = self.linear.module._parameters.get("bias")
         y = functional.linear(x, weight.T if self.linear.transposed else weight, bias)
         return y if self.low_rank is None else y + self.low_rank(x)

@@ -7,7 +7,7 @@ the gathered weight is the straight-through gradient of all weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -27,9 +27,12 @@ from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import as_factor
 from secateur.training.options import Training
 from secateur.training.ranks import Ranks
+from secateur.training.sparse_lora import SparseLoRA
 from secateur.walk.precision import forward_precision
 
 Result = TypeVar("Result")
+
+_PRODUCT_ROWS = ".lora.b_OR"
 
 
 def check_shardable(options: Training, linears: Mapping[str, Linear], ranks: Ranks) -> None:
@@ -38,7 +41,6 @@ def check_shardable(options: Training, linears: Mapping[str, Linear], ranks: Ran
         return
     # Each of these looks at more rows at once than one process has.
     for name, chosen in {
-        "train: lora": options.train == "lora",
         "low_rank.start: covariance": options.fits_boosts,
     }.items():
         if chosen:
@@ -125,8 +127,16 @@ class Sharded:
     def model(self) -> PreTrainedModel:
         return self.blocks.model
 
+    @property
+    def replicated(self) -> Collection[str]:
+        return {f"{each.name}.lora.a_RI" for each in self.linears if each.lora is not None}
+
     def train(self, options: Training) -> Mapping[str, nn.Parameter]:
         self._trained = marked_for_training(self.model, self.linears, options)
+        for each in self.linears:
+            if each.lora is not None:
+                # Gradients of the product are those of the weight, which FSDP adds up.
+                each.linear.module.get_parameter("weight").requires_grad_(True)
         masked = {f"{each.name}.weight": each.weight for each in self.linears}
         self._local = {
             name: masked[name] if name in masked else _local_parameter(parameter)
@@ -172,10 +182,25 @@ class Sharded:
             parameter.grad = None
             self._local[name].grad = None if gradient is None else _local(gradient)
         for each in self.linears:
-            if each.frozen and each.weight.grad is not None:
+            if each.lora is not None:
+                self._collect_product(each, each.lora)
+            elif each.frozen and each.weight.grad is not None:
                 each.weight.grad.mul_(as_factor(each.mask, each.weight.dtype))
 
+    def _collect_product(self, each: MaskedLinear, lora: SparseLoRA) -> None:
+        weight = each.linear.module.get_parameter("weight")
+        assert weight.grad is not None, "every linear takes part"
+        gradient = _local(weight.grad) * as_factor(each.mask, each.weight.dtype)
+        weight.grad = None
+        lora.take_gradient(each.in_rows(gradient))
+        assert lora.a_RI.grad is not None
+        self._ranks.sum([lora.a_RI.grad])
+
     def global_tensor(self, parameter: str, local: Tensor) -> Tensor:
+        if parameter in self.replicated:
+            return local
+        if parameter.endswith(_PRODUCT_ROWS):
+            return self._product_rows(parameter, local)
         whole = self._trained.get(parameter)
         if whole is None:
             whole = self.model.get_parameter(parameter)
@@ -187,6 +212,15 @@ class Sharded:
             run_check=False,
             shape=whole.shape,
             stride=whole.stride(),
+        )
+
+    def _product_rows(self, parameter: str, local: Tensor) -> Tensor:
+        name = f"{parameter.removesuffix(_PRODUCT_ROWS)}.weight"
+        masked = next(each for each in self.linears if f"{each.name}.weight" == name)
+        rows = self.model.get_parameter(name).shape[int(masked.linear.transposed)]
+        shape = torch.Size((rows, local.shape[1]))
+        return DTensor.from_local(
+            local, self._mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1)
         )
 
     def _shard(self, module: nn.Module, weights: torch.dtype, transposed: set[int]) -> FSDPModule:
@@ -210,24 +244,25 @@ class Sharded:
         parameter = whole.linear.module.get_parameter("weight")
         rows = self._ranks.rows(len(whole.mask_OI))
         part = whole.part(_local_parameter(parameter), rows)
-        self._gather_masked(_local(parameter), part.mask, int(whole.linear.transposed))
+        self._gather_masked(_local(parameter), part)
         return part
 
-    def _gather_masked(self, local: Tensor, mask: Tensor, dim: int) -> None:
-        """Have FSDP gather local∘mask in the dtype of products, by its extension for subclasses.
+    def _gather_masked(self, local: Tensor, held: MaskedLinear) -> None:
+        """Have FSDP gather masked weights in the dtype of products; its extension for subclasses.
 
         Args:
             local: this process's part of a parameter.
-            mask: of the same shape; read whenever the parameter is gathered.
-            dim: along which it is sharded.
+            held: that part with its mask; read whenever the parameter is gathered.
         """
+        dim = int(held.linear.transposed)
 
+        @torch.no_grad()
         def before(
             mesh: DeviceMesh, size: torch.Size, stride: Any, module: nn.Module, policy: Any
         ) -> tuple[tuple[Tensor], None]:
-            part = local.to(self._products)
+            part = held.whole().to(self._products)
             if not self._dense:
-                part = part * as_factor(mask, part.dtype)
+                part = part * as_factor(held.mask, part.dtype)
             missing = -(-size[dim] // mesh.size()) - part.shape[dim]
             if missing:
                 # Parts must have one size; only rows are ever divided unevenly.
@@ -265,6 +300,8 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _local_parameter(parameter: nn.Parameter) -> nn.Parameter:
+    if not isinstance(parameter, DTensor):
+        return parameter
     return nn.Parameter(_local(parameter), requires_grad=parameter.requires_grad)
 
 

@@ -114,7 +114,7 @@ def masked_linears_of(
         lora = None
         if options.train == "lora":
             shape = (weight_OI.shape[0], weight_OI.shape[1])
-            lora = SparseLoRA(shape, options.lora_rank, generator).to(weight_OI.device)
+            lora = SparseLoRA.start(shape, options.lora_rank, generator).to(weight_OI.device)
         linears.append(MaskedLinear(name, linear, rows, mask_OI, boost, lora))
     return linears
 

@@ -312,7 +312,10 @@ class Trainer:
     def _clip(self) -> Tensor:
         """Scale all gradients if they are too long together; returns the norm before."""
         parameters = list(self.parameters.values())
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # What all processes have counts once.
+        others = () if self._ranks.first else self.holding.replicated
+        counted = [p.grad for name, p in self.parameters.items() if name not in others]
+        norm = nn.utils.get_total_norm([gradient for gradient in counted if gradient is not None])
         if self._ranks.world > 1:
             square = norm.square()
             self._ranks.sum([square])
