@@ -11,8 +11,11 @@ from torch import Tensor
 
 from secateur.evaluation.divergence import kl_divergence
 
-# Logits that exist at one time, in each of a few copies.
+# Logits that exist at one time.
 _LOGITS = 2**25
+# Those that are gone through at one time, in each of three copies: a processor's cache holds them,
+# and the memory of larger temporaries is new each time, which takes longer than to compute them.
+_CACHED = 2**18
 # Of a smaller probability of the rest, 1 − p of the others leaves too few digits.
 _RARE = 1e-2
 # Exponents beyond it overflow.
@@ -22,13 +25,20 @@ _LARGEST = 60.0
 class Target(Protocol):
     """What the teacher foresees at some positions, at the loss's temperature."""
 
-    def divergence(self, student_PV: Tensor) -> Tensor:
-        """KL(teacher ‖ student) in nats (positions,), given the student's log-probabilities."""
+    def part(self, rows: slice) -> Target:
+        """The same at some of the positions."""
 
-    def compare(self, student_PV: Tensor) -> tuple[Tensor, Tensor]:
-        """The divergence, and its derivative by the logits behind the log-probabilities.
+    def compare(self, scaled_PV: Tensor, total_P: Tensor, student_PV: Tensor) -> Tensor:
+        """Hold the student's probabilities against the teacher's.
 
-        The second is (positions, vocabulary).
+        Args:
+            scaled_PV: the student's logits over the temperature.
+            total_P: log of the sum of their exponentials.
+            student_PV: the student's probabilities. They become the derivative of the divergence
+                by the scaled logits.
+
+        Returns:
+            KL(teacher ‖ student) in nats (positions,).
         """
 
 
@@ -38,12 +48,15 @@ class FullTarget:
 
     teacher_PV: Tensor
 
-    def divergence(self, student_PV: Tensor) -> Tensor:
-        return kl_divergence(self.teacher_PV, student_PV)
+    def part(self, rows: slice) -> FullTarget:
+        return FullTarget(self.teacher_PV[rows])
 
-    def compare(self, student_PV: Tensor) -> tuple[Tensor, Tensor]:
-        gradient_PV = student_PV.exp().sub_(self.teacher_PV.exp())
-        return self.divergence(student_PV), gradient_PV
+    def compare(self, scaled_PV: Tensor, total_P: Tensor, student_PV: Tensor) -> Tensor:
+        probability_PV = self.teacher_PV.exp()
+        student_PV.sub_(probability_PV)
+        divergence_P = (self.teacher_PV - scaled_PV).mul_(probability_PV).sum(1)
+        # The teacher's probabilities add up to 1.
+        return divergence_P + total_P
 
 
 @dataclass(frozen=True)
@@ -67,44 +80,48 @@ class TopTarget:
         """Keep the ``count`` likeliest tokens, fewer than the vocabulary has."""
         teacher_PV = (logits_PV.float() / temperature).log_softmax(-1)
         teacher_PK, token_PK = teacher_PV.topk(count, dim=-1)
-        return cls(teacher_PK, token_PK, _log_rest(teacher_PV, token_PK))
+        rest_P = 1 - teacher_PK.exp().sum(1)
+        none_P = torch.zeros_like(rest_P)
+        return cls(teacher_PK, token_PK, _log_rest(teacher_PV, none_P, token_PK, rest_P))
 
-    def divergence(self, student_PV: Tensor) -> Tensor:
-        return self._divergence(
-            student_PV.gather(1, self.token_PK), _log_rest(student_PV, self.token_PK)
-        )
+    def part(self, rows: slice) -> TopTarget:
+        return TopTarget(self.teacher_PK[rows], self.token_PK[rows], self.rest_P[rows])
 
-    def compare(self, student_PV: Tensor) -> tuple[Tensor, Tensor]:
-        student_PK = student_PV.gather(1, self.token_PK)
-        student_rest_P = _log_rest(student_PV, self.token_PK)
+    def compare(self, scaled_PV: Tensor, total_P: Tensor, student_PV: Tensor) -> Tensor:
+        student_PK = scaled_PV.gather(1, self.token_PK) - total_P[:, None]
+        top_PK = student_PK.exp()
+        student_rest_P = _log_rest(scaled_PV, total_P, self.token_PK, 1 - top_PK.sum(1))
         # What the teacher gives the rest is divided as the student divides its own.
         share_P = (self.rest_P - student_rest_P).clamp_max(_LARGEST).exp()
-        gradient_PV = student_PV.exp().mul_(1 - share_P[:, None])
-        top_PK = student_PK.exp() - self.teacher_PK.exp()
-        gradient_PV.scatter_(1, self.token_PK, top_PK.to(gradient_PV.dtype))
-        return self._divergence(student_PK, student_rest_P), gradient_PV
-
-    def _divergence(self, student_PK: Tensor, student_rest_P: Tensor) -> Tensor:
-        top_P = kl_divergence(self.teacher_PK, student_PK)
-        return top_P + self.rest_P.exp() * (self.rest_P - student_rest_P)
+        student_PV.mul_(1 - share_P[:, None].to(student_PV.dtype))
+        student_PV.scatter_(1, self.token_PK, (top_PK - self.teacher_PK.exp()).to(student_PV.dtype))
+        divergence_P = kl_divergence(self.teacher_PK, student_PK)
+        return divergence_P + self.rest_P.exp() * (self.rest_P - student_rest_P)
 
 
-def _log_rest(log_p_PV: Tensor, token_PK: Tensor) -> Tensor:
-    """Log of the probability of all tokens but the named ones."""
-    if log_p_PV.device.type != "cpu":
-        return _summed_rest(log_p_PV, token_PK)
+def _log_rest(logit_PV: Tensor, total_P: Tensor, token_PK: Tensor, rest_P: Tensor) -> Tensor:
+    """Log of the probability of all tokens but the named ones.
+
+    Args:
+        logit_PV: logits.
+        total_P: log of the sum of their exponentials.
+        token_PK: the named ones.
+        rest_P: the probability, by subtraction from 1.
+    """
+    if logit_PV.device.type != "cpu":
+        return _summed_rest(logit_PV, token_PK) - total_P
     # A pass over all tokens is dear; it is needed where the difference would be all rounding.
-    rest_P = 1 - log_p_PV.gather(1, token_PK).exp().sum(1)
     rare_P = rest_P < _RARE
     log_rest_P = rest_P.clamp_min(_RARE).log()
     if bool(rare_P.any()):
-        summed_P = _summed_rest(log_p_PV[rare_P], token_PK[rare_P])
-        log_rest_P = log_rest_P.masked_scatter(rare_P, summed_P)
+        summed_P = _summed_rest(logit_PV[rare_P], token_PK[rare_P])
+        log_rest_P = log_rest_P.masked_scatter(rare_P, summed_P - total_P[rare_P])
     return log_rest_P
 
 
-def _summed_rest(log_p_PV: Tensor, token_PK: Tensor) -> Tensor:
-    return log_p_PV.scatter(1, token_PK, float("-inf")).logsumexp(-1)
+def _summed_rest(logit_PV: Tensor, token_PK: Tensor) -> Tensor:
+    """Log of the sum of the exponentials of all tokens but the named ones."""
+    return logit_PV.scatter(1, token_PK, float("-inf")).logsumexp(-1)
 
 
 @dataclass(frozen=True)
@@ -123,41 +140,50 @@ class Loss:
 
     @torch.no_grad()
     def gradient(
-        self, logits_PV: Tensor, next_P: Tensor, target: Target | None
+        self,
+        logits_PV: Tensor,
+        next_P: Tensor,
+        target: Target | None,
+        spare_2PV: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the parts of the loss and its derivative by the logits.
 
         Written out, because automatic differentiation would keep and pass over many more tensors
-        of this size.
+        of this size, and in place, because most of the time would go to new memory.
 
         Args:
-            logits_PV: the student's, fp32.
+            logits_PV: the student's, fp32; they become the derivative.
             next_P: tokens of the text, int64.
             target: what the teacher foresees; None without a teacher.
+            spare_2PV: two tensors of the same shape to work in; made if there are none.
 
         Returns:
             Cross-entropy and KL summed over positions (2,), and the derivative of the weighted
             sum (positions, vocabulary).
         """
         weight = 0.0 if target is None else self.weight
-        log_p_PV = logits_PV.log_softmax(-1)
-        next_P1 = next_P[:, None]
-        entropy = -log_p_PV.gather(1, next_P1).sum()
-        divergence = torch.zeros_like(entropy)
+        logits_PV.sub_(logits_PV.amax(1, keepdim=True))
+        divergence = torch.zeros((), dtype=logits_PV.dtype, device=logits_PV.device)
         learned_PV = None
         if target is not None:
-            at_temperature_PV = log_p_PV
-            if self.temperature != 1:
-                at_temperature_PV = (logits_PV / self.temperature).log_softmax(-1)
-            divergence_P, learned_PV = target.compare(at_temperature_PV)
-            divergence = divergence_P.sum()
-            # T² of the loss, and 1/T from the logits being divided by it.
-            learned_PV.mul_(weight * self.temperature)
-        gradient_PV = log_p_PV.exp_().mul_(1 - weight)
+            if spare_2PV is None:
+                spare_2PV = logits_PV.new_empty((2, *logits_PV.shape))
+            scaled_PV, learned_PV = spare_2PV
+            torch.mul(logits_PV, 1 / self.temperature, out=scaled_PV)
+            torch.exp(scaled_PV, out=learned_PV)
+            sum_P = learned_PV.sum(1)
+            learned_PV.mul_(sum_P.reciprocal()[:, None])
+            divergence = target.compare(scaled_PV, sum_P.log(), learned_PV).sum()
+        next_P1 = next_P[:, None]
+        logit_P = logits_PV.gather(1, next_P1)[:, 0]
+        sum_P = logits_PV.exp_().sum(1)
+        entropy = (sum_P.log() - logit_P).sum()
+        gradient_PV = logits_PV.mul_(((1 - weight) / sum_P)[:, None])
         gradient_PV.scatter_add_(1, next_P1, torch.full_like(gradient_PV[:, :1], weight - 1))
         if learned_PV is not None:
-            gradient_PV += learned_PV
-        return torch.stack([entropy, divergence]), gradient_PV
+            # T² of the loss, and 1/T from the logits being divided by it.
+            gradient_PV.add_(learned_PV, alpha=weight * self.temperature)
+        return torch.stack([entropy, divergence.to(entropy)]), gradient_PV
 
 
 def backward_in_parts(
@@ -190,15 +216,27 @@ def backward_in_parts(
     gradients = []
     sums = torch.zeros(2, device=states_PD.device)
     step = max(1, _LOGITS // vocabulary)
+    few = max(1, _CACHED // vocabulary) if states_PD.device.type == "cpu" else step
+    work_3PV = states_PD.new_empty((3, min(few, len(next_P)), vocabulary), dtype=torch.float32)
     for at in range(0, len(next_P), step):
         part = slice(at, at + step)
         state_PD = states_PD[part].detach().requires_grad_()
         logits_PV = project(state_PD)
-        parts, gradient_PV = loss.gradient(
-            logits_PV.float(), next_P[part], None if target is None else target(part)
-        )
-        logits_PV.backward(gradient_PV.mul_(scale).to(logits_PV.dtype))
-        sums += parts
+        judge = None if target is None else target(part)
+        gradient_PV = torch.empty_like(logits_PV)
+        for start in range(0, len(logits_PV), few):
+            rows = slice(start, start + few)
+            logit_PV = logits_PV.detach()[rows]
+            own_PV, *_ = work = work_3PV[:, : len(logit_PV)]
+            found, slope_PV = loss.gradient(
+                own_PV.copy_(logit_PV),
+                next_P[part][rows],
+                None if judge is None else judge.part(rows),
+                work[1:],
+            )
+            gradient_PV[rows] = slope_PV.mul_(scale)
+            sums += found
+        logits_PV.backward(gradient_PV)
         assert state_PD.grad is not None, "the loss depends on every state"
         gradients.append(state_PD.grad)
     states_PD.backward(torch.cat(gradients))
