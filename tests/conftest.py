@@ -19,11 +19,17 @@ os.environ["SECATEUR_CACHE"] = tempfile.mkdtemp(prefix="secateur-cache-")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import PreTrainedTokenizerBase
 
 from tiny import FAMILIES, make_checkpoint, make_tokenizer
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
+# A machine that does other things as well is slow, not wrong.
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 for name in ("HF_MODULES_CACHE", "SECATEUR_CACHE"):
     atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
 
