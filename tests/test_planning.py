@@ -31,7 +31,7 @@ def test_skeleton_and_loaded_model_have_the_same_plan(
     assert skeleton == loaded
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(sparsity=st.floats(0, 0.999))
 def test_zeros_add_up_to_the_rounded_share(
     sparsity: float, checkpoints: Callable[..., Path]

@@ -203,9 +203,7 @@ def job_from_checkpoint(
         store = ResidentStore(find_blocks(resident), output, device, side_files=source.folder)
     else:
         resident = None
-        store = StreamedStore(
-            source.blocks, source.reader, source.tensors, output, device, recipe.packing
-        )
+        store = source.store(device, output, recipe.packing)
     return Job(
         name=str(name),
         store=store,

@@ -24,7 +24,7 @@ parts = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(parts=parts, where=st.floats(0, 1))
 def test_bounded_counts_meet_total_and_bounds(
     parts: list[tuple[int, float, float, float]], where: float

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.calibration import Leakage, find_leakage
@@ -9,7 +9,6 @@ from secateur.calibration import Leakage, find_leakage
 TEXT = " ".join(f"word{index}" for index in range(100))
 
 
-@settings(deadline=None)
 @given(
     calibration=st.lists(st.lists(st.sampled_from("ab"), max_size=12), max_size=4),
     evaluation=st.lists(st.sampled_from("abc"), max_size=30),

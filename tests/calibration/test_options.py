@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -12,7 +12,6 @@ def test_every_option_has_a_line_of_help() -> None:
     assert all(field.description for field in CalibrationOptions.model_fields.values())
 
 
-@settings(deadline=None)
 @given(
     weights=st.dictionaries(
         st.text("abcdef", min_size=1, max_size=3), st.floats(0.01, 100), min_size=1, max_size=6

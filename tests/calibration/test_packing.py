@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -52,7 +52,6 @@ def test_without_special_tokens_documents_follow_each_other() -> None:
     assert stream.tokens_N.tolist() == [0, 1, 2]
 
 
-@settings(deadline=None)
 @given(
     documents=st.lists(st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join), max_size=200),
 )

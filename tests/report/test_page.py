@@ -272,7 +272,7 @@ def test_no_document_stops_the_page(name: str, runs: dict[str, Path]) -> None:
         "continuations": run.continuations,
     }
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(st.sampled_from([key for key, facts in documents.items() if facts]), st.data())
     def check(key: str, data: st.DataObject) -> None:
         value = json.loads(json.dumps(documents[key].value))

@@ -70,7 +70,7 @@ def test_weights_are_the_best_for_their_mask() -> None:
     torch.testing.assert_close(before, after, rtol=1e-3, atol=0)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     rows=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     width=st.integers(1, 20),

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -82,7 +82,6 @@ def test_greedy_is_close_to_the_best_subset() -> None:
         assert best * (1 - 1e-9) <= losses_U[size - 1] <= 1.2 * best
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 999),
     tokens=st.sampled_from([1, 7, 60]),

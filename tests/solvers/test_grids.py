@@ -29,7 +29,7 @@ def problem(seed: int = 0, shift: float = 0.3) -> tuple[Tensor, Tensor]:
     stored=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_value_is_on_the_grid_and_zero_is_one_of_them(
     bits: int, group: int, symmetric: bool, shift: float, stored: torch.dtype, seed: int
 ) -> None:

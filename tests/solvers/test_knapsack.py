@@ -41,7 +41,7 @@ def lowest_loss(tables: list[WidthOptions], budget: int) -> float:
     return min((s.loss for s in all_selections(tables) if s.cost <= budget), default=math.inf)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(tables=st.one_of(tables(), tables(multiple=1728)), share=st.floats(0, 1.2))
 def test_no_selection_within_the_budget_is_better(tables: list[WidthOptions], share: float) -> None:
     budget = int(share * sum(max(table.costs) for table in tables))
@@ -56,7 +56,7 @@ def test_no_selection_within_the_budget_is_better(tables: list[WidthOptions], sh
     assert found.loss == pytest.approx(best, abs=1e-9)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(tables=tables(multiple=1000), resolution=st.integers(1, 50))
 def test_a_coarse_resolution_never_exceeds_the_budget(
     tables: list[WidthOptions], resolution: int
@@ -74,7 +74,7 @@ def test_a_coarse_resolution_never_exceeds_the_budget(
     assert ample.loss == pytest.approx(lowest_loss(tables, most), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(tables=tables())
 def test_a_curve_is_the_selection_for_each_budget(tables: list[WidthOptions]) -> None:
     allowed = [s for s in all_selections(tables) if s.loss < math.inf]

@@ -13,7 +13,7 @@ from torch import Tensor
 from secateur.solvers.order import smallest
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**31), st.integers(0, 60), st.booleans())
 def test_what_is_marked_is_what_a_stable_sort_puts_first(seed: int, count: int, tied: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -29,7 +29,7 @@ def test_what_is_marked_is_what_a_stable_sort_puts_first(seed: int, count: int, 
     assert torch.equal(marked, expected)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**31), st.integers(0, 60), st.integers(1, 4))
 def test_processes_with_a_part_of_each_piece_mark_what_one_would(
     seed: int, count: int, world: int

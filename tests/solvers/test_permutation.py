@@ -38,7 +38,7 @@ def partitions(columns: tuple[int, ...], m: int) -> list[tuple[int, ...]]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     nm=st.sampled_from([(1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (1, 1), (4, 4)]),
     problems=st.integers(1, 3),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -67,7 +67,6 @@ def test_few_iterations_in_float32_come_close() -> None:
     assert found - best < 0.02 * (masked - best)
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 999),
     tokens=st.sampled_from([1, 5, 40, 400]),

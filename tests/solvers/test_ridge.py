@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -64,7 +64,6 @@ def test_with_all_columns_kept_the_weights_stay_as_they_are(
     torch.testing.assert_close(with_target, w_OI, rtol=1e-4, atol=1e-4)
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 999),
     tokens=st.sampled_from([1, 5, 40, 400]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -89,7 +89,6 @@ def test_float32_is_as_good_as_float64(pattern: str) -> None:
     torch.testing.assert_close(errors[0], errors[1], rtol=1e-3, atol=0)
 
 
-@settings(deadline=None)
 @given(
     rows=st.lists(st.integers(1, 6), min_size=1, max_size=3),
     width=st.integers(1, 40),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -37,7 +37,6 @@ def run_rounds(goal: Goal, dense: list[int], shares: list[float], seed: int) -> 
     return units
 
 
-@settings(deadline=None)
 @given(
     dense=st.lists(st.integers(1, 40), min_size=2, max_size=6),
     costs=st.lists(st.integers(1, 60), min_size=6, max_size=6),
@@ -59,7 +58,6 @@ def test_budget_is_met_to_less_than_the_cheapest_unit_left(
     assert not remaining or budget - removed < min(remaining)
 
 
-@settings(deadline=None)
 @given(
     widths=st.lists(
         st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))),

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from secateur.architecture import BlockList, find_blocks
 from secateur.checkpoint.locate import locate_checkpoint
 from secateur.checkpoint.reader import CheckpointReader
 from secateur.checkpoint.skeleton import TensorMap, build_skeleton, map_tensors
+from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
+from secateur.solvers.grids import GridOptions
 
 
 @dataclass(frozen=True)
@@ -44,21 +48,38 @@ class Checkpoint:
             SecateurError: it cannot be read, or not as asked.
         """
         folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
-        reader = CheckpointReader(folder)
-        blocks = find_blocks(build_skeleton(folder, trust_remote_code=trust_remote_code))
-        mapped = map_tensors(blocks, reader)
-        if by_block and isinstance(mapped, str):
+        found = cls.at(folder, trust_remote_code=trust_remote_code)
+        if by_block and isinstance(found.mapped, str):
             raise SecateurError(
-                f"{folder} cannot be read block by block: {mapped}; save the model anew with "
+                f"{folder} cannot be read block by block: {found.mapped}; save the model anew with "
                 "transformers if that stores its tensors plainly."
             )
-        return cls(folder, reader, blocks, mapped)
+        return found
+
+    @classmethod
+    def at(
+        cls, folder: Path, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None
+    ) -> Checkpoint:
+        """Look at a folder that is known to hold a checkpoint; arguments of ``build_skeleton``."""
+        reader = CheckpointReader(folder)
+        model = build_skeleton(folder, trust_remote_code=trust_remote_code, dtype=dtype)
+        blocks = find_blocks(model)
+        return cls(folder, reader, blocks, map_tensors(blocks, reader))
 
     @property
     def tensors(self) -> TensorMap:
-        """Which tensor of the files belongs where, of a checkpoint that was opened by block."""
-        assert not isinstance(self.mapped, str), "opened by block"
+        """Which tensor of the files belongs where, of a checkpoint that can be read by block."""
+        assert not isinstance(self.mapped, str), "it can be read by block"
         return self.mapped
+
+    def store(
+        self,
+        device: torch.device,
+        output: Path | None = None,
+        packing: GridOptions | None = None,
+    ) -> StreamedStore:
+        """Give out its blocks one at a time; arguments of ``StreamedStore``."""
+        return StreamedStore(self.blocks, self.reader, self.tensors, output, device, packing)
 
     @property
     def hidden_size(self) -> int:

@@ -55,10 +55,7 @@ class Job:
 
     def store(self, checkpoint: Checkpoint, output: Path | None) -> StreamedStore:
         """Give out a checkpoint's blocks, one at a time."""
-        device = self.training.device
-        return StreamedStore(
-            checkpoint.blocks, checkpoint.reader, checkpoint.tensors, output, device
-        )
+        return checkpoint.store(self.training.device, output)
 
 
 def prepare(

@@ -9,10 +9,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from secateur.architecture import find_blocks
 from secateur.checkpoint.files import write_json, write_safetensors, write_text
-from secateur.checkpoint.reader import CheckpointReader
-from secateur.checkpoint.skeleton import build_skeleton, map_tensors
+from secateur.checkpoint.opened import Checkpoint
 from secateur.checkpoint.store import check_finite
 from secateur.checkpoint.streamed import copy_side_files, shard_name, write_index
 from secateur.errors import SecateurError
@@ -107,8 +105,7 @@ def check_saved(source: Source, layout: Layout, output: Path) -> None:
     """
     # The code of a layout is our own.
     trusted = bool(layout.code) or source.trust_remote_code
-    blocks = find_blocks(build_skeleton(output, trust_remote_code=trusted))
-    tensors = map_tensors(blocks, CheckpointReader(output))
+    tensors = Checkpoint.at(output, trust_remote_code=trusted).mapped
     if isinstance(tensors, str) or tensors.head.keys() != source.tensors.head.keys():
         reason = tensors if isinstance(tensors, str) else "the output head has another name"
         raise SecateurError(

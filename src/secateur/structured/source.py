@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from secateur.architecture import BlockList
 from secateur.checkpoint.opened import Checkpoint
-from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
 
 _WIDTHS = ("ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size")
@@ -45,10 +42,6 @@ class Source(Checkpoint):
     config: dict[str, Any]
     names: SizeNames
     trust_remote_code: bool
-
-    def store(self, device: torch.device) -> StreamedStore:
-        """Give out its blocks one at a time."""
-        return StreamedStore(self.blocks, self.reader, self.tensors, None, device)
 
 
 def open_source(model: str | Path, *, trust_remote_code: bool = False) -> Source:

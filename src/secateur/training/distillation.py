@@ -163,7 +163,7 @@ class Loss:
         """
         weight = 0.0 if target is None else self.weight
         logits_PV.sub_(logits_PV.amax(1, keepdim=True))
-        divergence = torch.zeros((), dtype=logits_PV.dtype, device=logits_PV.device)
+        divergence = logits_PV.new_zeros(())
         learned_PV = None
         if target is not None:
             if spare_2PV is None:
@@ -227,9 +227,9 @@ def backward_in_parts(
         for start in range(0, len(logits_PV), few):
             rows = slice(start, start + few)
             logit_PV = logits_PV.detach()[rows]
-            own_PV, *_ = work = work_3PV[:, : len(logit_PV)]
+            work = work_3PV[:, : len(logit_PV)]
             found, slope_PV = loss.gradient(
-                own_PV.copy_(logit_PV),
+                work[0].copy_(logit_PV),
                 next_P[part][rows],
                 None if judge is None else judge.part(rows),
                 work[1:],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Protocol, TypeVar
@@ -25,18 +25,17 @@ class Holding(Protocol):
     Attributes:
         blocks: with the model; its parameters may be sharded.
         linears: those with a mask; weights, masks and budgets of this process's rows.
+        replicated: names of trained parameters that every process has as a whole, where of others
+            it has a part.
     """
 
     blocks: BlockList
     linears: Sequence[MaskedLinear]
+    replicated: set[str]
 
     @property
     def model(self) -> PreTrainedModel:
         """The model."""
-
-    @property
-    def replicated(self) -> Collection[str]:
-        """Names of parameters that every process has as a whole; of others it has a part."""
 
     def train(self, options: Training) -> Mapping[str, nn.Parameter]:
         """Say what is trained; returns this process's part of it by name, fp32."""
@@ -63,14 +62,11 @@ class Whole:
     def __init__(self, blocks: BlockList, linears: Sequence[MaskedLinear]) -> None:
         self.blocks = blocks
         self.linears = linears
+        self.replicated: set[str] = set()
 
     @property
     def model(self) -> PreTrainedModel:
         return self.blocks.model
-
-    @property
-    def replicated(self) -> Collection[str]:
-        return ()
 
     def train(self, options: Training) -> Mapping[str, nn.Parameter]:
         return marked_for_training(self.model, self.linears, options)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.architecture import BlockList, find_blocks
-from secateur.checkpoint.reader import CheckpointReader
-from secateur.checkpoint.skeleton import build_skeleton, map_tensors
+from secateur.checkpoint.opened import Checkpoint
 from secateur.checkpoint.store import check_finite
 from secateur.checkpoint.streamed import StreamedStore
 from secateur.errors import SecateurError
@@ -78,13 +77,11 @@ def _masks(job: Job, folder: Path, blocks: BlockList) -> dict[str, Tensor]:
 
 
 def _store(job: Job, folder: Path, dtype: torch.dtype) -> StreamedStore:
-    model = build_skeleton(folder, trust_remote_code=job.trust_remote_code, dtype=dtype)
-    model.requires_grad_(False)
-    blocks, reader = find_blocks(model), CheckpointReader(folder)
-    tensors = map_tensors(blocks, reader)
-    if isinstance(tensors, str):
+    found = Checkpoint.at(folder, trust_remote_code=job.trust_remote_code, dtype=dtype)
+    if isinstance(found.mapped, str):
         raise SecateurError(
-            f"{folder} cannot be divided among processes: {tensors}; let its teaching be cached "
-            "with --top-k."
+            f"{folder} cannot be divided among processes: {found.mapped}; let its teaching be "
+            "cached with --top-k."
         )
-    return StreamedStore(blocks, reader, tensors, None, job.device)
+    found.blocks.model.requires_grad_(False)
+    return found.store(job.device)

@@ -7,7 +7,7 @@ the gathered weight is the straight-through gradient of all weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -32,21 +32,17 @@ from secateur.walk.precision import forward_precision
 
 Result = TypeVar("Result")
 
-_PRODUCT_ROWS = ".lora.b_OR"
-
 
 def check_shardable(options: Training, linears: Mapping[str, Linear], ranks: Ranks) -> None:
     """Raise SecateurError if the model cannot be divided among the processes."""
     if ranks.world == 1:
         return
-    # Each of these looks at more rows at once than one process has.
-    for name, chosen in {
-        "low_rank.start: covariance": options.fits_boosts,
-    }.items():
-        if chosen:
-            raise SecateurError(
-                f"{name} works in one process alone; leave it out, or start without torchrun."
-            )
+    if options.fits_boosts:
+        # It looks at more rows at once than one process has.
+        raise SecateurError(
+            "low_rank.start: covariance works in one process alone; leave it out, or start without "
+            "torchrun."
+        )
     for name, linear in linears.items():
         rows = len(linear.weight_OI)
         # Shards of columns of the stored matrix must be of one size.
@@ -103,6 +99,8 @@ class Sharded:
         self._ranks = ranks
         self._every_pass = reduce_every_pass
         self._dense = False
+        self.replicated: set[str] = set()
+        self._product_rows: dict[str, int] = {}
         self._trained: dict[str, nn.Parameter] = {}
         self._local: dict[str, nn.Parameter] = {}
         self._mesh = init_device_mesh(device.type, (ranks.world,))
@@ -127,16 +125,16 @@ class Sharded:
     def model(self) -> PreTrainedModel:
         return self.blocks.model
 
-    @property
-    def replicated(self) -> Collection[str]:
-        return {f"{each.name}.lora.a_RI" for each in self.linears if each.lora is not None}
-
     def train(self, options: Training) -> Mapping[str, nn.Parameter]:
         self._trained = marked_for_training(self.model, self.linears, options)
         for each in self.linears:
             if each.lora is not None:
+                weight = each.linear.module.get_parameter("weight")
                 # Gradients of the product are those of the weight, which FSDP adds up.
-                each.linear.module.get_parameter("weight").requires_grad_(True)
+                weight.requires_grad_(True)
+                self.replicated.add(f"{each.name}.lora.a_RI")
+                rows = weight.shape[int(each.linear.transposed)]
+                self._product_rows[f"{each.name}.lora.b_OR"] = rows
         masked = {f"{each.name}.weight": each.weight for each in self.linears}
         self._local = {
             name: masked[name] if name in masked else _local_parameter(parameter)
@@ -199,8 +197,12 @@ class Sharded:
     def global_tensor(self, parameter: str, local: Tensor) -> Tensor:
         if parameter in self.replicated:
             return local
-        if parameter.endswith(_PRODUCT_ROWS):
-            return self._product_rows(parameter, local)
+        if parameter in self._product_rows:
+            rank = local.shape[1]
+            shape = torch.Size((self._product_rows[parameter], rank))
+            return DTensor.from_local(
+                local, self._mesh, [Shard(0)], run_check=False, shape=shape, stride=(rank, 1)
+            )
         whole = self._trained.get(parameter)
         if whole is None:
             whole = self.model.get_parameter(parameter)
@@ -212,15 +214,6 @@ class Sharded:
             run_check=False,
             shape=whole.shape,
             stride=whole.stride(),
-        )
-
-    def _product_rows(self, parameter: str, local: Tensor) -> Tensor:
-        name = f"{parameter.removesuffix(_PRODUCT_ROWS)}.weight"
-        masked = next(each for each in self.linears if f"{each.name}.weight" == name)
-        rows = self.model.get_parameter(name).shape[int(masked.linear.transposed)]
-        shape = torch.Size((rows, local.shape[1]))
-        return DTensor.from_local(
-            local, self._mesh, [Shard(0)], run_check=False, shape=shape, stride=(shape[1], 1)
         )
 
     def _shard(self, module: nn.Module, weights: torch.dtype, transposed: set[int]) -> FSDPModule:
