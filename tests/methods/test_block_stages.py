@@ -14,7 +14,7 @@ from secateur.errors import SecateurError
 from secateur.methods import BlockStage
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
-from secateur.methods.block_task import BlockTask, relative_error
+from secateur.methods.block_task import BlockTask
 from secateur.methods.descent import one_cycle
 from secateur.methods.reconstruct import Reconstruct
 from secateur.pattern import Budget, select
@@ -155,12 +155,6 @@ def test_a_sparsity_that_the_released_parameterisation_cannot_reach_is_refused()
     with pytest.raises(SecateurError, match=r"reaches sparsities from 0.376 to 0.624, not 0.7"):
         Recipe.from_mapping({"pattern": 0.7, "stages": [stage]})
     Recipe.from_mapping({"pattern": 0.7, "stages": [{"method": "besa"}]})
-
-
-def test_relative_error_is_taken_token_by_token() -> None:
-    target_BLD = torch.tensor([[[3.0, 4.0], [300.0, 400.0]]])
-    error_BL = relative_error(target_BLD * 1.1, target_BLD)
-    torch.testing.assert_close(error_BL, torch.full((1, 2), 0.01))
 
 
 def test_learning_rate_rises_then_falls() -> None:

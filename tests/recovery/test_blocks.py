@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from secateur.methods.block_task import relative_error
 from secateur.recovery.blocks import bounded_error
+from secateur.solvers.block_loss import relative_error
 
 
 def test_a_token_that_is_huge_in_one_model_alone_does_not_outweigh_the_others() -> None:

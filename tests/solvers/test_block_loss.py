@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.solvers.block_loss import inverse_square_norms, relative_loss
+from secateur.solvers.block_loss import (
+    inverse_square_norms,
+    relative_error,
+    relative_loss,
+    state_error,
+)
 
 
 def outputs(seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -14,6 +19,45 @@ def outputs(seed: int = 0) -> tuple[Tensor, Tensor]:
     reference = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
     noise = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
     return reference + 0.1 * noise, reference
+
+
+def test_relative_error_is_taken_token_by_token() -> None:
+    target_BLD = torch.tensor([[[3.0, 4.0], [300.0, 400.0]]])
+    error_BL = relative_error(target_BLD * 1.1, target_BLD)
+    torch.testing.assert_close(error_BL, torch.full((1, 2), 0.01))
+
+
+def test_a_hidden_state_is_held_to_its_direction_and_a_tenth_to_its_length() -> None:
+    y_BLD, target_BLD = outputs()
+    length_BL, wanted_BL = y_BLD.norm(dim=-1), target_BLD.norm(dim=-1)
+    cosine_BL = torch.cosine_similarity(y_BLD, target_BLD, dim=-1)
+    expected_BL = 2 * (1 - cosine_BL) + 0.1 * (length_BL / wanted_BL - 1) ** 2
+    torch.testing.assert_close(state_error(y_BLD, target_BLD), expected_BL)
+    torch.testing.assert_close(
+        state_error(1.1 * target_BLD, target_BLD), torch.full_like(expected_BL, 0.001)
+    )
+    assert bool((state_error(target_BLD, target_BLD) == 0).all())
+
+
+def test_a_small_error_of_a_hidden_state_keeps_its_digits() -> None:
+    _, target_BLD = outputs()
+    y_BLD = (target_BLD + 1e-3 * outputs(seed=1)[0]).float()
+    exact_BL = state_error(y_BLD.double(), target_BLD.float().double())
+    found_BL = state_error(y_BLD, target_BLD.float())
+    torch.testing.assert_close(found_BL.double(), exact_BL, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("nothing", ["output", "reference"])
+def test_a_hidden_state_of_zeros_leaves_error_and_gradient_finite(nothing: str) -> None:
+    output, reference = (values.float() for values in outputs())
+    (output if nothing == "output" else reference)[0, 0] = 0
+    output.requires_grad_()
+    error_BL = state_error(output, reference)
+    assert bool(error_BL.isfinite().all())
+    if nothing == "output":
+        assert error_BL[0, 0].item() == pytest.approx(1.1)
+    error_BL.sum().backward()
+    assert output.grad is not None and bool(output.grad.isfinite().all())
 
 
 def test_it_is_the_mean_over_features_of_relative_squared_errors() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from secateur.architecture import Linear
 from secateur.architecture.forwards import replaced_forwards
-from secateur.methods.block_task import BlockTask, relative_error
+from secateur.methods.block_task import BlockTask
 from secateur.methods.clipping import LearnedClipping
 from secateur.methods.rows import block_scores, take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
@@ -26,7 +26,7 @@ from secateur.solvers.besa import (
     mask_of_counts,
     masked_linear,
 )
-from secateur.solvers.block_loss import relative_loss
+from secateur.solvers.block_loss import relative_loss, state_error
 from secateur.solvers.grids import Clipping
 from secateur.solvers.rates import (
     candidate_counts,
@@ -61,7 +61,7 @@ class BESA(BlockStage):
     d_coef: float = Field(0.1, gt=0, description="scale of the step that Prodigy estimates")
     loss: Literal["token", "feature"] = Field(
         "token",
-        description="relative squared error of each token's output; or of each feature, over "
+        description="error of each token's hidden state; or of each feature, over "
         "tokens, which is the released code's",
     )
     epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
@@ -147,7 +147,7 @@ class BESA(BlockStage):
     def _error(self, output_BLD: Tensor, target_BLD: Tensor) -> Tensor:
         if self.loss == "feature":
             return relative_loss(output_BLD, target_BLD)
-        return relative_error(output_BLD, target_BLD).mean()
+        return state_error(output_BLD, target_BLD).mean()
 
     def _distributions(
         self, thetas: list[Tensor], rates: tuple[Fraction, ...]

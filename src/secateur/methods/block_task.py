@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from secateur.architecture import Linear
 from secateur.errors import SecateurError
 from secateur.pattern import Pattern
+from secateur.solvers.block_loss import state_error
 from secateur.solvers.grids import Clipping, GridOptions
 from secateur.solvers.quantise import QuantisedSolution
 from secateur.walk.streams import Stream
@@ -20,17 +21,6 @@ Reference = Literal["pruned", "dense"]
 
 # So many held-out tokens tell a better block from a worse one, at a small part of a stage's time.
 _JUDGED_TOKENS = 4096
-
-
-def relative_error(y_BLD: Tensor, target_BLD: Tensor) -> Tensor:
-    """Squared error of every token's hidden state over its squared norm; (batch, length).
-
-    What follows a block normalises each token by itself, and a few tokens with huge hidden states
-    would hide all others in a sum.
-    """
-    error_BL = (y_BLD - target_BLD).square().sum(-1)
-    power_BL = target_BLD.square().sum(-1)
-    return error_BL / power_BL.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 @dataclass
@@ -73,7 +63,7 @@ class BlockTask:
     clippings: dict[str, Clipping] = field(default_factory=dict)
     quantised: dict[str, QuantisedSolution] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    error: Callable[[Tensor, Tensor], Tensor] = relative_error
+    error: Callable[[Tensor, Tensor], Tensor] = state_error
 
     @property
     def device(self) -> torch.device:

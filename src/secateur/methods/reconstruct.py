@@ -10,9 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from secateur.methods.block_task import BlockTask, Reference, relative_error
+from secateur.methods.block_task import BlockTask, Reference
 from secateur.methods.descent import descend, relative_rate
 from secateur.methods.stage import BlockStage
+from secateur.solvers.block_loss import relative_error
 from secateur.walk.parts import Part, catch_call, find_parts
 
 

@@ -10,9 +10,10 @@ from pydantic import Field
 from torch import Tensor
 
 from secateur.architecture import Linear
-from secateur.methods.block_task import BlockTask, relative_error
+from secateur.methods.block_task import BlockTask
 from secateur.methods.rebuild import Rebuild, kept_values
 from secateur.methods.stage import BlockStage
+from secateur.solvers.block_loss import relative_error
 from secateur.solvers.swaps import swap_weights
 from secateur.walk.gradients import output_gradients, recorded_passes, weight_gradient
 from secateur.walk.inputs import InputAccumulator

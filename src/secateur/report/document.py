@@ -39,8 +39,8 @@ class BlockReport(BaseModel):
 
     index: int
     held_out_error: float = Field(
-        description="squared error of the block's output over the squared output of the dense "
-        "block on the same held-out hidden states, token by token, mean over tokens"
+        description="error of the block's hidden states against the dense block's on the same "
+        "input, direction more than length, mean over held-out tokens"
     )
     linears: dict[str, LinearReport]
     notes: list[str] = Field(description="fallbacks used and updates rejected")

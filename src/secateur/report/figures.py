@@ -56,9 +56,9 @@ def error_plots(runs: Sequence[Run]) -> list[Plots]:
                 "Error of every block",
                 "full",
                 [_full("Held-out error of every block across depth", series, x, y)],
-                "Squared error of the block's output over the squared output of the dense block, "
-                "on the same held-out hidden states: those of the model pruned so far. So it says "
-                "what this block lost, not what all before it lost."
+                "Error of the block's hidden states against the dense block's on the same held-out "
+                "input, that of the model pruned so far; direction counts more than length. So it "
+                "says what this block lost, not what all before it lost."
                 + _other_text(runs, "the errors rest on different texts"),
                 _legend(runs, series),
             )

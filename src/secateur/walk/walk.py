@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from secateur.architecture.experts import unstacked_experts
 from secateur.checkpoint.store import BlockStore
 from secateur.errors import SecateurError
-from secateur.methods.block_task import relative_error
 from secateur.planning import Plan
+from secateur.solvers.block_loss import state_error
 from secateur.walk.block import BlockPruner
 from secateur.walk.pruned import PrunedBlock, Stopwatch
 from secateur.walk.replay import Replay
@@ -26,8 +26,8 @@ class WalkedBlock:
     Attributes:
         index: its number in the model.
         pruned: masks, errors and notes.
-        held_out_error: squared error of its output over the squared output of the dense block on
-            the same held-out hidden states, token by token, then the mean over tokens.
+        held_out_error: of its output against that of the dense block on the same held-out hidden
+            states (``state_error``), mean over tokens.
     """
 
     index: int
@@ -124,7 +124,7 @@ def advance_stream(
         y_BLD = stream.advance(block, batch, replay)
         _require_finite(y_BLD, name)
         if dense:
-            error_BL = relative_error(y_BLD, dense[number].to(y_BLD.device))
+            error_BL = state_error(y_BLD, dense[number].to(y_BLD.device))
             error += float(error_BL.sum(dtype=torch.float64))
             tokens += error_BL.numel()
     stream.position += 1
