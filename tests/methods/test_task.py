@@ -13,6 +13,7 @@ from secateur.methods.admm import ADMM
 from secateur.methods.keep import Keep
 from secateur.methods.quantize import Quantize
 from secateur.methods.refit import Refit
+from secateur.methods.sparsegpt import SparseGPT
 from secateur.methods.task import GroupTask
 from secateur.methods.wanda import Wanda
 from secateur.pattern import Budget, Pattern, check_mask, parse_pattern, select
@@ -119,3 +120,12 @@ def test_admm_searches_within_the_rows_that_a_stage_before_has_chosen() -> None:
     assert not torch.equal(alone.mask_OI.sum(1), before)  # type: ignore[union-attr]
     check_mask(task.mask_OI, task.budget)
     assert torch.equal(task.w_OI != 0, task.mask_OI)
+
+
+def test_a_mask_alone_leaves_kept_weights_as_they_were() -> None:
+    whole, alone = (make_task(parse_pattern("0.5")) for _ in range(2))
+    SparseGPT(refit_iterations=0).apply(whole)
+    SparseGPT(mask_only=True).apply(alone)
+    assert whole.mask_OI is not None and alone.mask_OI is not None
+    assert torch.equal(alone.mask_OI, whole.mask_OI)
+    assert torch.equal(alone.w_OI, alone.dense_OI * alone.mask_OI)

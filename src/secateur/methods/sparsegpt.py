@@ -25,6 +25,9 @@ class SparseGPT(GroupStage):
     refit_iterations: int = Field(
         10, ge=0, description="steps of refit on the mask found; 0 is the paper's method"
     )
+    mask_only: bool = Field(
+        False, description="take the mask alone: kept weights stay what they were, without refit"
+    )
 
     def apply(self, task: GroupTask) -> None:
         solution = sparsegpt(
@@ -34,7 +37,9 @@ class SparseGPT(GroupStage):
             damping=self.damping,
             column_block=self.column_block,
         )
-        if self.refit_iterations:
+        if self.mask_only:
+            solution = replace(solution, w_OI=task.w_OI.mul_(solution.mask_OI))
+        elif self.refit_iterations:
             # The sweep corrects columns to the right only; those to the left can help as well.
             fitted_OI = refit(
                 task.w_OI,
