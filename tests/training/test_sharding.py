@@ -83,7 +83,8 @@ _VARIANTS: dict[str, dict[str, Any]] = {
     "every pass": {"reduce_every_pass": True},
     # Weights that differ in their last bit of fp32 round differently to bf16 sooner or later, and
     # Adam makes steps of gradients that are all rounding. Two passes a step, one in each process,
-    # give the same bits in either order; many passes are therefore held to the first step.
+    # give the same bits in either order, unless clipped by a norm that is summed over processes;
+    # many passes are therefore held to the first step.
     "bfloat16": {
         "dtype": "bfloat16",
         "tokens": _STEPS * 2 * _LENGTH,

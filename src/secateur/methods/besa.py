@@ -26,7 +26,7 @@ from secateur.solvers.besa import (
     mask_of_counts,
     masked_linear,
 )
-from secateur.solvers.block_loss import relative_loss, state_error
+from secateur.solvers.block_loss import relative_loss
 from secateur.solvers.grids import Clipping
 from secateur.solvers.rates import (
     candidate_counts,
@@ -61,8 +61,8 @@ class BESA(BlockStage):
     d_coef: float = Field(0.1, gt=0, description="scale of the step that Prodigy estimates")
     loss: Literal["token", "feature"] = Field(
         "token",
-        description="error of each token's hidden state; or of each feature, over "
-        "tokens, which is the released code's",
+        description="error of each token's hidden state; or of each feature, over tokens, which is "
+        "the released code's",
     )
     epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
     clip_rate: float = Field(
@@ -129,7 +129,7 @@ class BESA(BlockStage):
             for batch in task.fitted_batches(self.batch_sequences):
                 betas, alphas = self._distributions(thetas, rates)
                 with torch.enable_grad(), _masked(rows, betas, alphas):
-                    loss = self._error(task.output(batch), task.target(batch, self.reference))
+                    loss = self._error(task, batch)
                     rate = mean_rate(alphas, [each.dense_OI.numel() for each in rows])
                     if zeros > 0:
                         loss = loss + sparsity_penalty(rate, zeros / weights, self.penalty)
@@ -144,10 +144,10 @@ class BESA(BlockStage):
             }
         return _exact_masks(rows, alphas, zeros), clippings
 
-    def _error(self, output_BLD: Tensor, target_BLD: Tensor) -> Tensor:
+    def _error(self, task: BlockTask, batch: Tensor) -> Tensor:
         if self.loss == "feature":
-            return relative_loss(output_BLD, target_BLD)
-        return state_error(output_BLD, target_BLD).mean()
+            return relative_loss(task.output(batch), task.target(batch, self.reference))
+        return task.output_error(batch, self.reference).mean()
 
     def _distributions(
         self, thetas: list[Tensor], rates: tuple[Fraction, ...]

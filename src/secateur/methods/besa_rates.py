@@ -15,7 +15,6 @@ from secateur.architecture.forwards import replaced_forwards
 from secateur.methods.block_task import BlockTask
 from secateur.methods.rows import take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
-from secateur.solvers.block_loss import state_error
 from secateur.solvers.margin import (
     RowCosts,
     cheapest,
@@ -109,8 +108,7 @@ class BESARates(BlockStage):
         with replaced_forwards(
             (linear.module, thresholded(linear)) for linear in task.linears if linear.name in costs
         ):
-            error_BL = state_error(task.output(batch), task.target(batch, self.reference))
-            error_BL.mean().backward()
+            task.output_error(batch, self.reference).mean().backward()
         return {name: each.grad for name, each in removed.items() if each.grad is not None}
 
 

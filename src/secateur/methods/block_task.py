@@ -100,6 +100,10 @@ class BlockTask:
         """What the block should return for these sequences."""
         return self.targets[reference][batch].to(self.device)
 
+    def output_error(self, batch: Tensor | slice, reference: Reference) -> Tensor:
+        """Error of every token's output (batch, length), in the measure of this run."""
+        return self.error(self.output(batch), self.target(batch, reference))
+
     def held_out_error(self, reference: Reference) -> float:
         """Error of the output, token by token, mean over some held-out tokens.
 
@@ -110,7 +114,7 @@ class BlockTask:
             for batch in self.stream.batches.held_out:
                 if tokens >= _JUDGED_TOKENS:
                     break
-                error_BL = self.error(self.output(batch), self.target(batch, reference))
+                error_BL = self.output_error(batch, reference)
                 total += float(error_BL.sum(dtype=torch.float64))
                 tokens += error_BL.numel()
         return total / max(tokens, 1)

@@ -54,7 +54,12 @@ class Reconstruct(BlockStage):
 
         def train() -> None:
             if self.window == "block":
-                self._train(task, trained, kept, lambda batch: self._block_error(task, batch))
+                self._train(
+                    task,
+                    trained,
+                    kept,
+                    lambda batch: task.output_error(batch, self.reference).mean(),
+                )
                 return
             for part in find_parts(task.block, task.linears):
                 inside = set(part.module.parameters())
@@ -62,9 +67,6 @@ class Reconstruct(BlockStage):
                 self._train(task, own, kept, partial(_part_error, task, part))
 
         task.accept_better(self.method, self.reference, trained, train)
-
-    def _block_error(self, task: BlockTask, batch: Tensor) -> Tensor:
-        return task.error(task.output(batch), task.target(batch, self.reference)).mean()
 
     def _train(
         self,

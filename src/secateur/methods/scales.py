@@ -51,7 +51,7 @@ class Scales(BlockStage):
         ]
 
         def error(batch: Tensor) -> Tensor:
-            return task.error(task.output(batch), task.target(batch, self.reference)).mean()
+            return task.output_error(batch, self.reference).mean()
 
         def train() -> None:
             rates = [(each.exponent_OG, self.learning_rate) for each in levels]
