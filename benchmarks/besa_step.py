@@ -51,7 +51,6 @@ from secateur.solvers.margin import (
     cheapest,
     follow_margin,
     margin_threshold,
-    thresholded_linear,
 )
 from secateur.solvers.rates import (
     candidate_counts,
@@ -63,6 +62,7 @@ from secateur.solvers.rates import (
     truncated_counts,
 )
 from secateur.solvers.scores import wanda_score
+from secateur.solvers.thresholded import thresholded_linear
 
 TARGET = 0.5
 PENALTY = 5.0

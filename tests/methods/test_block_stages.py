@@ -14,6 +14,7 @@ from secateur.errors import SecateurError
 from secateur.methods import BlockStage
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
+from secateur.methods.besa_reconstruct import BESAReconstruct
 from secateur.methods.block_task import BlockTask
 from secateur.methods.descent import one_cycle
 from secateur.methods.reconstruct import Reconstruct
@@ -115,7 +116,9 @@ def test_rates_meet_the_budget_and_never_lose_to_uniform_wanda(
         assert found <= task.held_out_error("pruned")
 
 
-@pytest.mark.parametrize("stage", [BESARates(steps=2, probe_sequences=4), BESA()])
+@pytest.mark.parametrize(
+    "stage", [BESARates(steps=2, probe_sequences=4), BESAReconstruct(probe_sequences=4), BESA()]
+)
 def test_a_linear_that_no_token_reached_keeps_its_even_rates(
     stage: BlockStage, checkpoints: Callable[..., Path]
 ) -> None:
@@ -128,12 +131,48 @@ def test_a_linear_that_no_token_reached_keeps_its_even_rates(
         stage.apply(task)
         assert zeros_of(task) == sum(task.zeros.values())
         removed = int((~task.masks[idle]).sum())
-        if isinstance(stage, BESARates):
+        if not isinstance(stage, BESA):
             assert removed == task.zeros[idle]
         assert 0 < removed < task.masks[idle].numel()
 
 
-@pytest.mark.parametrize("stage", [BESARates(steps=3, probe_sequences=4), BESA()])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_rates_and_weights_learned_together_meet_the_budget_and_lower_the_error(
+    family: str, stored: torch.dtype, checkpoints: Callable[..., Path]
+) -> None:
+    with block_task(checkpoints(family), stored) as task:
+        BESARates(steps=0, probe_sequences=4).apply(task)
+        before = task.held_out_error("pruned")
+        BESAReconstruct(probe_sequences=4, epochs=10, rate=0.1).apply(task)
+        assert not any("rejected" in note for note in task.notes)
+        assert task.held_out_error("pruned") < before
+        assert sum(int((~mask_OI).sum()) for mask_OI in task.masks.values()) == sum(
+            task.zeros.values()
+        )
+        for linear in task.linears:
+            assert not linear.weight_OI[~task.masks[linear.name]].any()
+            assert torch.equal(linear.weight_OI, linear.weight_OI.to(stored).float())
+        assert not any(p.requires_grad or p.grad is not None for p in task.block.parameters())
+
+
+def test_weights_that_training_makes_worse_stay_dense_with_the_better_rates(
+    checkpoints: Callable[..., Path],
+) -> None:
+    with block_task(checkpoints("opt")) as task:
+        vectors = [p.clone() for p in task.block.parameters() if p.ndim == 1]
+        BESAReconstruct(probe_sequences=4, learning_rate=100.0).apply(task)
+        assert "besa-reconstruct rejected" in task.notes[-1]
+        for linear in task.linears:
+            kept_OI = task.dense[linear.name] * task.masks[linear.name]
+            assert torch.equal(linear.weight_OI, kept_OI)
+        after = [p for p in task.block.parameters() if p.ndim == 1]
+        assert all(map(torch.equal, vectors, after))
+
+
+@pytest.mark.parametrize(
+    "stage", [BESARates(steps=3, probe_sequences=4), BESAReconstruct(probe_sequences=4), BESA()]
+)
 def test_rates_repeat_with_the_seed(stage: BlockStage, checkpoints: Callable[..., Path]) -> None:
     masks = []
     for _ in range(2):
@@ -143,7 +182,7 @@ def test_rates_repeat_with_the_seed(stage: BlockStage, checkpoints: Callable[...
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
 
 
-@pytest.mark.parametrize("method", ["besa", "besa-rates"])
+@pytest.mark.parametrize("method", ["besa", "besa-rates", "besa-reconstruct"])
 def test_rates_refuse_groups(method: str) -> None:
     with pytest.raises(SecateurError, match=rf"{method} moves zeros between rows.*2:4"):
         Recipe.from_mapping({"pattern": "2:4", "stages": [{"method": method}]})

@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from secateur.solvers import margin
 from secateur.solvers.margin import (
@@ -15,7 +14,6 @@ from secateur.solvers.margin import (
     cheapest,
     follow_margin,
     margin_threshold,
-    thresholded_linear,
 )
 
 
@@ -53,47 +51,6 @@ def test_the_threshold_lies_about_where_the_asked_share_is_cheaper() -> None:
     threshold = margin_threshold(costs, 0.3)
     cheaper = torch.cat([all_costs(each).flatten() for each in costs]) <= threshold
     assert float(cheaper.float().mean()) == pytest.approx(0.3, abs=0.02)
-
-
-def test_outputs_and_slopes_are_those_of_dense_masks() -> None:
-    costs, threshold = random_costs(2, torch.float64), 0.1
-    costs.root_O[4] = 100  # A row without a margin has no slope.
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(2, 7, 40, generator=generator, dtype=torch.float64)
-    bias_O = torch.randn(5, generator=generator, dtype=torch.float64)
-    weights_BLO = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)
-
-    dense_OI = costs.w_OI.where(all_costs(costs) > threshold, 0).requires_grad_()
-    wanted_x = x.clone().requires_grad_()
-    wanted = functional.linear(wanted_x, dense_OI, bias_O)
-    (wanted * weights_BLO).sum().backward()
-    assert dense_OI.grad is not None
-    rise_OI = all_costs(costs).square() / threshold**2
-    near_OI = (rise_OI > 1 / 1.5) & (rise_OI < 1.5)
-    slope_OI = -costs.w_OI * dense_OI.grad
-    wanted_O = torch.stack(
-        [slope[near].mean() if near.any() else slope.new_zeros(()) for slope, near in
-         zip(slope_OI, near_OI, strict=True)]
-    )  # fmt: skip
-    assert near_OI.sum(1).tolist()[-1] == 0 and bool(near_OI.sum(1)[:4].all())
-
-    removed_O = torch.zeros(5, dtype=torch.float64, requires_grad=True)
-    found_x = x.clone().requires_grad_()
-    found = thresholded_linear(found_x, costs, threshold, removed_O, bias_O)
-    (found * weights_BLO).sum().backward()
-    torch.testing.assert_close(found, wanted)
-    torch.testing.assert_close(found_x.grad, wanted_x.grad)
-    torch.testing.assert_close(removed_O.grad, wanted_O)
-
-
-def test_products_are_in_the_dtype_of_autocast() -> None:
-    costs = random_costs(4, torch.float32)
-    removed_O = torch.zeros(5, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = thresholded_linear(torch.randn(3, 40), costs, 0.1, removed_O, torch.ones(5))
-    y.float().sum().backward()
-    assert y.dtype == torch.bfloat16
-    assert removed_O.grad is not None and removed_O.grad.dtype == torch.float32
 
 
 def test_a_row_whose_weights_are_missed_becomes_dearer_and_another_cheaper() -> None:

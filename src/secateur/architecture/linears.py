@@ -38,6 +38,12 @@ class Linear:
         return weight.T if self.transposed else weight
 
     @property
+    def parameter_OI(self) -> Tensor:
+        """The weight as (out, in), with its gradient going to the module."""
+        weight = self.module.get_parameter("weight")
+        return weight.T if self.transposed else weight
+
+    @property
     def bias_O(self) -> Tensor | None:
         """The bias, None without one; the module's own, as the weight."""
         bias = self.module._parameters.get("bias")

@@ -10,6 +10,7 @@ from secateur.methods.admm import ADMM
 from secateur.methods.barber import Barber
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
+from secateur.methods.besa_reconstruct import BESAReconstruct
 from secateur.methods.keep import Keep
 from secateur.methods.magnitude import Magnitude
 from secateur.methods.permute import Permute
@@ -32,6 +33,7 @@ AnyStage = Annotated[
     | Refit
     | BESA
     | BESARates
+    | BESAReconstruct
     | Barber
     | Swaps
     | Reconstruct

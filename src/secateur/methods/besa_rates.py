@@ -13,16 +13,11 @@ from torch import Tensor
 from secateur.architecture import Linear
 from secateur.architecture.forwards import replaced_forwards
 from secateur.methods.block_task import BlockTask
-from secateur.methods.rows import take_best, uniform_masks, write_masks
+from secateur.methods.costs import cheapest_masks, closed_form, removed_share
+from secateur.methods.rows import take_best, uniform_masks
 from secateur.methods.stage import BlockStage
-from secateur.solvers.margin import (
-    RowCosts,
-    cheapest,
-    follow_margin,
-    margin_threshold,
-    thresholded_linear,
-)
-from secateur.walk.probes import RowSensitivity, random_projection
+from secateur.solvers.margin import RowCosts, follow_margin, margin_threshold
+from secateur.solvers.thresholded import thresholded_linear
 
 
 class BESARates(BlockStage):
@@ -44,39 +39,16 @@ class BESARates(BlockStage):
 
     def apply(self, task: BlockTask) -> None:
         candidates = {"uniform rates": uniform_masks(task)}
-        costs = self._closed_form(task)
-        candidates["row sensitivities"] = _cheapest(task, costs)
+        costs = closed_form(task, self.probe_sequences, self.batch_sequences)
+        candidates["row sensitivities"] = cheapest_masks(task, costs)
         if self.steps:
             self._follow(task, costs)
-            candidates["straight-through steps"] = _cheapest(task, costs)
+            candidates["straight-through steps"] = cheapest_masks(task, costs)
         take_best(task, self.method, self.reference, candidates)
-
-    def _closed_form(self, task: BlockTask) -> dict[str, RowCosts]:
-        """Expected rise of the loss for each weight removed, from probes of the dense block."""
-        write_masks(task, {})
-        sensitivity = RowSensitivity(task.linears)
-        tokens = 0
-        chosen = task.fitted_batches(self.batch_sequences)
-        for batch in chosen[: -(-self.probe_sequences // self.batch_sequences)]:
-
-            def probe(batch: Tensor = batch) -> Tensor:
-                return random_projection(task.output(batch, with_graph=True), task.generator)
-
-            sensitivity.add(probe)
-            tokens += len(batch) * task.length
-        costs = {}
-        for name, dense_OI in task.dense.items():
-            square_I = task.mean_squares[name]
-            # A linear that no token reached costs nothing, which is no reason to empty it.
-            if square_I.any():
-                root_O = (sensitivity.sums[name] / tokens).sqrt_()
-                costs[name] = RowCosts(dense_OI, square_I.sqrt(), root_O)
-        return costs
 
     def _follow(self, task: BlockTask, costs: Mapping[str, RowCosts]) -> None:
         """Scale the costs of each row, step by step, by what the loss says at its margin."""
-        weights = sum(each.w_OI.numel() for each in costs.values())
-        share = sum(task.zeros[name] for name in costs) / weights
+        share = removed_share(task, costs)
         batches: list[Tensor] = []
         while len(batches) < self.steps:
             batches += task.fitted_batches(self.batch_sequences)
@@ -110,10 +82,3 @@ class BESARates(BlockStage):
         ):
             task.output_error(batch, self.reference).mean().backward()
         return {name: each.grad for name, each in removed.items() if each.grad is not None}
-
-
-def _cheapest(task: BlockTask, costs: Mapping[str, RowCosts]) -> dict[str, Tensor]:
-    """Remove the cheapest weights of the block, exactly as many as the plan says."""
-    found = cheapest(list(costs.values()), sum(task.zeros[name] for name in costs))
-    masks = dict(zip(costs, found, strict=True))
-    return uniform_masks(task, leave_out=masks) | masks

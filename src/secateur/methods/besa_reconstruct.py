@@ -1,0 +1,108 @@
+"""Rates of rows and kept weights, learned in the same steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from secateur.architecture import Linear
+from secateur.architecture.forwards import replaced_forwards
+from secateur.methods.block_task import BlockTask
+from secateur.methods.costs import cheapest_masks, closed_form, removed_share
+from secateur.methods.descent import descend, relative_rate
+from secateur.methods.rows import take_best, uniform_masks, write_masks
+from secateur.methods.stage import BlockStage
+from secateur.solvers.margin import RowCosts, follow_margin, margin_threshold
+from secateur.solvers.thresholded import trained_linear
+
+
+class BESAReconstruct(BlockStage):
+    """Train the weights of a block while its zeros find their rows: besa-rates and reconstruct."""
+
+    needs_norms: ClassVar[bool] = True
+    unstructured_only: ClassVar[bool] = True
+    copies: ClassVar[int] = 5
+
+    method: Literal["besa-reconstruct"] = "besa-reconstruct"
+    batch_sequences: int = Field(2, ge=1, description="calibration windows in one step")
+    probe_sequences: int = Field(
+        16, ge=1, description="calibration windows that row sensitivities come from"
+    )
+    epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
+    rate: float = Field(0.5, gt=0, description="how far the first step follows the marginal cost")
+    learning_rate: float = Field(
+        0.02,
+        gt=0,
+        description="of Adam, at its highest, as a share of each parameter's root mean square",
+    )
+
+    def passes(self, sequences: int) -> float:
+        return 3.0 * (self.probe_sequences / sequences + self.epochs)
+
+    def apply(self, task: BlockTask) -> None:
+        costs = closed_form(task, self.probe_sequences, self.batch_sequences)
+        weights = [linear.module.get_parameter("weight") for linear in task.linears]
+        trained = [*weights, *(p for p in task.block.parameters() if p.ndim == 1)]
+        untrained = {
+            "uniform rates": uniform_masks(task),
+            "row sensitivities": cheapest_masks(task, costs),
+        }
+        take_best(task, self.method, self.reference, untrained)
+        masks: dict[str, Tensor] = {}
+
+        def train() -> None:
+            write_masks(task, {})
+            self._train(task, costs, trained)
+            masks.update(cheapest_masks(task, costs))
+            for linear in task.linears:
+                linear.weight_OI.mul_(masks[linear.name])
+
+        if task.accept_better(self.method, self.reference, trained, train):
+            task.masks.update({name: mask_OI.cpu() for name, mask_OI in masks.items()})
+
+    def _train(
+        self, task: BlockTask, costs: Mapping[str, RowCosts], trained: list[nn.Parameter]
+    ) -> None:
+        """Train dense weights, with the cheapest ones taken out, and scale costs by the slopes."""
+        share = removed_share(task, costs)
+        batches = [
+            batch for _ in range(self.epochs) for batch in task.fitted_batches(self.batch_sequences)
+        ]
+        removed = {
+            name: torch.zeros_like(each.root_O, requires_grad=True) for name, each in costs.items()
+        }
+        thresholds: list[float] = []
+
+        def thresholded(linear: Linear) -> Callable[[Tensor], Tensor]:
+            return partial(
+                trained_linear,
+                w_OI=linear.parameter_OI,
+                costs=costs[linear.name],
+                threshold=thresholds[-1],
+                removed_O=removed[linear.name],
+                bias_O=linear.module._parameters.get("bias"),
+            )
+
+        def error(batch: Tensor) -> Tensor:
+            thresholds.append(margin_threshold(costs.values(), share))
+            with replaced_forwards(
+                (linear.module, thresholded(linear))
+                for linear in task.linears
+                if linear.name in costs
+            ):
+                return task.output_error(batch, self.reference).mean()
+
+        def follow() -> None:
+            pull = self.rate * (1 - (len(thresholds) - 1) / len(batches))
+            for name, slope_O in removed.items():
+                if slope_O.grad is not None:
+                    follow_margin(costs[name].root_O, slope_O.grad, thresholds[-1], pull)
+                    slope_O.grad = None
+
+        rates = [(p, relative_rate(p, self.learning_rate)) for p in trained]
+        descend(rates, batches, error, follow)

@@ -1,0 +1,57 @@
+"""What it costs a block to lose each of its weights, and the masks that take the cheapest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from secateur.methods.block_task import BlockTask
+from secateur.methods.rows import uniform_masks, write_masks
+from secateur.solvers.margin import RowCosts, cheapest
+from secateur.walk.probes import RowSensitivity, random_projection
+
+
+def closed_form(task: BlockTask, sequences: int, batch_sequences: int) -> dict[str, RowCosts]:
+    """Expected rise of the loss for each weight removed, from probes of the dense block.
+
+    Args:
+        task: the block, which is left with its dense weights.
+        sequences: calibration windows to probe with.
+        batch_sequences: windows at a time.
+
+    Returns:
+        Costs by linear, without those that no token reached.
+    """
+    write_masks(task, {})
+    sensitivity = RowSensitivity(task.linears)
+    tokens = 0
+    chosen = task.fitted_batches(batch_sequences)
+    for batch in chosen[: -(-sequences // batch_sequences)]:
+
+        def probe(batch: Tensor = batch) -> Tensor:
+            return random_projection(task.output(batch, with_graph=True), task.generator)
+
+        sensitivity.add(probe)
+        tokens += len(batch) * task.length
+    costs = {}
+    for name, dense_OI in task.dense.items():
+        square_I = task.mean_squares[name]
+        # A linear that no token reached costs nothing, which is no reason to empty it.
+        if square_I.any():
+            root_O = (sensitivity.sums[name] / tokens).sqrt_()
+            costs[name] = RowCosts(dense_OI, square_I.sqrt(), root_O)
+    return costs
+
+
+def removed_share(task: BlockTask, costs: Mapping[str, RowCosts]) -> float:
+    """Share of the weights with costs that the plan removes."""
+    weights = sum(each.w_OI.numel() for each in costs.values())
+    return sum(task.zeros[name] for name in costs) / weights
+
+
+def cheapest_masks(task: BlockTask, costs: Mapping[str, RowCosts]) -> dict[str, Tensor]:
+    """Remove the cheapest weights of the block, exactly as many as the plan says."""
+    found = cheapest(list(costs.values()), sum(task.zeros[name] for name in costs))
+    masks = dict(zip(costs, found, strict=True))
+    return uniform_masks(task, leave_out=masks) | masks
