@@ -21,7 +21,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.measuring import child_environment, describe_machine, measure
+from harness.measuring import child_environment, describe_machine, made_folder, measure
 from harness.results import commit
 from secateur.processes import Measured
 
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("--methods", default="wanda", help="comma-separated")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--work", type=Path, help="folder for temporary checkpoints")
+    parser.add_argument("--work", type=made_folder, help="folder for temporary checkpoints")
     parser.add_argument("--markdown", type=Path, help="where to write the table")
     arguments, model_options = parser.parse_known_args()
     depths = [int(depth) for depth in arguments.blocks.split(",")]

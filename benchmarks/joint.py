@@ -23,7 +23,7 @@ from pathlib import Path
 
 from harness.bench import Bench, add_reuse, reused
 from harness.contender import OURS, PEER
-from harness.measuring import Json, digest_of, measure, same_tokens
+from harness.measuring import Json, digest_of, made_folder, measure, same_tokens
 from harness.results import REPOSITORY, Results
 from harness.table import protocol_lines, publish
 from secateur.processes import apart
@@ -173,7 +173,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-windows", type=int, default=40)
     parser.add_argument("--output", type=Path, required=True, help="results as JSON")
     parser.add_argument("--markdown", type=Path, help="where to write the table")
-    parser.add_argument("--work", type=Path, help="folder for temporary checkpoints and logs")
+    parser.add_argument(
+        "--work", type=made_folder, help="folder for temporary checkpoints and logs"
+    )
     return parser.parse_args()
 
 

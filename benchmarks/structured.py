@@ -24,7 +24,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.measuring import Json, describe_machine, digest_of, measure, perplexity
+from harness.measuring import Json, describe_machine, digest_of, made_folder, measure, perplexity
 from harness.results import Results
 from harness.table import machine_line, publish
 from secateur.processes import apart
@@ -287,7 +287,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help="of what is removed")
     parser.add_argument("--output", type=Path, required=True, help="results as JSON")
     parser.add_argument("--markdown", type=Path, help="where to write the table")
-    parser.add_argument("--work", type=Path, help="folder for temporary checkpoints and logs")
+    parser.add_argument(
+        "--work", type=made_folder, help="folder for temporary checkpoints and logs"
+    )
     return parser.parse_args()
 
 

@@ -22,7 +22,15 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from harness.measuring import Json, count_zeros, describe_machine, digest_of, measure, perplexity
+from harness.measuring import (
+    Json,
+    count_zeros,
+    describe_machine,
+    digest_of,
+    made_folder,
+    measure,
+    perplexity,
+)
 from harness.results import Results
 from harness.table import machine_line, publish
 
@@ -149,7 +157,9 @@ def parse_arguments() -> argparse.Namespace:
     windows.add_argument("--full", action="store_true", help="evaluate on the whole text")
     parser.add_argument("--output", type=Path, required=True, help="results as JSON")
     parser.add_argument("--markdown", type=Path, help="where to write the tables")
-    parser.add_argument("--work", type=Path, help="folder for temporary checkpoints and logs")
+    parser.add_argument(
+        "--work", type=made_folder, help="folder for temporary checkpoints and logs"
+    )
     return parser.parse_args()
 
 

@@ -19,6 +19,7 @@ from harness.measuring import (
     count_zeros,
     describe_machine,
     digest_of,
+    made_folder,
     measure,
     perplexity,
     same_tokens,
@@ -202,7 +203,9 @@ def parse_arguments(description: str, contenders: str) -> argparse.Namespace:
     windows.add_argument("--full", action="store_true", help="evaluate on the whole text")
     parser.add_argument("--output", type=Path, required=True, help="results as JSON")
     parser.add_argument("--markdown", type=Path, help="where to write the table")
-    parser.add_argument("--work", type=Path, help="folder for temporary checkpoints and logs")
+    parser.add_argument(
+        "--work", type=made_folder, help="folder for temporary checkpoints and logs"
+    )
     return parser.parse_args()
 
 

@@ -60,6 +60,13 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
+def made_folder(name: str) -> Path:
+    """Return the folder of a command line's argument; made if there is none."""
+    folder = Path(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def write_tokens(
     model: Path, calibration: Path, samples: int, length: int, seed: int, file: Path
 ) -> str:
