@@ -118,7 +118,12 @@ def test_rates_meet_the_budget_and_never_lose_to_uniform_wanda(
 
 
 @pytest.mark.parametrize(
-    "stage", [BESARates(steps=2, probe_sequences=4), BESAReconstruct(probe_sequences=4), BESA()]
+    "stage",
+    [
+        BESARates(steps=2, probe_sequences=4),
+        BESAReconstruct(reference="pruned", probe_sequences=4),
+        BESA(),
+    ],
 )
 def test_a_linear_that_no_token_reached_keeps_its_even_rates(
     stage: BlockStage, checkpoints: Callable[..., Path]
@@ -145,7 +150,9 @@ def test_rates_and_weights_learned_together_meet_the_budget_and_lose_nothing(
     with block_task(checkpoints(family), stored) as task:
         BESARates(steps=0, probe_sequences=4).apply(task)
         before = task.held_out_error("pruned")
-        BESAReconstruct(probe_sequences=4, epochs=10, rate=0.1).apply(task)
+        BESAReconstruct(
+            reference="pruned", probe_sequences=4, epochs=10, rate=0.1, batch_sequences=2
+        ).apply(task)
         if family in ("llama", "gpt2", "opt"):
             assert not any("rejected" in note for note in task.notes)
             assert task.held_out_error("pruned") < before
@@ -163,7 +170,7 @@ def test_weights_that_training_makes_worse_stay_dense_with_the_better_rates(
 ) -> None:
     with block_task(checkpoints("opt")) as task:
         vectors = [p.clone() for p in task.block.parameters() if p.ndim == 1]
-        BESAReconstruct(probe_sequences=4, learning_rate=100.0).apply(task)
+        BESAReconstruct(reference="pruned", probe_sequences=4, learning_rate=100.0).apply(task)
         assert "besa-reconstruct rejected" in task.notes[-1]
         for linear in task.linears:
             kept_OI = task.dense[linear.name] * task.masks[linear.name]
@@ -173,7 +180,12 @@ def test_weights_that_training_makes_worse_stay_dense_with_the_better_rates(
 
 
 @pytest.mark.parametrize(
-    "stage", [BESARates(steps=3, probe_sequences=4), BESAReconstruct(probe_sequences=4), BESA()]
+    "stage",
+    [
+        BESARates(steps=3, probe_sequences=4),
+        BESAReconstruct(reference="pruned", probe_sequences=4),
+        BESA(),
+    ],
 )
 def test_rates_repeat_with_the_seed(stage: BlockStage, checkpoints: Callable[..., Path]) -> None:
     masks = []

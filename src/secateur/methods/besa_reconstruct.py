@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.architecture import Linear
 from secateur.architecture.forwards import replaced_forwards
-from secateur.methods.block_task import BlockTask
+from secateur.methods.block_task import BlockTask, Reference
 from secateur.methods.costs import cheapest_masks, closed_form, removed_share
 from secateur.methods.descent import descend, relative_rate
 from secateur.methods.rows import take_best, uniform_masks, write_masks
@@ -29,14 +29,15 @@ class BESAReconstruct(BlockStage):
     copies: ClassVar[int] = 5
 
     method: Literal["besa-reconstruct"] = "besa-reconstruct"
-    batch_sequences: int = Field(2, ge=1, description="calibration windows in one step")
+    reference: Reference = Field("dense", description="as for the other block stages")
+    batch_sequences: int = Field(1, ge=1, description="calibration windows in one step")
     probe_sequences: int = Field(
         16, ge=1, description="calibration windows that row sensitivities come from"
     )
     epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
-    rate: float = Field(0.5, gt=0, description="how far the first step follows the marginal cost")
+    rate: float = Field(0.25, gt=0, description="how far the first step follows the marginal cost")
     learning_rate: float = Field(
-        0.02,
+        0.015,
         gt=0,
         description="of Adam, at its highest, as a share of each parameter's root mean square",
     )
