@@ -27,6 +27,7 @@ def contenders() -> str:
     for pattern in ("50", "60", "70", "2:4"):
         masks = MASKS if ":" in pattern else MASKS + ALLOCATED
         runs = [(method, ("", "+reconstruct")) for method in FITTED]
+        runs += [] if ":" in pattern else [("besa-reconstruct", ("",))]
         runs += [(method, ("", "+refit", "+refit+reconstruct")) for method in masks]
         names += [f"{method}{after}-{pattern}" for method, afters in runs for after in afters]
     for pattern in ("50", "2:4", "4:8"):

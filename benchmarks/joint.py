@@ -195,7 +195,12 @@ def run_all(arguments: argparse.Namespace, work: Path) -> None:
     with_peer = any(way.tool == PEER for way in chosen)
     bench = Bench.of(arguments, work, arguments.max_windows, with_peer=with_peer)
     grid = {name: getattr(arguments, name) for name in ("sparsity", "bits", "group")}
-    results = Results(arguments.output, {**bench.settings(), **grid}, reused(arguments))
+    results = Results(
+        arguments.output,
+        {**bench.settings(), **grid},
+        reused(arguments),
+        any_machine=arguments.any_machine,
+    )
     dense = results.dense(bench.dense)
     for way in chosen:
         for _ in range(len(results.runs(way.tool, way)), arguments.repeats):

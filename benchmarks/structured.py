@@ -21,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,8 @@ PRESETS = {
     "uniform": ["--preset", "default", "--uniform"],
     "paper": ["--preset", "paper"],
 }
+# What the paper's preset does in a round unless told otherwise.
+PAPER_MASKS, PAPER_WINDOWS = 200, 32
 METHODS = ("paper", "wanda-sp", "flap", "uniform", "default")
 CONTENDERS = ",".join(
     f"{method}-{percent}"
@@ -50,11 +53,14 @@ BLOCK_TENSOR = re.compile(r"\.(?:layers|h|blocks)\.\d+\.")
 class Contender:
     """A way to shrink, the share of the blocks' parameters to remove, and what follows.
 
-    Written ``METHOD[+recover]-PERCENT``.
+    Written ``METHOD[+recover]-PERCENT``; ``paper@32x4`` is the paper's preset with 32 masks on 4
+    windows in each round instead of its own numbers.
     """
 
     name: str
     method: str
+    masks: int
+    windows: int
     recovered: bool
     percent: int
 
@@ -65,14 +71,30 @@ class Contender:
         Raises:
             SystemExit: it has another form.
         """
-        match = re.fullmatch(rf"({'|'.join(METHODS)})(\+recover)?-(\d+)", name)
+        methods = "|".join(METHODS)
+        match = re.fullmatch(rf"({methods})(?:(?<=paper)@(\d+)x(\d+))?(\+recover)?-(\d+)", name)
         if match is None:
             raise SystemExit(
                 f"{name!r} is not a contender; write METHOD[+recover]-PERCENT, such as "
-                f"default+recover-30, METHOD one of {', '.join(METHODS)}."
+                f"default+recover-30, METHOD one of {', '.join(METHODS)}, or paper@MASKSxWINDOWS."
             )
-        method, recovered, percent = match.groups()
-        return cls(name, method, recovered is not None, int(percent))
+        method, masks, windows, recovered, percent = match.groups()
+        return cls(
+            name,
+            method,
+            int(masks or PAPER_MASKS),
+            int(windows or PAPER_WINDOWS),
+            recovered is not None,
+            int(percent),
+        )
+
+    @property
+    def label(self) -> str:
+        """Method as shown in the table."""
+        method = self.method
+        if method == "paper":
+            method += f", {self.masks} masks on {self.windows} windows"
+        return method + " + recover" * self.recovered
 
     def place(self) -> tuple[int, int, bool]:
         """Where it stands in the table."""
@@ -89,7 +111,7 @@ def shrinking(arguments: argparse.Namespace, contender: Contender, output: Path)
         return [sys.executable, str(BASELINES), *model, *text, *samples]
     flags = [*PRESETS[contender.method], "--output", str(output), *text]
     if contender.method == "paper":
-        flags += ["--samples", str(arguments.round_samples), "--masks", str(arguments.masks)]
+        flags += ["--samples", str(contender.windows), "--masks", str(contender.masks)]
     else:
         flags += [*samples, "--sub-models", str(arguments.sub_models)]
     return [sys.executable, "-m", "secateur", "shrink", str(arguments.model), *flags]
@@ -205,8 +227,20 @@ def run(arguments: argparse.Namespace, contender: Contender, work: Path) -> Json
     return entry
 
 
-def table(runs: dict[str, Json], contenders: list[Contender], dense: float) -> list[str]:
-    """Return the Markdown table; the paper's preset at the same size is what others are held to."""
+def table(
+    runs: dict[str, Json],
+    contenders: list[Contender],
+    dense: float,
+    here: Callable[[Json], bool],
+) -> list[str]:
+    """Return the Markdown table; the paper's preset at the same size is what others are held to.
+
+    Args:
+        runs: by contender.
+        contenders: whose runs they are.
+        dense: perplexity of the dense model.
+        here: whether a run was measured on this machine, so that its time can be compared.
+    """
     lines = [
         f"| method | target | removed | parameters in blocks | perplexity (dense {dense:.2f}) "
         "| gap / paper's | forward tokens | / paper's | trained on | time | / paper's "
@@ -217,10 +251,11 @@ def table(runs: dict[str, Json], contenders: list[Contender], dense: float) -> l
         entry = runs[contender.name]
         if entry["refused"]:
             continue
-        paper = runs.get(f"paper-{contender.percent}")
+        paper = yardstick(runs, contender.percent)
+        timed = paper if here(entry) and paper and here(paper) else None
         prefill, decode = entry["speeds"]["prefill"], entry["speeds"]["decode"]
         cells = [
-            contender.method + " + recover" * contender.recovered,
+            contender.label,
             f"{contender.percent}%",
             f"{entry['removed']:.4f}",
             f"{entry['parameters'] / 1e6:.2f} M",
@@ -229,8 +264,8 @@ def table(runs: dict[str, Json], contenders: list[Contender], dense: float) -> l
             f"{entry['forward_tokens'] / 1e6:.2f} M",
             ratio(entry["forward_tokens"], paper and paper["forward_tokens"]),
             f"{entry['trained_tokens'] / 1e6:.2f} M" if entry["trained_tokens"] else "",
-            f"{entry['seconds']:.0f} s",
-            ratio(entry["seconds"], paper and paper["seconds"]),
+            f"{entry['seconds']:.0f} s" if here(entry) else "",
+            ratio(entry["seconds"], timed and timed["seconds"]),
             f"{entry['peak_bytes'] / 1e9:.2f} GB",
             faster(prefill),
             f"{prefill[1] / prefill[0] * (1 - entry['removed']):.2f}",
@@ -238,6 +273,18 @@ def table(runs: dict[str, Json], contenders: list[Contender], dense: float) -> l
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def yardstick(runs: dict[str, Json], percent: int) -> Json | None:
+    """The paper's preset at this size, with most forward tokens if it ran with several numbers."""
+    papers = [
+        run
+        for name, run in runs.items()
+        if (contender := Contender.parse(name)).method == "paper"
+        and contender.percent == percent
+        and not contender.recovered
+    ]
+    return max(papers, key=lambda run: run["forward_tokens"], default=None)
 
 
 def faster(speeds: list[float]) -> str:
@@ -270,9 +317,12 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="keep earlier results although the project's code has changed",
     )
+    parser.add_argument(
+        "--any-machine",
+        action="store_true",
+        help="keep earlier results of other machines too; the table has no times of those",
+    )
     parser.add_argument("--samples", type=int, default=128, help="calibration windows")
-    parser.add_argument("--round-samples", type=int, default=32, help="of each round of paper")
-    parser.add_argument("--masks", type=int, default=200, help="of each round of paper")
     parser.add_argument("--sub-models", type=int, default=96)
     parser.add_argument("--tokens", type=int, default=262_144, help="to recover with")
     parser.add_argument("--length", type=int, default=512)
@@ -296,7 +346,7 @@ def parse_arguments() -> argparse.Namespace:
 def settings_of(arguments: argparse.Namespace) -> Json:
     """All that a result depends on, our code aside."""
     names = (
-        "samples round_samples masks sub_models tokens length seed window max_windows full prefill "
+        "samples sub_models tokens length seed window max_windows full prefill "
         "new_tokens speed_repeats tolerance"
     ).split()
     return {
@@ -315,8 +365,8 @@ def protocol_lines(settings: Json) -> list[str]:
     s = settings
     windows = "all windows" if s["full"] else f"first {s['max_windows']} windows"
     return [
-        f"Calibration: {s['calibration']}, {s['samples']} windows of {s['length']} tokens; paper: "
-        f"{s['masks']} masks on {s['round_samples']} windows in each round; seed {s['seed']}. "
+        f"Calibration: {s['calibration']}, {s['samples']} windows of {s['length']} tokens, paper's "
+        f"of each round; seed {s['seed']}. "
         f"Recovery: {', '.join(s['data']) or 'none'}. "
         f"Perplexity: {s['text']}, {windows} of {s['window']} tokens, bf16 autocast. Time and "
         "peak resident size of whole processes. Prefill and decode: tokens per second of the "
@@ -336,7 +386,12 @@ def main() -> None:
     if any(each.recovered for each in asked) and not arguments.data:
         raise SystemExit("Recovery needs text; name it with --data.")
     settings = settings_of(arguments)
-    results = Results(arguments.output, settings, {TOOL} if arguments.reuse else set())
+    results = Results(
+        arguments.output,
+        settings,
+        {TOOL} if arguments.reuse else set(),
+        any_machine=arguments.any_machine,
+    )
     windows = None if arguments.full else arguments.max_windows
 
     def measure_dense() -> Json:
@@ -354,7 +409,9 @@ def main() -> None:
     known = {name: Contender.parse(name) for name in names}
     runs = {name: found[-1] for name, each in known.items() if (found := results.runs(TOOL, each))}
     notes = [f"Not shown: {name}, {e['refused']}." for name, e in runs.items() if e["refused"]]
-    lines = table(runs, [known[name] for name in runs], dense["perplexity"])
+    lines = table(
+        runs, [known[name] for name in runs], dense["perplexity"], results.is_of_this_machine
+    )
     commits = sorted({run["commit"] for run in runs.values()})
     lines += ["", *protocol_lines(results.settings), f"Commit: {', '.join(commits)}.", *notes]
     publish(lines, arguments.markdown)

@@ -221,6 +221,11 @@ def add_reuse(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep our results as well; the table names the commit of each row",
     )
+    parser.add_argument(
+        "--any-machine",
+        action="store_true",
+        help="keep results of other machines too; the table has no times of those",
+    )
 
 
 def reused(arguments: argparse.Namespace) -> set[str]:
@@ -252,7 +257,12 @@ def run_all(arguments: argparse.Namespace, work: Path) -> None:
     ]
     windows = None if arguments.full else arguments.max_windows
     bench = Bench.of(arguments, work, windows, with_peer=any(tool == PEER for tool, _, _ in plan))
-    results = Results(arguments.output, bench.settings(), reused(arguments))
+    results = Results(
+        arguments.output,
+        bench.settings(),
+        reused(arguments),
+        any_machine=arguments.any_machine,
+    )
     dense = results.dense(bench.dense)
 
     for tool, contender, repeat in plan:

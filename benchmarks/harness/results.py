@@ -36,12 +36,21 @@ def commit() -> str:
 class Results:
     """The output file: every run ever made, and which of them count for these settings.
 
-    Runs of tools in ``reused`` count whatever the package was when they were made.
+    Runs of tools in ``reused`` count whatever the package was when they were made, and with
+    ``any_machine`` wherever they were: perplexities can be compared then, times cannot.
     """
 
-    def __init__(self, file: Path, settings: Json, reused: Collection[str] = ()):
+    def __init__(
+        self,
+        file: Path,
+        settings: Json,
+        reused: Collection[str] = (),
+        *,
+        any_machine: bool = False,
+    ):
         self.file = file
         self.settings = settings
+        self.any_machine = any_machine
         self.code = digest_of((REPOSITORY / "src").rglob("*.py"))
         self.commit = commit()
         self.reused = reused
@@ -51,9 +60,10 @@ class Results:
 
     def dense(self, measure: Callable[[], Json]) -> Json:
         """Return the dense model's entry under these settings; measured now if there is none."""
-        matching = [e for e in self.content["dense"] if e["settings"] == self.settings]
+        matching = [e for e in self.content["dense"] if self._counts(e)]
+        here = [e for e in matching if self.is_of_this_machine(e)]
         if matching:
-            return matching[-1]
+            return (here or matching)[-1]
         entry = measure()
         self.add("dense", entry)
         return entry
@@ -64,13 +74,26 @@ class Results:
             run
             for run in self.content["runs"]
             if (run["tool"], run["contender"]) == (tool, contender.name)
-            and run["settings"] == self.settings
+            and self._counts(run)
             and (run["code"] == self.code or tool in self.reused)
         ]
 
+    def is_of_this_machine(self, entry: Json) -> bool:
+        """Whether times of an entry can be compared with those measured now."""
+        return bool(entry["settings"]["machine"] == self.settings["machine"])
+
+    def _counts(self, entry: Json) -> bool:
+        if not self.any_machine:
+            return bool(entry["settings"] == self.settings)
+        return entry["settings"] | {"machine": None} == self.settings | {"machine": None}
+
     def best(self, tool: str, contender: Named) -> Json | None:
-        """Return the fastest of the runs that count and were made by the newest code."""
+        """Return the fastest of the runs that count and were made by the newest code.
+
+        Those of this machine come first.
+        """
         runs = self.runs(tool, contender)
+        runs = [run for run in runs if self.is_of_this_machine(run)] or runs
         newest = [run for run in runs if run["code"] == runs[-1]["code"]]
         return min(newest, key=lambda run: run["seconds"], default=None)
 

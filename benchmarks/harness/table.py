@@ -36,25 +36,38 @@ def table(results: Results, contenders: Sequence[Contender], dense: float) -> li
             best.get((PEER, f"sparsegpt-{contender.name.rpartition('-')[2]}")),
         ]
         lines += [
-            row(tool, contender, best[tool, contender.name], yardsticks)
+            row(tool, contender, best[tool, contender.name], yardsticks, results)
             for tool in contender.tools
             if (tool, contender.name) in best
         ]
     return [*lines, "", *protocol_lines(results.settings), *notes]
 
 
-def row(tool: str, contender: Contender, run: Json, yardsticks: Sequence[Json | None]) -> str:
-    """Return one line of the table; ``yardsticks`` are the runs that ours is divided by."""
+def row(
+    tool: str,
+    contender: Contender,
+    run: Json,
+    yardsticks: Sequence[Json | None],
+    results: Results,
+) -> str:
+    """Return one line of the table; ``yardsticks`` are the runs that ours is divided by.
+
+    Times and ratios are those of this machine.
+    """
+    here = results.is_of_this_machine(run)
+    yardsticks = [
+        peer if peer and results.is_of_this_machine(peer) else None for peer in yardsticks
+    ]
     cells = [
         tool,
         contender.method_label,
         contender.pattern_label,
         f"{run['sparsity']:.4f}",
         f"{run['perplexity']:.2f}",
-        f"{run['seconds']:.0f} s",
-        f"{run['cpu_seconds']:.0f} s",
+        f"{run['seconds']:.0f} s" if here else "",
+        f"{run['cpu_seconds']:.0f} s" if here else "",
         *(
-            f"{run['seconds'] / peer['seconds']:.2f}" if peer and tool == OURS else ""
+            f"{run['seconds'] / peer['seconds']:.2f}" if peer and here and tool == OURS else ""
             for peer in yardsticks
         ),
         f"{run['peak_bytes'] / 1e9:.2f} GB",
