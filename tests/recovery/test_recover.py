@@ -169,10 +169,9 @@ def test_held_out_text_chooses_the_checkpoint(
     cut_models: Pair, text_file: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    # A rate that ruins the model: what it was at the beginning is the best there is.
-    report = run(
-        cut_models("llama"), text_file, output, options(network="full", learning_rate=30.0)
-    )
+    # A rate that ruins the model but leaves its gradients finite on every processor: what it was at
+    # the beginning is the best there is.
+    report = run(cut_models("llama"), text_file, output, options(network="full", learning_rate=2.0))
     assert report.network is not None
     assert report.network.chosen_step == 0
     start = report.network.validations[0]["validation_loss"]
