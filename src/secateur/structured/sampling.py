@@ -59,7 +59,9 @@ def draw_masks(
     """Draw the sub-models of a round; bool (masks, candidates of all sub-blocks), True = kept.
 
     Every second mask is the complement of the one before it among the candidates of each sub-block:
-    it keeps what that left out. All sub-blocks are masked at once.
+    it keeps what that left out. All sub-blocks are masked at once, and which of the pair has the
+    drawn ones left out is drawn for each by itself: where a sub-block has a single candidate, all
+    of those would otherwise go and stay together, and no utility could tell them apart.
 
     Args:
         weights: of the candidates of each sub-block, how readily they are left out.
@@ -71,6 +73,7 @@ def draw_masks(
     left_out_PM = torch.cat(
         [
             sample_without_replacement(weight_C, trial.drawn, pairs, generator)
+            ^ (torch.rand(pairs, 1, generator=generator) < 0.5)
             for weight_C, trial in zip(weights, trials, strict=True)
         ],
         dim=1,
