@@ -6,34 +6,19 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from secateur.solvers import margin
 from secateur.solvers.margin import (
-    RowCosts,
     cheapest,
     follow_margin,
     margin_threshold,
 )
+from solvers.row_costs import all_costs, random_costs, two_rows
 
 
 @pytest.fixture(autouse=True)
 def few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def two_rows(like_OI: Tensor) -> list[slice]:
-        return [slice(start, start + 2) for start in range(0, len(like_OI), 2)]
-
     monkeypatch.setattr(margin, "row_chunks", two_rows)
-
-
-def random_costs(seed: int, dtype: torch.dtype, rows: int = 5, columns: int = 40) -> RowCosts:
-    generator = torch.Generator().manual_seed(seed)
-    w_OI = torch.randn(rows, columns, generator=generator, dtype=dtype)
-    norm_I = torch.rand(columns, generator=generator, dtype=dtype)
-    return RowCosts(w_OI, norm_I, torch.rand(rows, generator=generator, dtype=dtype))
-
-
-def all_costs(costs: RowCosts) -> Tensor:
-    return costs.w_OI.abs() * costs.norm_I * costs.root_O[:, None]
 
 
 def test_the_cheapest_weights_of_all_linears_go_and_exactly_as_many_as_asked() -> None:

@@ -10,25 +10,12 @@ from torch.nn import functional
 from secateur.solvers import thresholded
 from secateur.solvers.margin import RowCosts
 from secateur.solvers.thresholded import thresholded_linear, trained_linear
+from solvers.row_costs import all_costs, random_costs, two_rows
 
 
 @pytest.fixture(autouse=True)
 def few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def two_rows(like_OI: Tensor) -> list[slice]:
-        return [slice(start, start + 2) for start in range(0, len(like_OI), 2)]
-
     monkeypatch.setattr(thresholded, "row_chunks", two_rows)
-
-
-def random_costs(seed: int, dtype: torch.dtype, rows: int = 5, columns: int = 40) -> RowCosts:
-    generator = torch.Generator().manual_seed(seed)
-    w_OI = torch.randn(rows, columns, generator=generator, dtype=dtype)
-    norm_I = torch.rand(columns, generator=generator, dtype=dtype)
-    return RowCosts(w_OI, norm_I, torch.rand(rows, generator=generator, dtype=dtype))
-
-
-def all_costs(costs: RowCosts) -> Tensor:
-    return costs.w_OI.abs() * costs.norm_I * costs.root_O[:, None]
 
 
 def slopes(costs: RowCosts, threshold: float, w_OI: Tensor, gradient_OI: Tensor) -> Tensor:
