@@ -36,8 +36,6 @@ PRESETS = {
     "uniform": ["--preset", "default", "--uniform"],
     "paper": ["--preset", "paper"],
 }
-# What the paper's preset does in a round unless told otherwise.
-PAPER_MASKS, PAPER_WINDOWS = 200, 32
 METHODS = ("paper", "wanda-sp", "flap", "uniform", "default")
 CONTENDERS = ",".join(
     f"{method}-{percent}"
@@ -59,8 +57,8 @@ class Contender:
 
     name: str
     method: str
-    masks: int
-    windows: int
+    masks: str | None
+    windows: str | None
     recovered: bool
     percent: int
 
@@ -79,20 +77,13 @@ class Contender:
                 f"default+recover-30, METHOD one of {', '.join(METHODS)}, or paper@MASKSxWINDOWS."
             )
         method, masks, windows, recovered, percent = match.groups()
-        return cls(
-            name,
-            method,
-            int(masks or PAPER_MASKS),
-            int(windows or PAPER_WINDOWS),
-            recovered is not None,
-            int(percent),
-        )
+        return cls(name, method, masks, windows, recovered is not None, int(percent))
 
     @property
     def label(self) -> str:
         """Method as shown in the table."""
         method = self.method
-        if method == "paper":
+        if self.masks:
             method += f", {self.masks} masks on {self.windows} windows"
         return method + " + recover" * self.recovered
 
@@ -110,9 +101,9 @@ def shrinking(arguments: argparse.Namespace, contender: Contender, output: Path)
         model = [contender.method, str(arguments.model), str(output)]
         return [sys.executable, str(BASELINES), *model, *text, *samples]
     flags = [*PRESETS[contender.method], "--output", str(output), *text]
-    if contender.method == "paper":
-        flags += ["--samples", str(contender.windows), "--masks", str(contender.masks)]
-    else:
+    if contender.masks and contender.windows:
+        flags += ["--samples", contender.windows, "--masks", contender.masks]
+    elif contender.method != "paper":
         flags += [*samples, "--sub-models", str(arguments.sub_models)]
     return [sys.executable, "-m", "secateur", "shrink", str(arguments.model), *flags]
 
