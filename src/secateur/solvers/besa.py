@@ -18,7 +18,6 @@ of the kept ones: values on a grid whose range is learned along do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from secateur.errors import SecateurError
+from secateur.solvers.autocast import apply_linear
 from secateur.solvers.chunks import row_chunks
 from secateur.solvers.rates import rows_per_distribution
 
@@ -127,11 +127,7 @@ def masked_linear(
         SecateurError: G does not divide the rows.
     """
     rows_per_distribution(len(w_OI), len(beta_GD))
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.to(torch.get_autocast_dtype(x.device.type))
-    apply: Callable[..., Tensor] = _MaskedLinear.apply
-    y = apply(x, w_OI, rank_OI, count_O, beta_GD, counts_D)
-    return y if bias_O is None else y + bias_O.to(y.dtype)
+    return apply_linear(_MaskedLinear, x, w_OI, rank_OI, count_O, beta_GD, counts_D, bias_O=bias_O)
 
 
 class _MaskedLinear(Function):

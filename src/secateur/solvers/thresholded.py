@@ -8,7 +8,6 @@ so that both sides of the margin say the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
+from secateur.solvers.autocast import apply_linear
 from secateur.solvers.chunks import row_chunks
 from secateur.solvers.margin import RowCosts
 
@@ -45,9 +45,7 @@ def thresholded_linear(
     Returns:
         Outputs, (…, O), under autocast in its dtype.
     """
-    apply: Callable[..., Tensor] = _ThresholdedLinear.apply
-    y = apply(_in_autocast(x), costs, threshold, removed_O)
-    return y if bias_O is None else y + bias_O.to(y.dtype)
+    return apply_linear(_ThresholdedLinear, x, costs, threshold, removed_O, bias_O=bias_O)
 
 
 def trained_linear(
@@ -73,9 +71,7 @@ def trained_linear(
     Returns:
         Outputs, (…, O), under autocast in its dtype.
     """
-    apply: Callable[..., Tensor] = _TrainedLinear.apply
-    y = apply(_in_autocast(x), w_OI, costs, threshold, removed_O)
-    return y if bias_O is None else y + bias_O.to(y.dtype)
+    return apply_linear(_TrainedLinear, x, w_OI, costs, threshold, removed_O, bias_O=bias_O)
 
 
 class _ThresholdedLinear(Function):
@@ -128,11 +124,6 @@ class _TrainedLinear(Function):
             slopes.append(slope_RI.sum(1).div_(members_R).neg_())
             gradient_OI[rows] *= _above(cost_RI, ctx.threshold)
         return gradient_x, gradient_OI, None, None, torch.cat(slopes)
-
-
-def _in_autocast(x: Tensor) -> Tensor:
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def _kept(w_OI: Tensor, costs: RowCosts, threshold: float, dtype: torch.dtype) -> Tensor:
