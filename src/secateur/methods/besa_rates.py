@@ -6,14 +6,18 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from secateur.architecture import Linear
-from secateur.architecture.forwards import replaced_forwards
 from secateur.methods.block_task import BlockTask
-from secateur.methods.costs import cheapest_masks, closed_form, removed_share
+from secateur.methods.costs import (
+    cheapest_masks,
+    closed_form,
+    removed_share,
+    slope_takers,
+    thresholded,
+)
 from secateur.methods.rows import take_best, uniform_masks
 from secateur.methods.stage import BlockStage
 from secateur.solvers.margin import RowCosts, follow_margin, margin_threshold
@@ -64,11 +68,9 @@ class BESARates(BlockStage):
         self, task: BlockTask, batch: Tensor, costs: Mapping[str, RowCosts], threshold: float
     ) -> dict[str, Tensor]:
         """The loss's slope at the margin of each row, for linears that the batch reached."""
-        removed = {
-            name: torch.zeros_like(each.root_O, requires_grad=True) for name, each in costs.items()
-        }
+        removed = slope_takers(costs)
 
-        def thresholded(linear: Linear) -> Callable[[Tensor], Tensor]:
+        def forward(linear: Linear) -> Callable[[Tensor], Tensor]:
             return partial(
                 thresholded_linear,
                 costs=costs[linear.name],
@@ -77,8 +79,6 @@ class BESARates(BlockStage):
                 bias_O=linear.bias_O,
             )
 
-        with replaced_forwards(
-            (linear.module, thresholded(linear)) for linear in task.linears if linear.name in costs
-        ):
+        with thresholded(task, costs, forward):
             task.output_error(batch, self.reference).mean().backward()
         return {name: each.grad for name, each in removed.items() if each.grad is not None}

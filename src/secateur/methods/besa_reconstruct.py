@@ -6,14 +6,18 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from secateur.architecture import Linear
-from secateur.architecture.forwards import replaced_forwards
 from secateur.methods.block_task import BlockTask, Reference
-from secateur.methods.costs import cheapest_masks, closed_form, removed_share
+from secateur.methods.costs import (
+    cheapest_masks,
+    closed_form,
+    removed_share,
+    slope_takers,
+    thresholded,
+)
 from secateur.methods.descent import descend, relative_rate
 from secateur.methods.rows import take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
@@ -74,12 +78,10 @@ class BESAReconstruct(BlockStage):
         batches = [
             batch for _ in range(self.epochs) for batch in task.fitted_batches(self.batch_sequences)
         ]
-        removed = {
-            name: torch.zeros_like(each.root_O, requires_grad=True) for name, each in costs.items()
-        }
+        removed = slope_takers(costs)
         thresholds: list[float] = []
 
-        def thresholded(linear: Linear) -> Callable[[Tensor], Tensor]:
+        def forward(linear: Linear) -> Callable[[Tensor], Tensor]:
             return partial(
                 trained_linear,
                 w_OI=linear.parameter_OI,
@@ -91,11 +93,7 @@ class BESAReconstruct(BlockStage):
 
         def error(batch: Tensor) -> Tensor:
             thresholds.append(margin_threshold(costs.values(), share))
-            with replaced_forwards(
-                (linear.module, thresholded(linear))
-                for linear in task.linears
-                if linear.name in costs
-            ):
+            with thresholded(task, costs, forward):
                 return task.output_error(batch, self.reference).mean()
 
         def follow() -> None:

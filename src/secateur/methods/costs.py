@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
+import torch
 from torch import Tensor
 
+from secateur.architecture import Linear
+from secateur.architecture.forwards import replaced_forwards
 from secateur.methods.block_task import BlockTask
 from secateur.methods.rows import uniform_masks, write_masks
 from secateur.solvers.margin import RowCosts, cheapest
@@ -55,3 +59,19 @@ def cheapest_masks(task: BlockTask, costs: Mapping[str, RowCosts]) -> dict[str, 
     found = cheapest(list(costs.values()), sum(task.zeros[name] for name in costs))
     masks = dict(zip(costs, found, strict=True))
     return uniform_masks(task, leave_out=masks) | masks
+
+
+def slope_takers(costs: Mapping[str, RowCosts]) -> dict[str, Tensor]:
+    """Leaves whose gradients are the slopes of the rows of each linear."""
+    return {name: torch.zeros_like(each.root_O, requires_grad=True) for name, each in costs.items()}
+
+
+def thresholded(
+    task: BlockTask,
+    costs: Mapping[str, RowCosts],
+    forward: Callable[[Linear], Callable[[Tensor], Tensor]],
+) -> AbstractContextManager[None]:
+    """Within the context linears that have costs run by the forward that is given for each."""
+    return replaced_forwards(
+        (linear.module, forward(linear)) for linear in task.linears if linear.name in costs
+    )
