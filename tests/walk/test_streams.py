@@ -57,6 +57,24 @@ def test_held_out_sequences_share_no_batch_with_fitted_ones() -> None:
         assert all(batch.stop <= boundary for batch in batches.fitted)
 
 
+def test_no_more_is_judged_on_than_decides() -> None:
+    few, many = Batches.of(12, 64, 128), Batches.of(128, 512, 1024)
+    assert few.judged == few.held_out
+    assert many.judged == many.held_out[:4]
+
+
+def test_a_twin_carries_what_is_fitted_or_judged_and_nothing_else(
+    checkpoints: Callable[..., Path],
+) -> None:
+    _, stream, _ = make_stream(checkpoints("llama"))
+    stream.batches = Batches(stream.batches.fitted, [slice(6, 7), slice(7, 8)], [slice(6, 7)])
+    twin = stream.twin(None, 10**9)
+    assert twin.batches.all == [*stream.batches.fitted, slice(6, 7)]
+    assert torch.equal(twin.x_SLD, stream.x_SLD[:7])
+    twin.x_SLD.zero_()
+    assert stream.x_SLD[:7].any()
+
+
 @pytest.mark.parametrize("needs", ["norms", "gram"])
 def test_statistics_do_not_depend_on_the_batch_size(
     needs: str, checkpoints: Callable[..., Path]

@@ -191,7 +191,7 @@ class DenseModel:
         return Stream(
             self._store,
             tokens_SL,
-            Batches(batches, []),
+            Batches(batches, [], []),
             self._device,
             self._dtype,
             self._folder,

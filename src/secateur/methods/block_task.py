@@ -19,9 +19,6 @@ from secateur.walk.streams import Stream
 
 Reference = Literal["pruned", "dense"]
 
-# So many held-out tokens tell a better block from a worse one, at a small part of a stage's time.
-_JUDGED_TOKENS = 4096
-
 
 @dataclass
 class BlockTask:
@@ -111,9 +108,7 @@ class BlockTask:
         """
         total, tokens = 0.0, 0
         with torch.no_grad():
-            for batch in self.stream.batches.held_out:
-                if tokens >= _JUDGED_TOKENS:
-                    break
+            for batch in self.stream.batches.judged:
                 error_BL = self.output_error(batch, reference)
                 total += float(error_BL.sum(dtype=torch.float64))
                 tokens += error_BL.numel()
@@ -130,8 +125,16 @@ class BlockTask:
         reference: Reference,
         parameters: Sequence[Tensor],
         change: Callable[[], None],
+        before: float | None = None,
     ) -> bool:
         """Change parameters, round them to the stored dtype, undo it if the held-out error rises.
+
+        Args:
+            stage: its name, for messages.
+            reference: what the error is measured against.
+            parameters: all that may change.
+            change: does it.
+            before: the held-out error as it is, if known.
 
         Returns:
             Whether the change stays.
@@ -140,7 +143,8 @@ class BlockTask:
             SecateurError: the new weights are not finite.
         """
         saved = [parameter.data.clone() for parameter in parameters]
-        before = self.held_out_error(reference)
+        if before is None:
+            before = self.held_out_error(reference)
         change()
         for parameter in parameters:
             parameter.data.copy_(parameter.data.to(self.stored))

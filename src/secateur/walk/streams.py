@@ -20,6 +20,8 @@ from secateur.walk.replay import Replay
 
 # Where fitting ends and measuring begins.
 _FITTED_SHARE = 0.75
+# So many held-out tokens tell a better block from a worse one, at a small part of a stage's time.
+_JUDGED_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -29,19 +31,23 @@ class Batches:
     Attributes:
         fitted: batches that statistics come from.
         held_out: batches that errors are measured on.
+        judged: those of them that decide between two versions of a block.
     """
 
     fitted: list[slice]
     held_out: list[slice]
+    judged: list[slice]
 
     @classmethod
     def of(cls, sequences: int, length: int, batch_tokens: int) -> Batches:
         """Cut ``sequences`` of ``length`` tokens into batches of about ``batch_tokens``."""
         boundary = int(sequences * _FITTED_SHARE)
         size = max(1, batch_tokens // length)
+        held_out = [slice(i, min(i + size, sequences)) for i in range(boundary, sequences, size)]
         return cls(
             [slice(i, min(i + size, boundary)) for i in range(0, boundary, size)],
-            [slice(i, min(i + size, sequences)) for i in range(boundary, sequences, size)],
+            held_out,
+            [batch for batch in held_out if (batch.start - boundary) * length < _JUDGED_TOKENS],
         )
 
     @property
@@ -103,10 +109,13 @@ class Stream:
                     self._calls[len(ids)] = capture(store.blocks, ids).calls
 
     def twin(self, folder: Path | None, memory: int) -> Stream:
-        """A stream of its own that starts where this one is."""
+        """A stream of its own that starts where this one is, without what nothing is judged on."""
         twin = copy(self)
-        twin.x_SLD = allocate(tuple(self.x_SLD.shape), folder, memory)
-        twin.x_SLD.copy_(self.x_SLD)
+        judged = self.batches.judged
+        twin.batches = Batches(self.batches.fitted, judged, judged)
+        length, width = self.x_SLD.shape[1:]
+        twin.x_SLD = allocate((judged[-1].stop, length, width), folder, memory)
+        twin.x_SLD.copy_(self.x_SLD[: len(twin.x_SLD)])
         return twin
 
     def _embed(
