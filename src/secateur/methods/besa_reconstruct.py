@@ -36,7 +36,7 @@ class BESAReconstruct(BlockStage):
     reference: Reference = Field("dense", description="as for the other block stages")
     batch_sequences: int = Field(1, ge=1, description="calibration windows in one step")
     probe_sequences: int = Field(
-        16, ge=1, description="calibration windows that row sensitivities come from"
+        8, ge=1, description="calibration windows that row sensitivities come from"
     )
     epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
     rate: float = Field(0.25, gt=0, description="how far the first step follows the marginal cost")
@@ -57,7 +57,7 @@ class BESAReconstruct(BlockStage):
             "uniform rates": uniform_masks(task),
             "row sensitivities": cheapest_masks(task, costs),
         }
-        take_best(task, self.method, self.reference, untrained)
+        before = take_best(task, self.method, self.reference, untrained)
         masks: dict[str, Tensor] = {}
 
         def train() -> None:
@@ -67,7 +67,7 @@ class BESAReconstruct(BlockStage):
             for linear in task.linears:
                 linear.weight_OI.mul_(masks[linear.name])
 
-        if task.accept_better(self.method, self.reference, trained, train):
+        if task.accept_better(self.method, self.reference, trained, train, before):
             task.masks.update({name: mask_OI.cpu() for name, mask_OI in masks.items()})
 
     def _train(

@@ -55,7 +55,7 @@ def take_best(
     reference: Reference,
     candidates: Mapping[str, Mapping[str, Tensor]],
     clippings: Mapping[str, Mapping[str, Clipping]] | None = None,
-) -> None:
+) -> float:
     """Prune the block with the masks whose held-out error is lowest, and note all errors.
 
     Args:
@@ -65,6 +65,9 @@ def take_best(
         candidates: masks by a description of where they come from; of equal ones the first wins.
         clippings: of the candidates that have them, by description; given, errors are those of
             weights on the task's grid, which the weights that are left are not on yet.
+
+    Returns:
+        that error.
     """
     errors = {}
     for name, masks in candidates.items():
@@ -83,3 +86,4 @@ def take_best(
     task.masks.update({name: mask_OI.cpu() for name, mask_OI in best.items()})
     listed = ", ".join(f"{error:.4g} with {name}" for name, error in errors.items())
     task.notes.append(f"{stage}: held-out error {listed}")
+    return errors[chosen]

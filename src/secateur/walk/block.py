@@ -30,7 +30,7 @@ from secateur.walk.replay import Replay
 from secateur.walk.streams import Stream
 
 # So many tokens say how large the inputs of a linear are; a Gram matrix would take more.
-_NORM_TOKENS = 16384
+_NORM_TOKENS = 8192
 
 
 @dataclass(frozen=True)
