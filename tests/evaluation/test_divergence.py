@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.evaluation.divergence import kl_divergence, top1_agreement
+from secateur.evaluation.divergence import Predictions, kl_divergence
 from secateur.evaluation.scores import Comparison, score_windows
 
 
@@ -57,6 +57,15 @@ def test_the_divergence_is_that_of_the_dense_distribution() -> None:
 
 
 def test_agreement_is_per_position() -> None:
-    dense = torch.tensor([[0.1, 0.9], [0.8, 0.2]])
-    pruned = torch.tensor([[0.4, 0.6], [0.3, 0.7]])
-    assert top1_agreement(dense, pruned).tolist() == [1.0, 0.0]
+    dense = Predictions(torch.tensor([[0.1, 0.9], [0.8, 0.2]]))
+    pruned = Predictions(torch.tensor([[0.4, 0.6], [0.3, 0.7]]))
+    assert dense.agreement(pruned).tolist() == [1.0, 0.0]
+
+
+def test_large_logits_leave_little_rounding_behind() -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense_PV = 10 * torch.randn(8, 5000, generator=generator)
+    near_PV = dense_PV + 0.01 * torch.randn(8, 5000, generator=generator)
+    actual = Predictions(dense_PV).divergence(Predictions(near_PV))
+    p, q = dense_PV.double().softmax(-1), near_PV.double().softmax(-1)
+    torch.testing.assert_close(actual.double(), (p * (p / q).log()).sum(-1), rtol=0, atol=1e-5)

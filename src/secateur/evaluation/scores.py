@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from secateur.calibration.generation import evaluation_mode
 from secateur.errors import SecateurError
-from secateur.evaluation.divergence import kl_divergence, top1_agreement
+from secateur.evaluation.divergence import Predictions
 from secateur.evaluation.readout import find_readout
 from secateur.progress import Progress, silent
 from secateur.walk.precision import forward_precision
@@ -121,11 +121,9 @@ def score_windows(
 
 def _compare(logits: list[Tensor], targets_P: Tensor) -> Tensor:
     """Loss, and with a dense model its loss, divergence and agreement: (1 or 4, positions)."""
-    log_p = [each_PV.log_softmax(-1) for each_PV in logits]
-    losses = [-each_PV.gather(1, targets_P[:, None]).squeeze(1) for each_PV in log_p]
-    if len(log_p) == 1:
+    predictions = [Predictions(each_PV) for each_PV in logits]
+    losses = [each.loss(targets_P) for each in predictions]
+    if len(predictions) == 1:
         return torch.stack(losses)
-    pruned_PV, dense_PV = log_p
-    return torch.stack(
-        [*losses, kl_divergence(dense_PV, pruned_PV), top1_agreement(dense_PV, pruned_PV)]
-    )
+    pruned, dense = predictions
+    return torch.stack([*losses, dense.divergence(pruned), dense.agreement(pruned)])

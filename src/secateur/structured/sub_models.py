@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from secateur.architecture import BlockList
-from secateur.evaluation.divergence import kl_divergence
+from secateur.evaluation.divergence import Predictions
 from secateur.walk.capture import logits_after
 from secateur.walk.precision import forward_precision
 
@@ -77,25 +77,25 @@ def divergences(
         blocks: the model, whose head has weights.
         tokens_WL: int64 (windows, length), the text.
         dense_WLD: what the last dense block returns on it.
-        states_NWLD: what the last block of each sub-model returns.
+        states_NWLD: what the last block of each sub-model returns, in any dtype.
         device: where the head runs.
         dtype: of forward passes.
     """
     total_N = torch.zeros(len(states_NWLD), dtype=torch.float64)
     step = max(1, _LOGITS // blocks.model.config.get_text_config().vocab_size)
 
-    def log_probabilities(ids_1P: Tensor, states_PD: Tensor) -> Tensor:
+    def predictions(ids_1P: Tensor, states_PD: Tensor) -> Predictions:
         with forward_precision(dtype, device):
-            logits_1PV = logits_after(blocks, ids_1P, states_PD[None].to(device))
-        return logits_1PV[0].float().log_softmax(-1)
+            logits_1PV = logits_after(blocks, ids_1P, states_PD[None].to(device, torch.float32))
+        return Predictions(logits_1PV[0].float())
 
     for window, ids_L in enumerate(tokens_WL):
         for start in range(0, len(ids_L), step):
             at = slice(start, start + step)
             ids_1P = ids_L[None, at].to(device, torch.long)
-            dense_PV = log_probabilities(ids_1P, dense_WLD[window, at])
+            dense = predictions(ids_1P, dense_WLD[window, at])
             for number, states_WLD in enumerate(states_NWLD):
-                pruned_PV = log_probabilities(ids_1P, states_WLD[window, at])
-                total_N[number] += kl_divergence(dense_PV, pruned_PV).double().sum().cpu()
+                pruned = predictions(ids_1P, states_WLD[window, at])
+                total_N[number] += dense.divergence(pruned).double().sum().cpu()
     mean_N = total_N / tokens_WL.numel()
     return [float(value) for value in mean_N.nan_to_num(nan=torch.inf, posinf=torch.inf)]
