@@ -156,10 +156,11 @@ def test_sibling_experts_are_one_step(checkpoints: Callable[..., Path]) -> None:
     assert sizes == [1, 1, 4, 4]
 
 
-def test_mapped_activations_equal_those_in_memory(tmp_path: Path) -> None:
-    mapped = allocate((4, 8, 16), tmp_path, budget=0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mapped_activations_equal_those_in_memory(dtype: torch.dtype, tmp_path: Path) -> None:
+    mapped = allocate((4, 8, 16), tmp_path, budget=0, dtype=dtype)
     assert not list(tmp_path.iterdir()), "nothing is left behind by a killed run"
-    x = torch.randn(4, 8, 16)
+    x = torch.randn(4, 8, 16).to(dtype)
     mapped.copy_(x)
     assert torch.equal(mapped, x)
     assert allocate((4, 8, 16), tmp_path, budget=10**6).shape == (4, 8, 16)

@@ -90,7 +90,10 @@ def survey(
         SecateurError: weights or hidden states are not finite.
     """
     start_WLD = stream.x_SLD[trials.windows]
-    states_NWLD = allocate((len(trials.places), *start_WLD.shape), None, trials.memory)
+    # What sub-models differ by is far above the rounding of 16 bits, and memory is theirs mostly.
+    states_NWLD = allocate(
+        (len(trials.places), *start_WLD.shape), None, trials.memory, stream.dtype
+    )
     states_NWLD.copy_(start_WLD.expand_as(states_NWLD))
     losses: list[list[float]] = []
     notes: list[str] = []
@@ -222,5 +225,5 @@ def _run_sub_models(
                     small = each.narrowed(width)
                     stack.enter_context(installed(block, each.sub_block, small, width))
             for number in members:
-                x_WLD = states_NWLD[number].to(stream.device)
+                x_WLD = states_NWLD[number].to(stream.device, torch.float32)
                 states_NWLD[number].copy_(stream.call(block, x_WLD))

@@ -20,17 +20,23 @@ def memory_budget(gigabytes: float | None) -> int:
     return int(gigabytes * 1e9)
 
 
-def allocate(shape: tuple[int, ...], folder: Path | None, budget: int) -> Tensor:
-    """Return an uninitialised fp32 CPU tensor for a stream of activations.
+def allocate(
+    shape: tuple[int, ...],
+    folder: Path | None,
+    budget: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return an uninitialised CPU tensor for a stream of activations.
 
     Args:
         shape: (sequences, length, hidden).
         folder: where a mapped file may be put; the system's temporary folder if None.
         budget: bytes the stream may take in memory; beyond them it is a mapped file.
+        dtype: of its numbers.
     """
     size = torch.Size(shape).numel()
-    if size * 4 <= budget:
-        return torch.empty(shape)
+    if size * dtype.itemsize <= budget:
+        return torch.empty(shape, dtype=dtype)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -38,10 +44,10 @@ def allocate(shape: tuple[int, ...], folder: Path | None, budget: int) -> Tensor
         full_disk_explained(Path(file.name)),
     ):
         # Without its space reserved, a full disk would end the process at some later write.
-        _reserve(file.fileno(), size * 4)
+        _reserve(file.fileno(), size * dtype.itemsize)
         # The name goes when the context ends, the mapping keeps the bytes: nothing to clean up
         # after a killed run.
-        return torch.from_file(file.name, shared=True, size=size, dtype=torch.float32).view(shape)
+        return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(shape)
 
 
 def _reserve(descriptor: int, size: int) -> None:
