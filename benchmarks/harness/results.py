@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -37,7 +37,8 @@ class Results:
     """The output file: every run ever made, and which of them count for these settings.
 
     Runs of tools in ``reused`` count whatever the package was when they were made, and with
-    ``any_machine`` wherever they were: perplexities can be compared then, times cannot.
+    ``any_machine`` wherever they were: perplexities can be compared then, times cannot. ``only_of``
+    names settings that the results of a single tool depend on, and that tool.
     """
 
     def __init__(
@@ -47,10 +48,12 @@ class Results:
         reused: Collection[str] = (),
         *,
         any_machine: bool = False,
+        only_of: Mapping[str, str] | None = None,
     ):
         self.file = file
         self.settings = settings
         self.any_machine = any_machine
+        self.only_of = only_of or {}
         self.code = digest_of((REPOSITORY / "src").rglob("*.py"))
         self.commit = commit()
         self.reused = reused
@@ -83,9 +86,11 @@ class Results:
         return bool(entry["settings"]["machine"] == self.settings["machine"])
 
     def _counts(self, entry: Json) -> bool:
-        if not self.any_machine:
-            return bool(entry["settings"] == self.settings)
-        return entry["settings"] | {"machine": None} == self.settings | {"machine": None}
+        ignored = {key for key, tool in self.only_of.items() if entry.get("tool") != tool}
+        if self.any_machine:
+            ignored.add("machine")
+        ignoring = dict.fromkeys(ignored)
+        return bool(entry["settings"] | ignoring == self.settings | ignoring)
 
     def best(self, tool: str, contender: Named) -> Json | None:
         """Return the fastest of the runs that count and were made by the newest code.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from harness.contender import OURS, PEER, Contender
@@ -24,23 +24,44 @@ def table(results: Results, contenders: Sequence[Contender], dense: float) -> li
             elif found := results.best(tool, contender):
                 best[tool, contender.name] = found
 
-    lines = [
-        "| tool | method | pattern | counted sparsity "
-        f"| perplexity (dense {dense:.2f}) | time | processor time "
-        f"| time / {PEER}, same method | time / {PEER} SparseGPT | peak memory | commit |",
-        "|---|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    columns = [
+        "tool",
+        "method",
+        "pattern",
+        "counted sparsity",
+        f"perplexity (dense {dense:.2f})",
+        "time",
+        "processor time",
+        f"time / {PEER}, same method",
+        f"time / {PEER} SparseGPT",
+        "peak memory",
+        "commit",
     ]
+    rows: list[list[str]] = []
     for contender in sorted(contenders, key=lambda c: (c.pattern or "", c.sparsity)):
         yardsticks = [
             best.get((PEER, contender.name)) if contender.plain else None,
             best.get((PEER, f"sparsegpt-{contender.name.rpartition('-')[2]}")),
         ]
-        lines += [
+        rows += [
             row(tool, contender, best[tool, contender.name], yardsticks, results)
             for tool in contender.tools
             if (tool, contender.name) in best
         ]
+    lines = markdown_table(columns, rows, left={"tool", "method", "pattern", "commit"})
     return [*lines, "", *protocol_lines(results.settings), *notes]
+
+
+def markdown_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[str]
+) -> list[str]:
+    """Return a table without the columns that say nothing; those in ``left`` are not numbers."""
+    told = [place for place in range(len(columns)) if any(row[place] for row in rows)]
+    return [
+        "| " + " | ".join(columns[place] for place in told) + " |",
+        "|" + "|".join("---" if columns[place] in left else "---:" for place in told) + "|",
+        *("| " + " | ".join(row[place] for place in told) + " |" for row in rows),
+    ]
 
 
 def row(
@@ -49,8 +70,8 @@ def row(
     run: Json,
     yardsticks: Sequence[Json | None],
     results: Results,
-) -> str:
-    """Return one line of the table; ``yardsticks`` are the runs that ours is divided by.
+) -> list[str]:
+    """Return the cells of one line; ``yardsticks`` are the runs that ours is divided by.
 
     Times and ratios are those of this machine.
     """
@@ -58,7 +79,7 @@ def row(
     yardsticks = [
         peer if peer and results.is_of_this_machine(peer) else None for peer in yardsticks
     ]
-    cells = [
+    return [
         tool,
         contender.method_label,
         contender.pattern_label,
@@ -73,7 +94,6 @@ def row(
         f"{run['peak_bytes'] / 1e9:.2f} GB",
         run["commit"],
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def protocol_lines(settings: Json) -> list[str]:
