@@ -9,7 +9,7 @@ One decoder block with random weights, by default with the shapes of SmolLM2-135
 - dense: forward and backward through the block with frozen weights, what any such method needs;
 - released: int64 permutations, survival probabilities and masks made densely in every forward,
   101 logits per row, Prodigy;
-- candidates: the same mathematics from `secateur.solvers.besa`, same optimiser;
+- candidates: the same learning by `secateur.solvers.besa` as `besa` does it by default, with Adam;
 - rates: the step of `besa-rates`, costs of rows that follow the slope of the loss.
 
 A step is forward, loss, backward and update, its time given for one sequence: `besa-rates` takes
@@ -44,6 +44,7 @@ from harness.memory import LiveBytes
 from harness.timing import timed
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
+from secateur.methods.descent import adam
 from secateur.solvers.besa import apply_counts, ascending_ranks, masked_linear
 from secateur.solvers.block_loss import relative_loss
 from secateur.solvers.margin import (
@@ -190,13 +191,14 @@ class Candidates(Finished):
         ]
         self.counts = [torch.zeros(len(w), device=device) for w in weights]
         self.alphas = list(self.counts)
-        self.optimiser = Prodigy(self.logits, d_coef=5.0)
+        rate = BESA().learning_rate
+        self.optimiser = adam([(logit, rate) for logit in self.logits], FITTED)
 
     def linear(self, index: int, x: Tensor) -> Tensor:
         w = self.weights[index]
         if self.finished:
             return functional.linear(x, self.finished[index])
-        beta = rate_distribution(self.logits[index], smooth=True)
+        beta = rate_distribution(self.logits[index], smooth=False)
         alpha = expected_rate(beta, self.rates)
         count = truncated_counts(alpha, *w.shape)
         self.alphas[index], self.counts[index] = alpha, count

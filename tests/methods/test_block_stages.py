@@ -87,7 +87,7 @@ def test_vectors_stay_when_asked(checkpoints: Callable[..., Path]) -> None:
         BESARates(steps=6, batch_sequences=2, probe_sequences=4),
         BESA(epochs=2),
         BESA(granularity="linear"),
-        BESA(parameterisation="paper", loss="feature", d_coef=5),
+        BESA(parameterisation="paper", loss="feature", optimiser="prodigy"),
     ],
     ids=["closed form", "steps", "besa", "besa by linear", "besa as released"],
 )

@@ -18,6 +18,7 @@ from secateur.architecture import Linear
 from secateur.architecture.forwards import replaced_forwards
 from secateur.methods.block_task import BlockTask
 from secateur.methods.clipping import LearnedClipping
+from secateur.methods.descent import adam, descend
 from secateur.methods.rows import block_scores, take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
 from secateur.pattern import Pattern
@@ -58,7 +59,13 @@ class BESA(BlockStage):
     )
     sparsity_step: float = Field(0.01, ge=1e-4, le=1, description="between candidate rates")
     penalty: float = Field(5.0, ge=0, description="weight of the sparsity term, the paper's lambda")
-    d_coef: float = Field(0.1, gt=0, description="scale of the step that Prodigy estimates")
+    optimiser: Literal["adam", "prodigy"] = Field(
+        "adam",
+        description="of the logits; adam ends in ever smaller steps, prodigy, the released code's, "
+        "finds their size itself",
+    )
+    learning_rate: float = Field(0.1, gt=0, description="of Adam, at its highest")
+    d_coef: float = Field(5.0, gt=0, description="scale of the step that Prodigy estimates")
     loss: Literal["token", "feature"] = Field(
         "token",
         description="error of each token's hidden state; or of each feature, over tokens, which is "
@@ -113,36 +120,34 @@ class BESA(BlockStage):
         if self.parameterisation == "softmax":
             start_D = _tilted(rates, zeros / weights).to(task.device)
         thetas = [
-            start_D.repeat(
-                len(each.dense_OI) if self.granularity == "row" else 1, 1
-            ).requires_grad_()
+            start_D.repeat(len(each.dense_OI) if self.granularity == "row" else 1, 1)
             for each in rows
         ]
-        optimisers: list[torch.optim.Optimizer] = [
-            Prodigy(thetas, lr=1.0, betas=(0.9, 0.999), d_coef=self.d_coef)
-        ]
-        logits = [logit for each in rows if each.clipping for logit in each.clipping.logits]
-        if logits:
-            optimisers.append(torch.optim.Adam(logits, lr=self.clip_rate))
+        batches = task.training_batches(self.batch_sequences, self.epochs)
+        clippings = {each.linear.name: each.clipping for each in rows if each.clipping}
+        by_adam = [(x, self.clip_rate) for each in clippings.values() for x in each.logits]
+        optimisers: list[torch.optim.Optimizer] = []
+        if self.optimiser == "adam":
+            by_adam += [(theta_GD, self.learning_rate) for theta_GD in thetas]
+        else:
+            optimisers.append(Prodigy(thetas, lr=1.0, betas=(0.9, 0.999), d_coef=self.d_coef))
+        if by_adam:
+            optimisers.append(adam(by_adam, len(batches)))
+
+        def error(batch: Tensor) -> Tensor:
+            betas, alphas = self._distributions(thetas, rates)
+            with _masked(rows, betas, alphas):
+                loss = self._error(task, batch)
+            if zeros == 0:
+                return loss
+            rate = mean_rate(alphas, [each.dense_OI.numel() for each in rows])
+            return loss + sparsity_penalty(rate, zeros / weights, self.penalty)
+
         write_masks(task, {})
-        for _ in range(self.epochs):
-            for batch in task.fitted_batches(self.batch_sequences):
-                betas, alphas = self._distributions(thetas, rates)
-                with torch.enable_grad(), _masked(rows, betas, alphas):
-                    loss = self._error(task, batch)
-                    rate = mean_rate(alphas, [each.dense_OI.numel() for each in rows])
-                    if zeros > 0:
-                        loss = loss + sparsity_penalty(rate, zeros / weights, self.penalty)
-                    loss.backward()
-                for optimiser in optimisers:
-                    optimiser.step()
-                    optimiser.zero_grad()
-        with torch.no_grad():
-            _, alphas = self._distributions(thetas, rates)
-            clippings = {
-                each.linear.name: each.clipping.strengths for each in rows if each.clipping
-            }
-        return _exact_masks(rows, alphas, zeros), clippings
+        descend(optimisers, batches, error)
+        _, alphas = self._distributions(thetas, rates)
+        strengths = {name: each.strengths for name, each in clippings.items()}
+        return _exact_masks(rows, alphas, zeros), strengths
 
     def _error(self, task: BlockTask, batch: Tensor) -> Tensor:
         if self.loss == "feature":
@@ -153,9 +158,8 @@ class BESA(BlockStage):
         self, thetas: list[Tensor], rates: tuple[Fraction, ...]
     ) -> tuple[list[Tensor], list[Tensor]]:
         smooth = self.parameterisation == "paper"
-        with torch.enable_grad():
-            betas = [rate_distribution(theta_GD, smooth=smooth) for theta_GD in thetas]
-            return betas, [expected_rate(beta_GD, rates) for beta_GD in betas]
+        betas = [rate_distribution(theta_GD, smooth=smooth) for theta_GD in thetas]
+        return betas, [expected_rate(beta_GD, rates) for beta_GD in betas]
 
 
 @dataclass

@@ -18,7 +18,7 @@ from secateur.methods.costs import (
     slope_takers,
     thresholded,
 )
-from secateur.methods.descent import descend, relative_rate
+from secateur.methods.descent import adam, descend, relative_rate
 from secateur.methods.rows import take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
 from secateur.solvers.margin import RowCosts, follow_margin, margin_threshold
@@ -75,9 +75,7 @@ class BESAReconstruct(BlockStage):
     ) -> None:
         """Train dense weights, with the cheapest ones taken out, and scale costs by the slopes."""
         share = removed_share(task, costs)
-        batches = [
-            batch for _ in range(self.epochs) for batch in task.fitted_batches(self.batch_sequences)
-        ]
+        batches = task.training_batches(self.batch_sequences, self.epochs)
         removed = slope_takers(costs)
         thresholds: list[float] = []
 
@@ -104,4 +102,4 @@ class BESAReconstruct(BlockStage):
                     slope_O.grad = None
 
         rates = [(p, relative_rate(p, self.learning_rate)) for p in trained]
-        descend(rates, batches, error, follow)
+        descend([adam(rates, len(batches))], batches, error, follow)

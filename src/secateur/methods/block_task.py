@@ -82,6 +82,10 @@ class BlockTask:
         order = torch.randperm(self.stream.batches.boundary, generator=self.generator)[:most]
         return [batch for batch in order.split(size) if len(batch) == min(size, len(order))]
 
+    def training_batches(self, size: int, epochs: int) -> list[Tensor]:
+        """``fitted_batches`` for so many passes over the sequences, shuffled anew in each."""
+        return [batch for _ in range(epochs) for batch in self.fitted_batches(size)]
+
     def output(self, batch: Tensor | slice, with_graph: bool = False) -> Tensor:
         """The block's output (batch, length, hidden), fp32.
 

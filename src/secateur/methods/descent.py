@@ -14,36 +14,49 @@ def relative_rate(parameter: Tensor, share: float) -> float:
     return share * float(parameter.data.square().mean().sqrt())
 
 
+def adam(rates: Iterable[tuple[Tensor, float]], steps: int) -> torch.optim.Optimizer:
+    """Adam for so many steps, whose learning rates rise and fall by ``one_cycle``.
+
+    Args:
+        rates: leaf tensors, with the highest learning rate of each.
+        steps: after which the rates are at their end.
+    """
+    groups = [{"params": [parameter], "lr": rate} for parameter, rate in rates]
+    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: one_cycle(step, steps))
+    optimiser.register_step_post_hook(lambda *_: schedule.step())
+    return optimiser
+
+
 def descend(
-    rates: Iterable[tuple[Tensor, float]],
+    optimisers: Sequence[torch.optim.Optimizer],
     batches: Sequence[Tensor],
     error: Callable[[Tensor], Tensor],
     finish_gradients: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train parameters by Adam, a step for each batch.
+    """Train what the optimisers hold, a step for each batch.
 
     Args:
-        rates: leaf tensors, with the highest learning rate of each.
+        optimisers: of leaf tensors, which want gradients only meanwhile.
         batches: what is handed to ``error``.
         error: returns a scalar with its graph.
         finish_gradients: called before each step.
     """
-    rates = list(rates)
-    trained = [parameter for parameter, _ in rates]
-    groups = [{"params": [parameter], "lr": rate} for parameter, rate in rates]
-    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: one_cycle(step, len(batches))
-    )
+    trained = [
+        parameter
+        for optimiser in optimisers
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+    ]
     for parameter in trained:
         parameter.requires_grad_(True)
     try:
         for batch in batches:
             error(batch).backward()
             finish_gradients()
-            optimiser.step()
-            optimiser.zero_grad()
-            schedule.step()
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad()
     finally:
         for parameter in trained:
             parameter.requires_grad_(False)

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from secateur.methods.block_task import BlockTask, Reference
-from secateur.methods.descent import descend, relative_rate
+from secateur.methods.descent import adam, descend, relative_rate
 from secateur.methods.stage import BlockStage
 from secateur.solvers.block_loss import relative_error
 from secateur.walk.parts import Part, catch_call, find_parts
@@ -75,9 +75,7 @@ class Reconstruct(BlockStage):
         kept: Mapping[nn.Parameter, Tensor],
         error: Callable[[Tensor], Tensor],
     ) -> None:
-        batches = [
-            batch for _ in range(self.epochs) for batch in task.fitted_batches(self.batch_sequences)
-        ]
+        batches = task.training_batches(self.batch_sequences, self.epochs)
 
         def keep_zeros() -> None:
             # Adam moves nothing whose gradient has always been zero: zeros stay exact.
@@ -86,7 +84,7 @@ class Reconstruct(BlockStage):
                     parameter.grad.mul_(kept[parameter])
 
         rates = [(p, relative_rate(p, self.learning_rate)) for p in trained]
-        descend(rates, batches, error, keep_zeros)
+        descend([adam(rates, len(batches))], batches, error, keep_zeros)
 
 
 def _part_error(task: BlockTask, part: Part, batch: Tensor) -> Tensor:

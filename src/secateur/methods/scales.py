@@ -13,7 +13,7 @@ from torch.nn import functional
 from secateur.architecture import Linear
 from secateur.architecture.forwards import replaced_forwards
 from secateur.methods.block_task import BlockTask, Reference
-from secateur.methods.descent import descend, relative_rate
+from secateur.methods.descent import adam, descend, relative_rate
 from secateur.methods.stage import BlockStage
 from secateur.solvers.grids import representable
 from secateur.solvers.quantise import QuantisedSolution
@@ -46,9 +46,7 @@ class Scales(BlockStage):
     def apply(self, task: BlockTask) -> None:
         levels = [_Levels.of(linear, task.quantised[linear.name]) for linear in task.linears]
         vectors = [p for p in task.block.parameters() if self.vectors and p.ndim == 1]
-        batches = [
-            batch for _ in range(self.epochs) for batch in task.fitted_batches(self.batch_sequences)
-        ]
+        batches = task.training_batches(self.batch_sequences, self.epochs)
 
         def error(batch: Tensor) -> Tensor:
             return task.output_error(batch, self.reference).mean()
@@ -57,7 +55,7 @@ class Scales(BlockStage):
             rates = [(each.exponent_OG, self.learning_rate) for each in levels]
             rates += [(p, relative_rate(p, self.learning_rate)) for p in vectors]
             with replaced_forwards((each.linear.module, each.forward) for each in levels):
-                descend(rates, batches, error)
+                descend([adam(rates, len(batches))], batches, error)
             for each in levels:
                 each.linear.weight_OI.copy_(each.solution(task.stored).w_OI)
 
