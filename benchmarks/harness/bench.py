@@ -27,7 +27,7 @@ from harness.measuring import (
 )
 from harness.peer import PEER_SCRIPT, check_versions, peer_python, pinned_versions
 from harness.results import REPOSITORY, Results
-from harness.table import publish, table
+from harness.table import grid, publish, table
 from secateur.processes import apart
 
 SPARSITY_TOLERANCE = 0.0005
@@ -184,7 +184,7 @@ def parse_arguments(description: str, contenders: str) -> argparse.Namespace:
     parser.add_argument("--calibration", type=Path, required=True, help="jsonl with texts")
     parser.add_argument("--text", type=Path, required=True, help="evaluation text")
     parser.add_argument("--contenders", default=contenders, help="comma-separated")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=2, help="0 shows what has been run")
     parser.add_argument(
         "--only",
         default="",
@@ -280,4 +280,7 @@ def run_all(arguments: argparse.Namespace, work: Path) -> None:
             flush=True,
         )
 
-    publish(table(results, contenders, dense["perplexity"]), arguments.markdown)
+    lines = table(results, contenders, dense["perplexity"])
+    if len({contender.pattern_label for contender in contenders}) > 1:
+        lines = grid(results, contenders, dense["perplexity"]) + lines
+    publish(lines, arguments.markdown)

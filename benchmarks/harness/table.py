@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from statistics import median
 
 from harness.contender import OURS, PEER, Contender
 from harness.measuring import Json
@@ -14,16 +15,7 @@ from harness.results import Results
 
 def table(results: Results, contenders: Sequence[Contender], dense: float) -> list[str]:
     """Return the Markdown table of the best run of each contender, and notes below it."""
-    best: dict[tuple[str, str], Json] = {}
-    notes: list[str] = []
-    for contender in contenders:
-        for tool in contender.tools:
-            runs = results.runs(tool, contender)
-            if refused := next((run["refused"] for run in runs if run["refused"]), None):
-                notes.append(f"Not shown: {tool} {contender.name}, {refused}.")
-            elif found := results.best(tool, contender):
-                best[tool, contender.name] = found
-
+    best, notes = shown(results, contenders)
     columns = [
         "tool",
         "method",
@@ -38,7 +30,7 @@ def table(results: Results, contenders: Sequence[Contender], dense: float) -> li
         "commit",
     ]
     rows: list[list[str]] = []
-    for contender in sorted(contenders, key=lambda c: (c.pattern or "", c.sparsity)):
+    for contender in sorted(contenders, key=by_pattern):
         yardsticks = [
             best.get((PEER, contender.name)) if contender.plain else None,
             best.get((PEER, f"sparsegpt-{contender.name.rpartition('-')[2]}")),
@@ -50,6 +42,73 @@ def table(results: Results, contenders: Sequence[Contender], dense: float) -> li
         ]
     lines = markdown_table(columns, rows, left={"tool", "method", "pattern", "commit"})
     return [*lines, "", *protocol_lines(results.settings), *notes]
+
+
+def grid(results: Results, contenders: Sequence[Contender], dense: float) -> list[str]:
+    """Return perplexities as methods by patterns; a dash is no contender, an empty field not run.
+
+    Processor time is the median over the patterns, memory the most of them, both of runs of this
+    machine.
+    """
+    best, _ = shown(results, contenders)
+    patterns = dict.fromkeys(
+        contender.pattern_label
+        for contender in sorted(contenders, key=by_pattern)
+        if any((tool, contender.name) in best for tool in contender.tools)
+    )
+    methods = dict.fromkeys(
+        (tool, contender.method_label) for contender in contenders for tool in contender.tools
+    )
+    names = {
+        (contender.method_label, contender.pattern_label): contender.name
+        for contender in contenders
+    }
+    rows: list[list[str]] = []
+    for tool, method in methods:
+        found = {
+            pattern: best.get((tool, names.get((method, pattern), ""))) for pattern in patterns
+        }
+        runs = [run for run in found.values() if run]
+        if not runs:
+            continue
+        here = [run for run in runs if results.is_of_this_machine(run)]
+        rows.append(
+            [
+                f"{PEER}, {method}" if tool == PEER else method,
+                *(
+                    f"{run['perplexity']:.2f}" if run else "" if (method, pattern) in names else "–"
+                    for pattern, run in found.items()
+                ),
+                f"{median(run['cpu_seconds'] for run in here):.0f} s" if here else "",
+                f"{max(run['peak_bytes'] for run in here) / 1e9:.2f} GB" if here else "",
+                ", ".join(dict.fromkeys(run["commit"] for run in runs)),
+            ]
+        )
+    columns = ["method", *patterns, "processor time", "peak memory", "commits"]
+    lines = markdown_table(columns, rows, left={"method", "commits"})
+    note = f"Perplexity, dense {dense:.2f}. A dash: n:m leaves no rates to choose."
+    return [*lines, "", note, ""]
+
+
+def by_pattern(contender: Contender) -> tuple[str, float]:
+    """Key that puts shares of zeros in their order, then patterns in theirs."""
+    return contender.pattern or "", contender.sparsity
+
+
+def shown(
+    results: Results, contenders: Sequence[Contender]
+) -> tuple[dict[tuple[str, str], Json], list[str]]:
+    """Return the run of each tool and contender that a table shows, and why others are not."""
+    best: dict[tuple[str, str], Json] = {}
+    notes: list[str] = []
+    for contender in contenders:
+        for tool in contender.tools:
+            runs = results.runs(tool, contender)
+            if refused := next((run["refused"] for run in runs if run["refused"]), None):
+                notes.append(f"Not shown: {tool} {contender.name}, {refused}.")
+            elif found := results.best(tool, contender):
+                best[tool, contender.name] = found
+    return best, notes
 
 
 def markdown_table(
