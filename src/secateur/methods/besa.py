@@ -109,33 +109,11 @@ class BESA(BlockStage):
         rates = candidate_rates(self.sparsity_step)
         weights = sum(dense_OI.numel() for dense_OI in task.dense.values())
         zeros = sum(task.zeros.values())
-        rows = [
-            _Rows(linear, task.dense[linear.name], block_scores(task, linear.name), rates)
-            for linear in task.linears
-        ]
-        if task.grid is not None and self.clip_rate:
-            for each in rows:
-                each.clipping = LearnedClipping(each.dense_OI, task.grid, task.stored)
-        start_D = torch.zeros(len(rates), device=task.device)
-        if self.parameterisation == "softmax":
-            start_D = _tilted(rates, zeros / weights).to(task.device)
-        thetas = [
-            start_D.repeat(len(each.dense_OI) if self.granularity == "row" else 1, 1)
-            for each in rows
-        ]
+        rows = self._rows(task, rates, zeros / weights)
         batches = task.training_batches(self.batch_sequences, self.epochs)
-        clippings = {each.linear.name: each.clipping for each in rows if each.clipping}
-        by_adam = [(x, self.clip_rate) for each in clippings.values() for x in each.logits]
-        optimisers: list[torch.optim.Optimizer] = []
-        if self.optimiser == "adam":
-            by_adam += [(theta_GD, self.learning_rate) for theta_GD in thetas]
-        else:
-            optimisers.append(Prodigy(thetas, lr=1.0, betas=(0.9, 0.999), d_coef=self.d_coef))
-        if by_adam:
-            optimisers.append(adam(by_adam, len(batches)))
 
         def error(batch: Tensor) -> Tensor:
-            betas, alphas = self._distributions(thetas, rates)
+            betas, alphas = self._distributions(rows, rates)
             with _masked(rows, betas, alphas):
                 loss = self._error(task, batch)
             if zeros == 0:
@@ -144,10 +122,42 @@ class BESA(BlockStage):
             return loss + sparsity_penalty(rate, zeros / weights, self.penalty)
 
         write_masks(task, {})
-        descend(optimisers, batches, error)
-        _, alphas = self._distributions(thetas, rates)
-        strengths = {name: each.strengths for name, each in clippings.items()}
-        return _exact_masks(rows, alphas, zeros), strengths
+        descend(self._optimisers(rows, len(batches)), batches, error)
+        _, alphas = self._distributions(rows, rates)
+        clippings = {each.linear.name: each.clipping.strengths for each in rows if each.clipping}
+        return _exact_masks(rows, alphas, zeros), clippings
+
+    def _rows(self, task: BlockTask, rates: tuple[Fraction, ...], sparsity: float) -> list[_Rows]:
+        """The linears, with logits to begin with: of the target, or all alike as released."""
+        start_D = torch.zeros(len(rates), device=task.device)
+        if self.parameterisation == "softmax":
+            start_D = _tilted(rates, sparsity).to(task.device)
+        grid = task.grid if self.clip_rate else None
+        made = []
+        for linear in task.linears:
+            dense_OI = task.dense[linear.name]
+            counts = candidate_counts(rates, dense_OI.shape[1])
+            made.append(
+                _Rows(
+                    linear=linear,
+                    dense_OI=dense_OI,
+                    rank_OI=ascending_ranks(block_scores(task, linear.name)),
+                    counts_D=torch.tensor(counts, device=task.device),
+                    theta_GD=start_D.repeat(len(dense_OI) if self.granularity == "row" else 1, 1),
+                    clipping=LearnedClipping(dense_OI, grid, task.stored) if grid else None,
+                )
+            )
+        return made
+
+    def _optimisers(self, rows: list[_Rows], steps: int) -> list[torch.optim.Optimizer]:
+        """Adam for clipping strengths, and for rates unless Prodigy is asked for."""
+        thetas = [each.theta_GD for each in rows]
+        clippings = [each.clipping for each in rows if each.clipping]
+        by_adam = [(logit, self.clip_rate) for each in clippings for logit in each.logits]
+        if self.optimiser == "adam":
+            return [adam([*by_adam, *((each, self.learning_rate) for each in thetas)], steps)]
+        prodigy = Prodigy(thetas, lr=1.0, betas=(0.9, 0.999), d_coef=self.d_coef)
+        return [prodigy, adam(by_adam, steps)] if by_adam else [prodigy]
 
     def _error(self, task: BlockTask, batch: Tensor) -> Tensor:
         if self.loss == "feature":
@@ -155,32 +165,23 @@ class BESA(BlockStage):
         return task.output_error(batch, self.reference).mean()
 
     def _distributions(
-        self, thetas: list[Tensor], rates: tuple[Fraction, ...]
+        self, rows: list[_Rows], rates: tuple[Fraction, ...]
     ) -> tuple[list[Tensor], list[Tensor]]:
         smooth = self.parameterisation == "paper"
-        betas = [rate_distribution(theta_GD, smooth=smooth) for theta_GD in thetas]
+        betas = [rate_distribution(each.theta_GD, smooth=smooth) for each in rows]
         return betas, [expected_rate(beta_GD, rates) for beta_GD in betas]
 
 
 @dataclass
 class _Rows:
-    """A linear whose rows lose their lowest ranks."""
+    """A linear whose rows lose their lowest ranks, and the logits that say how many."""
 
     linear: Linear
     dense_OI: Tensor
     rank_OI: Tensor
     counts_D: Tensor
+    theta_GD: Tensor
     clipping: LearnedClipping | None
-
-    def __init__(
-        self, linear: Linear, dense_OI: Tensor, score_OI: Tensor, rates: tuple[Fraction, ...]
-    ) -> None:
-        self.linear = linear
-        self.dense_OI = dense_OI
-        self.rank_OI = ascending_ranks(score_OI)
-        counts = candidate_counts(rates, dense_OI.shape[1])
-        self.counts_D = torch.tensor(counts, device=dense_OI.device)
-        self.clipping = None
 
     def masked(self, beta_GD: Tensor, alpha_G: Tensor) -> Callable[[Tensor], Tensor]:
         """The linear at these expected rates, with gradients for their distribution."""
