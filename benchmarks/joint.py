@@ -200,6 +200,7 @@ def run_all(arguments: argparse.Namespace, work: Path) -> None:
         {**bench.settings(), **grid},
         reused(arguments),
         any_machine=arguments.any_machine,
+        only_of={"peer": PEER},
     )
     dense = results.dense(bench.dense)
     for way in chosen:
