@@ -27,7 +27,7 @@ from harness.measuring import (
 )
 from harness.peer import PEER_SCRIPT, check_versions, peer_python, pinned_versions
 from harness.results import REPOSITORY, Results
-from harness.table import grid, publish, table
+from harness.table import publish, table
 from secateur.processes import apart
 
 SPARSITY_TOLERANCE = 0.0005
@@ -280,7 +280,4 @@ def run_all(arguments: argparse.Namespace, work: Path) -> None:
             flush=True,
         )
 
-    lines = table(results, contenders, dense["perplexity"])
-    if len({contender.pattern_label for contender in contenders}) > 1:
-        lines = grid(results, contenders, dense["perplexity"]) + lines
-    publish(lines, arguments.markdown)
+    publish(table(results, contenders, dense["perplexity"]), arguments.markdown)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -14,8 +14,21 @@ from harness.results import Results
 
 
 def table(results: Results, contenders: Sequence[Contender], dense: float) -> list[str]:
-    """Return the Markdown table of the best run of each contender, and notes below it."""
-    best, notes = shown(results, contenders)
+    """Return the Markdown table of the best run of each contender, and notes below it.
+
+    Where there are several patterns, ``grid`` stands above it.
+    """
+    best: dict[tuple[str, str], Json] = {}
+    notes: list[str] = []
+    for contender in contenders:
+        for tool in contender.tools:
+            runs = results.runs(tool, contender)
+            if refused := next((run["refused"] for run in runs if run["refused"]), None):
+                notes.append(f"Not shown: {tool} {contender.name}, {refused}.")
+            elif found := results.best(tool, contender):
+                best[tool, contender.name] = found
+
+    contenders = sorted(contenders, key=lambda c: (c.pattern or "", c.sparsity))
     columns = [
         "tool",
         "method",
@@ -30,7 +43,7 @@ def table(results: Results, contenders: Sequence[Contender], dense: float) -> li
         "commit",
     ]
     rows: list[list[str]] = []
-    for contender in sorted(contenders, key=by_pattern):
+    for contender in contenders:
         yardsticks = [
             best.get((PEER, contender.name)) if contender.plain else None,
             best.get((PEER, f"sparsegpt-{contender.name.rpartition('-')[2]}")),
@@ -41,19 +54,26 @@ def table(results: Results, contenders: Sequence[Contender], dense: float) -> li
             if (tool, contender.name) in best
         ]
     lines = markdown_table(columns, rows, left={"tool", "method", "pattern", "commit"})
-    return [*lines, "", *protocol_lines(results.settings), *notes]
+    above: list[str] = []
+    if len({contender.pattern_label for contender in contenders}) > 1:
+        above = grid(results, contenders, best, dense)
+    return [*above, *lines, "", *protocol_lines(results.settings), *notes]
 
 
-def grid(results: Results, contenders: Sequence[Contender], dense: float) -> list[str]:
+def grid(
+    results: Results,
+    contenders: Sequence[Contender],
+    best: Mapping[tuple[str, str], Json],
+    dense: float,
+) -> list[str]:
     """Return perplexities as methods by patterns; a dash is no contender, an empty field not run.
 
     Processor time is the median over the patterns, memory the most of them, both of runs of this
     machine.
     """
-    best, _ = shown(results, contenders)
     patterns = dict.fromkeys(
         contender.pattern_label
-        for contender in sorted(contenders, key=by_pattern)
+        for contender in contenders
         if any((tool, contender.name) in best for tool in contender.tools)
     )
     methods = dict.fromkeys(
@@ -88,27 +108,6 @@ def grid(results: Results, contenders: Sequence[Contender], dense: float) -> lis
     lines = markdown_table(columns, rows, left={"method", "commits"})
     note = f"Perplexity, dense {dense:.2f}. A dash: n:m leaves no rates to choose."
     return [*lines, "", note, ""]
-
-
-def by_pattern(contender: Contender) -> tuple[str, float]:
-    """Key that puts shares of zeros in their order, then patterns in theirs."""
-    return contender.pattern or "", contender.sparsity
-
-
-def shown(
-    results: Results, contenders: Sequence[Contender]
-) -> tuple[dict[tuple[str, str], Json], list[str]]:
-    """Return the run of each tool and contender that a table shows, and why others are not."""
-    best: dict[tuple[str, str], Json] = {}
-    notes: list[str] = []
-    for contender in contenders:
-        for tool in contender.tools:
-            runs = results.runs(tool, contender)
-            if refused := next((run["refused"] for run in runs if run["refused"]), None):
-                notes.append(f"Not shown: {tool} {contender.name}, {refused}.")
-            elif found := results.best(tool, contender):
-                best[tool, contender.name] = found
-    return best, notes
 
 
 def markdown_table(
