@@ -3,11 +3,11 @@
     python benchmarks/joint.py --model DIR --calibration c4.jsonl --text wikitext2_test.txt \\
         --peer-env .venv-peers --output results.json --markdown table.md
 
-Half the weights go and the others become four-bit integers: jointly by BESA with learned clipping;
-by rates of rows and a refit, with or without trained scales; by Wanda and a refit, then with error
-feedback or rounded to nearest; and by llm-compressor, its SparseGPT and then its GPTQ. All are
-packed checkpoints, whose zeros are counted after unpacking. Results are written as they come, and a
-run that is already in the output file is not repeated.
+Half the weights go and the others become four-bit integers: by BESA, with or without learned
+clipping; by rates of rows and a refit, with or without trained scales; by Wanda and a refit, then
+with error feedback or rounded to nearest; and by llm-compressor, its SparseGPT and then its GPTQ.
+All are packed checkpoints, whose zeros are counted after unpacking. Results are written as they
+come, and a run that is already in the output file is not repeated.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Way:
         label: as in the table.
         stages: of our recipe, before quantize; none for the other tool.
         solver: of our stage quantize.
+        clip_rate: of our stage besa, if not its default.
         scales: our stage of that name follows.
     """
 
@@ -45,6 +46,7 @@ class Way:
     label: str
     stages: tuple[str, ...] = ()
     solver: str = "feedback"
+    clip_rate: float | None = None
     scales: bool = False
 
     @property
@@ -55,7 +57,13 @@ class Way:
 
 WAYS = (
     Way("peer", "SparseGPT, then GPTQ"),
-    Way("joint", "besa with learned clipping + refit + quantize", ("besa", "refit")),
+    Way("besa", "besa + refit + quantize", ("besa", "refit")),
+    Way(
+        "joint",
+        "besa with learned clipping + refit + quantize",
+        ("besa", "refit"),
+        clip_rate=0.05,
+    ),
     Way("clipped", "besa with learned clipping, rounded to nearest", ("besa",), "round"),
     Way("rates", "besa-rates + refit + quantize", ("besa-rates", "refit")),
     Way(
@@ -72,7 +80,10 @@ WAYS = (
 def recipe(way: Way, arguments: argparse.Namespace) -> Json:
     """Return the recipe of one of our ways, as it is written to a file."""
     quantize = {"method": "quantize", "bits": arguments.bits, "group": arguments.group}
-    stages = [*({"method": name} for name in way.stages), {**quantize, "solver": way.solver}]
+    stages: list[Json] = [{"method": name} for name in way.stages]
+    if way.clip_rate is not None:
+        stages[0]["clip_rate"] = way.clip_rate
+    stages.append({**quantize, "solver": way.solver})
     if way.scales:
         stages.append({"method": "scales"})
     calibration = {

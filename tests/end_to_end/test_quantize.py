@@ -185,6 +185,20 @@ def test_any_mask_is_quantised(
         assert levels <= 8
 
 
+@pytest.mark.parametrize(("solver", "learned"), [("round", True), ("feedback", False)])
+def test_besa_learns_clipping_where_nothing_else_makes_up_for_rounding(
+    solver: str,
+    learned: bool,
+    checkpoints: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+) -> None:
+    recipe = recipe_for(text_file, [{"method": "besa"}, quantize(bits=3, solver=solver)])
+    report = secateur.prune(checkpoints(), recipe, tmp_path / "out").report
+    for block in report.blocks:
+        assert any("rates and clipping" in note for note in block.notes) == learned
+
+
 def distinct_values(folder: Path, group: int) -> list[int]:
     """How many values each group of one linear takes."""
     weight = CheckpointReader(folder).mapped("model.layers.2.self_attn.o_proj.weight")

@@ -108,7 +108,7 @@ def test_besa_learns_clipping_along_with_its_rates(
     symmetric: bool, checkpoints: Callable[..., Path]
 ) -> None:
     with block_task(checkpoints()) as task:
-        task.grid = GridOptions(3, 16, symmetric)
+        task.grid, task.rounds_to_nearest = GridOptions(3, 16, symmetric), True
         stage = BESA(epochs=2)
         masks, clippings = stage._learn(task)
         assert sum(int((~each).sum()) for each in masks.values()) == sum(task.zeros.values())
@@ -123,7 +123,7 @@ def test_besa_learns_clipping_along_with_its_rates(
 def test_besa_takes_what_is_best_on_the_grid(checkpoints: Callable[..., Path]) -> None:
     with block_task(checkpoints()) as task:
         task.grid = GridOptions(3, 16, True)
-        BESA().apply(task)
+        BESA(clip_rate=0.05).apply(task)
         uniform = uniform_masks(task)
         for linear in task.linears:
             # The weights themselves are left for the stage that quantises.
@@ -137,14 +137,15 @@ def test_besa_takes_what_is_best_on_the_grid(checkpoints: Callable[..., Path]) -
         assert "learned rates and clipping" in task.notes[-1]
 
 
+@pytest.mark.parametrize(("clip_rate", "rounds_to_nearest"), [(0.0, True), (None, False)])
 def test_besa_without_a_clipping_rate_is_as_if_nothing_were_quantised(
-    checkpoints: Callable[..., Path],
+    clip_rate: float | None, rounds_to_nearest: bool, checkpoints: Callable[..., Path]
 ) -> None:
     masks = []
     for grid in (None, GridOptions(3, 16, True)):
         with block_task(checkpoints()) as task:
-            task.grid = grid
-            BESA(clip_rate=0).apply(task)
+            task.grid, task.rounds_to_nearest = grid, rounds_to_nearest
+            BESA(clip_rate=clip_rate).apply(task)
             assert not task.clippings
             masks.append(task.masks)
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])

@@ -41,6 +41,9 @@ from secateur.solvers.rates import (
     truncated_counts,
 )
 
+# A learning rate of clipping strengths under which their sigmoids move within one pass.
+_CLIP_RATE = 0.05
+
 
 class BESA(BlockStage):
     """Learn a distribution over pruning rates for each row, against the output of the block."""
@@ -72,11 +75,12 @@ class BESA(BlockStage):
         "the released code's",
     )
     epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
-    clip_rate: float = Field(
-        0.05,
+    clip_rate: float | None = Field(
+        None,
         ge=0,
-        description="learning rate of clipping strengths, which are learned along with the rates "
-        "if the recipe quantises; 0 prunes as if it did not",
+        description="learning rate of clipping strengths, which are learned along with the rates; "
+        "by default 0.05 if the recipe rounds weights to a grid, and 0, pruning as if it did not "
+        "quantise, if it does so with error feedback",
     )
 
     def check_pattern(self, pattern: Pattern) -> None:
@@ -122,7 +126,7 @@ class BESA(BlockStage):
             return loss + sparsity_penalty(rate, zeros / weights, self.penalty)
 
         write_masks(task, {})
-        descend(self._optimisers(rows, len(batches)), batches, error)
+        descend(self._optimisers(rows, len(batches), self._clip_rate(task)), batches, error)
         _, alphas = self._distributions(rows, rates)
         clippings = {each.linear.name: each.clipping.strengths for each in rows if each.clipping}
         return _exact_masks(rows, alphas, zeros), clippings
@@ -132,7 +136,7 @@ class BESA(BlockStage):
         start_D = torch.zeros(len(rates), device=task.device)
         if self.parameterisation == "softmax":
             start_D = _tilted(rates, sparsity).to(task.device)
-        grid = task.grid if self.clip_rate else None
+        grid = task.grid if self._clip_rate(task) else None
         made = []
         for linear in task.linears:
             dense_OI = task.dense[linear.name]
@@ -149,11 +153,19 @@ class BESA(BlockStage):
             )
         return made
 
-    def _optimisers(self, rows: list[_Rows], steps: int) -> list[torch.optim.Optimizer]:
+    def _clip_rate(self, task: BlockTask) -> float:
+        """The one asked for, or none before error feedback, which makes up for most of rounding."""
+        if self.clip_rate is not None:
+            return self.clip_rate
+        return _CLIP_RATE if task.rounds_to_nearest else 0.0
+
+    def _optimisers(
+        self, rows: list[_Rows], steps: int, clip_rate: float
+    ) -> list[torch.optim.Optimizer]:
         """Adam for clipping strengths, and for rates unless Prodigy is asked for."""
         thetas = [each.theta_GD for each in rows]
         clippings = [each.clipping for each in rows if each.clipping]
-        by_adam = [(logit, self.clip_rate) for each in clippings for logit in each.logits]
+        by_adam = [(logit, clip_rate) for each in clippings for logit in each.logits]
         if self.optimiser == "adam":
             return [adam([*by_adam, *((each, self.learning_rate) for each in thetas)], steps)]
         prodigy = Prodigy(thetas, lr=1.0, betas=(0.9, 0.999), d_coef=self.d_coef)

@@ -38,6 +38,7 @@ class BlockTask:
         targets: by reference, what the block should return (sequences, length, hidden).
         generator: for every random choice.
         grid: what the recipe will quantise kept weights to, if it does.
+        rounds_to_nearest: whether it will do so without error feedback.
         clippings: learned ranges of that grid, by linear name.
         quantised: weights as levels of a grid, by linear name, once they are.
         notes: sentences for the report.
@@ -57,6 +58,7 @@ class BlockTask:
     targets: Mapping[Reference, Tensor]
     generator: torch.Generator
     grid: GridOptions | None = None
+    rounds_to_nearest: bool = False
     clippings: dict[str, Clipping] = field(default_factory=dict)
     quantised: dict[str, QuantisedSolution] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -91,7 +91,9 @@ class BlockPruner:
         self._seed = seed
         self._buffer_SLD = buffer_SLD
         self._masks = masks
-        self._grid = next((stage.grid for stage in stages if isinstance(stage, Quantize)), None)
+        quantize = next((stage for stage in stages if isinstance(stage, Quantize)), None)
+        self._grid = None if quantize is None else quantize.grid
+        self._rounds_to_nearest = quantize is not None and quantize.solver == "round"
 
     def look(self, block: nn.Module, stream: Stream, dense_stream: Stream | None) -> BlockTargets:
         """Run the dense block, before anything in it changes.
@@ -216,6 +218,7 @@ class BlockPruner:
                     targets=targets.outputs,
                     generator=generator,
                     grid=self._grid,
+                    rounds_to_nearest=self._rounds_to_nearest,
                     clippings=pruned.clippings,
                     quantised=pruned.quantised,
                     notes=pruned.notes,
