@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 import gc
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -44,7 +44,7 @@ from harness.memory import LiveBytes
 from harness.timing import timed
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
-from secateur.methods.descent import adam
+from secateur.methods.descent import stepping
 from secateur.solvers.besa import apply_counts, ascending_ranks, masked_linear
 from secateur.solvers.block_loss import relative_loss
 from secateur.solvers.margin import (
@@ -186,13 +186,12 @@ class Candidates(Finished):
         self.candidates = [
             torch.tensor(candidate_counts(self.rates, w.shape[1])).to(device) for w in weights
         ]
-        self.logits = [
-            torch.zeros(len(w), len(self.rates), device=device).requires_grad_() for w in weights
-        ]
+        self.logits = [torch.zeros(len(w), len(self.rates), device=device) for w in weights]
         self.counts = [torch.zeros(len(w), device=device) for w in weights]
         self.alphas = list(self.counts)
-        rate = BESA().learning_rate
-        self.optimiser = adam([(logit, rate) for logit in self.logits], FITTED)
+        rates = dict.fromkeys(self.logits, BESA().learning_rate)
+        self.training = ExitStack()
+        self.training.enter_context(stepping(rates))
 
     def linear(self, index: int, x: Tensor) -> Tensor:
         w = self.weights[index]
@@ -207,10 +206,8 @@ class Candidates(Finished):
     def step(self, output: Tensor, reference: Tensor) -> float:
         rate = mean_rate(self.alphas, [w.numel() for w in self.weights])
         loss = relative_loss(output, reference) + sparsity_penalty(rate, TARGET, PENALTY)
-        self.optimiser.zero_grad()
         loss.backward()
         self.alphas = list(self.counts)
-        self.optimiser.step()
         return loss.item()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from fractions import Fraction
 
 import pytest
@@ -53,6 +54,23 @@ def test_zero_logits_give_exactly_one_half(smooth: bool, step: float) -> None:
     alpha_G = expected_rate(beta_GD, rates)
     assert alpha_G.dtype == torch.float32
     assert alpha_G.tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize("smooth", [True, False])
+def test_a_distribution_has_the_gradient_of_a_softmax_and_is_not_kept_for_it(smooth: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    theta_GD, weight_GD = torch.randn(2, 5, 11, dtype=torch.float64, generator=generator)
+    plain_GD = theta_GD.clone().requires_grad_()
+    beta_GD = torch.softmax(plain_GD.sigmoid() if smooth else plain_GD, dim=-1)
+    (beta_GD * weight_GD).sum().backward()
+
+    beta_GD = rate_distribution(theta_GD.requires_grad_(), smooth=smooth)
+    storage = weakref.ref(beta_GD.untyped_storage())
+    total = (beta_GD * weight_GD).sum()
+    del beta_GD
+    assert storage() is None
+    total.backward()
+    torch.testing.assert_close(theta_GD.grad, plain_GD.grad)
 
 
 @pytest.mark.parametrize("step", [0.01, 0.05])

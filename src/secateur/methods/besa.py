@@ -18,7 +18,7 @@ from secateur.architecture import Linear
 from secateur.architecture.forwards import replaced_forwards
 from secateur.methods.block_task import BlockTask
 from secateur.methods.clipping import LearnedClipping
-from secateur.methods.descent import adam, descend
+from secateur.methods.descent import descend
 from secateur.methods.rows import block_scores, take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
 from secateur.pattern import Pattern
@@ -126,7 +126,7 @@ class BESA(BlockStage):
             return loss + sparsity_penalty(rate, zeros / weights, self.penalty)
 
         write_masks(task, {})
-        descend(self._optimisers(rows, len(batches), self._clip_rate(task)), batches, error)
+        self._descend(rows, batches, error, self._clip_rate(task))
         _, alphas = self._distributions(rows, rates)
         clippings = {each.linear.name: each.clipping.strengths for each in rows if each.clipping}
         return _exact_masks(rows, alphas, zeros), clippings
@@ -159,17 +159,31 @@ class BESA(BlockStage):
             return self.clip_rate
         return _CLIP_RATE if task.rounds_to_nearest else 0.0
 
-    def _optimisers(
-        self, rows: list[_Rows], steps: int, clip_rate: float
-    ) -> list[torch.optim.Optimizer]:
-        """Adam for clipping strengths, and for rates unless Prodigy is asked for."""
+    def _descend(
+        self,
+        rows: list[_Rows],
+        batches: list[Tensor],
+        error: Callable[[Tensor], Tensor],
+        clip_rate: float,
+    ) -> None:
+        """Train clipping strengths by Adam, and rates too unless Prodigy is asked for."""
         thetas = [each.theta_GD for each in rows]
         clippings = [each.clipping for each in rows if each.clipping]
-        by_adam = [(logit, clip_rate) for each in clippings for logit in each.logits]
+        rates = {logit: clip_rate for each in clippings for logit in each.logits}
         if self.optimiser == "adam":
-            return [adam([*by_adam, *((each, self.learning_rate) for each in thetas)], steps)]
+            descend(rates | dict.fromkeys(thetas, self.learning_rate), batches, error)
+            return
         prodigy = Prodigy(thetas, lr=1.0, betas=(0.9, 0.999), d_coef=self.d_coef)
-        return [prodigy, adam(by_adam, steps)] if by_adam else [prodigy]
+
+        def step() -> None:
+            prodigy.step()
+            prodigy.zero_grad()
+
+        for theta_GD in thetas:
+            theta_GD.requires_grad_(True)
+        descend(rates, batches, error, finish=step)
+        for theta_GD in thetas:
+            theta_GD.requires_grad_(False)
 
     def _error(self, task: BlockTask, batch: Tensor) -> Tensor:
         if self.loss == "feature":

@@ -18,7 +18,7 @@ from secateur.methods.costs import (
     slope_takers,
     thresholded,
 )
-from secateur.methods.descent import adam, descend, relative_rate
+from secateur.methods.descent import descend, relative_rate
 from secateur.methods.rows import take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
 from secateur.solvers.margin import RowCosts, follow_margin, margin_threshold
@@ -30,7 +30,7 @@ class BESAReconstruct(BlockStage):
 
     needs_norms: ClassVar[bool] = True
     unstructured_only: ClassVar[bool] = True
-    copies: ClassVar[int] = 5
+    copies: ClassVar[int] = 4
 
     method: Literal["besa-reconstruct"] = "besa-reconstruct"
     reference: Reference = Field("dense", description="as for the other block stages")
@@ -101,5 +101,5 @@ class BESAReconstruct(BlockStage):
                     follow_margin(costs[name].root_O, slope_O.grad, thresholds[-1], pull)
                     slope_O.grad = None
 
-        rates = [(p, relative_rate(p, self.learning_rate)) for p in trained]
-        descend([adam(rates, len(batches))], batches, error, follow)
+        rates: dict[Tensor, float] = {p: relative_rate(p, self.learning_rate) for p in trained}
+        descend(rates, batches, error, finish=follow)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -14,51 +15,68 @@ def relative_rate(parameter: Tensor, share: float) -> float:
     return share * float(parameter.data.square().mean().sqrt())
 
 
-def adam(rates: Iterable[tuple[Tensor, float]], steps: int) -> torch.optim.Optimizer:
-    """Adam for so many steps, whose learning rates rise and fall by ``one_cycle``.
-
-    Args:
-        rates: leaf tensors, with the highest learning rate of each.
-        steps: after which the rates are at their end.
-    """
-    groups = [{"params": [parameter], "lr": rate} for parameter, rate in rates]
-    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: one_cycle(step, steps))
-    optimiser.register_step_post_hook(lambda *_: schedule.step())
-    return optimiser
-
-
 def descend(
-    optimisers: Sequence[torch.optim.Optimizer],
+    rates: Mapping[Tensor, float],
     batches: Sequence[Tensor],
     error: Callable[[Tensor], Tensor],
-    finish_gradients: Callable[[], None] = lambda: None,
+    *,
+    prepare: Callable[[Tensor], None] | None = None,
+    finish: Callable[[], None] | None = None,
 ) -> None:
-    """Train what the optimisers hold, a step for each batch.
+    """Train by Adam, a step for each batch, at rates that follow ``one_cycle``.
 
     Args:
-        optimisers: of leaf tensors, which want gradients only meanwhile.
+        rates: highest learning rates of leaf tensors, which want gradients only meanwhile.
         batches: what is handed to ``error``.
         error: returns a scalar with its graph.
-        finish_gradients: called before each step.
+        prepare: called with each tensor before its step, to change its gradient.
+        finish: called after each backward pass.
     """
-    trained = [
-        parameter
-        for optimiser in optimisers
-        for group in optimiser.param_groups
-        for parameter in group["params"]
-    ]
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    try:
-        for batch in batches:
+    with stepping(rates, prepare) as set_share:
+        for step, batch in enumerate(batches):
+            set_share(one_cycle(step, len(batches)))
             error(batch).backward()
-            finish_gradients()
-            for optimiser in optimisers:
-                optimiser.step()
-                optimiser.zero_grad()
+            if finish is not None:
+                finish()
+
+
+@contextmanager
+def stepping(
+    rates: Mapping[Tensor, float], prepare: Callable[[Tensor], None] | None = None
+) -> Iterator[Callable[[float], None]]:
+    """Within the context a backward pass makes a step of Adam as well.
+
+    Each tensor moves as soon as its gradient is known, and the gradient goes, so that there is
+    never more than one of them.
+
+    Yields:
+        what sets the share of the highest learning rates that the next steps are made at.
+    """
+    optimisers = {
+        parameter: torch.optim.Adam([parameter], lr=rate, betas=(0.9, 0.95), fused=True)
+        for parameter, rate in rates.items()
+    }
+
+    def set_share(share: float) -> None:
+        for parameter, optimiser in optimisers.items():
+            optimiser.param_groups[0]["lr"] = rates[parameter] * share
+
+    def step(parameter: Tensor) -> None:
+        if prepare is not None:
+            prepare(parameter)
+        optimisers[parameter].step()
+        parameter.grad = None
+
+    hooks = []
+    try:
+        for parameter in rates:
+            parameter.requires_grad_(True)
+            hooks.append(parameter.register_post_accumulate_grad_hook(step))
+        yield set_share
     finally:
-        for parameter in trained:
+        for hook in hooks:
+            hook.remove()
+        for parameter in rates:
             parameter.requires_grad_(False)
             parameter.grad = None
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from secateur.methods.block_task import BlockTask, Reference
-from secateur.methods.descent import adam, descend, relative_rate
+from secateur.methods.descent import descend, relative_rate
 from secateur.methods.stage import BlockStage
 from secateur.solvers.block_loss import relative_error
 from secateur.walk.parts import Part, catch_call, find_parts
@@ -22,7 +22,7 @@ class Reconstruct(BlockStage):
 
     chooses_mask: ClassVar[bool] = False
     keeps_mask: ClassVar[bool] = True
-    copies: ClassVar[int] = 4
+    copies: ClassVar[int] = 3
 
     method: Literal["reconstruct"] = "reconstruct"
     epochs: int = Field(2, ge=1, description="passes over the fitted calibration windows")
@@ -43,7 +43,7 @@ class Reconstruct(BlockStage):
         return (3.0 if self.window == "block" else 5.0) * self.epochs
 
     def apply(self, task: BlockTask) -> None:
-        kept = {}
+        kept: dict[Tensor, Tensor] = {}
         for linear in task.linears:
             mask_OI = task.masks[linear.name].to(task.device)
             weight = linear.module.get_parameter("weight")
@@ -71,20 +71,19 @@ class Reconstruct(BlockStage):
     def _train(
         self,
         task: BlockTask,
-        trained: Sequence[nn.Parameter],
-        kept: Mapping[nn.Parameter, Tensor],
+        trained: Sequence[Tensor],
+        kept: Mapping[Tensor, Tensor],
         error: Callable[[Tensor], Tensor],
     ) -> None:
         batches = task.training_batches(self.batch_sequences, self.epochs)
 
-        def keep_zeros() -> None:
+        def keep_zeros(parameter: Tensor) -> None:
             # Adam moves nothing whose gradient has always been zero: zeros stay exact.
-            for parameter in trained:
-                if parameter.grad is not None and parameter in kept:
-                    parameter.grad.mul_(kept[parameter])
+            if parameter.grad is not None and parameter in kept:
+                parameter.grad.mul_(kept[parameter])
 
-        rates = [(p, relative_rate(p, self.learning_rate)) for p in trained]
-        descend([adam(rates, len(batches))], batches, error, keep_zeros)
+        rates: dict[Tensor, float] = {p: relative_rate(p, self.learning_rate) for p in trained}
+        descend(rates, batches, error, prepare=keep_zeros)
 
 
 def _part_error(task: BlockTask, part: Part, batch: Tensor) -> Tensor:

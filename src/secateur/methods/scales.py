@@ -13,7 +13,7 @@ from torch.nn import functional
 from secateur.architecture import Linear
 from secateur.architecture.forwards import replaced_forwards
 from secateur.methods.block_task import BlockTask, Reference
-from secateur.methods.descent import adam, descend, relative_rate
+from secateur.methods.descent import descend, relative_rate
 from secateur.methods.stage import BlockStage
 from secateur.solvers.grids import representable
 from secateur.solvers.quantise import QuantisedSolution
@@ -52,10 +52,10 @@ class Scales(BlockStage):
             return task.output_error(batch, self.reference).mean()
 
         def train() -> None:
-            rates = [(each.exponent_OG, self.learning_rate) for each in levels]
-            rates += [(p, relative_rate(p, self.learning_rate)) for p in vectors]
+            rates = {each.exponent_OG: self.learning_rate for each in levels}
+            rates |= {p: relative_rate(p, self.learning_rate) for p in vectors}
             with replaced_forwards((each.linear.module, each.forward) for each in levels):
-                descend([adam(rates, len(batches))], batches, error)
+                descend(rates, batches, error)
             for each in levels:
                 each.linear.weight_OI.copy_(each.solution(task.stored).w_OI)
 

@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from secateur.errors import SecateurError
 
@@ -45,12 +46,21 @@ def candidate_counts(rates: Sequence[Fraction], columns: int) -> list[int]:
 def rate_distribution(theta_GD: Tensor, *, smooth: bool) -> Tensor:
     """Turn logits into beta_GD, the probability of each candidate rate.
 
+    A backward pass makes them again, so that beside the logits nothing of their size is kept.
+
     Args:
         theta_GD: Logits, one row for each distribution.
         smooth: Put a sigmoid before the softmax, as the released code does. No probability then
             exceeds another by more than a factor of e, which bounds the expected rate
             (``reachable_rates``). Without it every rate can be reached.
     """
+    beta_GD: Tensor = checkpoint(
+        _softmax, theta_GD, smooth, use_reentrant=False, preserve_rng_state=False
+    )
+    return beta_GD
+
+
+def _softmax(theta_GD: Tensor, smooth: bool) -> Tensor:
     return torch.softmax(theta_GD.sigmoid() if smooth else theta_GD, dim=-1)
 
 
