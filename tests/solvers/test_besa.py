@@ -13,6 +13,7 @@ from torch import Tensor
 
 from harness.memory import LiveBytes
 from secateur.errors import SecateurError
+from secateur.methods.descent import stepping
 from secateur.pattern import Budget, Unstructured, select
 from secateur.solvers import besa, chunks
 from secateur.solvers.besa import (
@@ -274,6 +275,32 @@ def test_a_step_needs_little_more_than_ranks_and_one_masked_linear(
     assert setup <= ranking + 4 * width
     assert memory.peak <= 2 * linears * elements + working + activations
     assert memory.peak <= 4 * linears * elements + activations
+
+
+def test_logits_of_every_row_and_their_adam_fit_into_four_bytes_per_weight() -> None:
+    """At SmolLM2's 576 columns: 2 for ranks, and three numbers for each of 101 logits of a row."""
+    linears, width = 6, 576
+    rates = candidate_rates()
+    counts_D = torch.tensor(candidate_counts(rates, width))
+    weights = [normal(width, width, seed=seed, dtype=torch.float32) for seed in range(linears)]
+    x = normal(2, width, dtype=torch.float32)
+    with LiveBytes() as memory:
+        ranks = [ascending_ranks(w.abs()) for w in weights]
+        thetas = [torch.zeros(width, len(rates)) for _ in weights]
+        with stepping(dict.fromkeys(thetas, 0.1)):
+            for _ in range(2):
+                # The first step makes the moments.
+                memory.peak = memory.live
+                h = x
+                for w, rank_OI, theta_OD in zip(weights, ranks, thetas, strict=True):
+                    beta_OD = rate_distribution(theta_OD, smooth=False)
+                    count_O = truncated_counts(expected_rate(beta_OD, rates), *w.shape)
+                    h = masked_linear(h, w, rank_OI, count_O, beta_OD, counts_D)
+                del beta_OD
+                h.square().mean().backward()
+    # Of one linear at a time there is more, as in any backward pass.
+    working = 8 * width * width
+    assert memory.peak - working <= 4 * linears * width * width
 
 
 def prodigy_reference(
