@@ -34,6 +34,18 @@ def test_block_stages_cost_streams_copies_and_passes(checkpoints: Callable[..., 
     assert long.forward_flops - short.forward_flops == 2 * wanda.weights * tokens * 3 * epochs
 
 
+def test_what_is_held_out_is_not_fitted_on(checkpoints: Callable[..., Path]) -> None:
+    def flops(held_out: int | None) -> float:
+        values = {
+            "stages": [{"method": "wanda"}, {"method": "reconstruct"}],
+            "calibration": {"samples": 16, "length": 32},
+            "held_out": held_out,
+        }
+        return estimate(checkpoints("llama"), Recipe.from_mapping(values)).forward_flops
+
+    assert flops(2) > flops(None) == flops(4)
+
+
 def test_measuring_an_allocation_is_work(checkpoints: Callable[..., Path]) -> None:
     def flops(allocation: dict[str, object]) -> float:
         values = {"calibration": {"samples": 16, "length": 32}, "allocation": allocation}

@@ -22,9 +22,8 @@ from secateur.walk.block import wants_dense_stream, wants_targets
 _FLOAT = 4
 # The interpreter with torch and transformers imported.
 _LIBRARIES_BYTES = 700_000_000
-# Forwards of a block per run: its statistics on three quarters of the text in steps that are cut
-# off where the last input is seen, the dense outputs on the other quarter, the advance on all.
-_PASSES = 0.75 * 1.5 + 0.25 + 1
+# Forwards of a block for its statistics, in steps that are cut off where the last input is seen.
+_STATISTICS_PASSES = 1.5
 # Intermediate tensors of a forward that live at the same time, in units of the widest linear.
 _LIVE_TENSORS = 6
 # Copies of a group's weights a solver holds: dense, current, result, two temporaries.
@@ -95,10 +94,12 @@ def estimate(
     # The embeddings have left when the first block arrives.
     block_work = max(working * _FLOAT, (copies + 1) * block_bytes)
     stages = max(outside, 2 * block_bytes + block_work + activations // (4 * buffers))
-    passes = _PASSES if needs_statistics else 1.25
-    passes += wants_dense_stream(recipe.stages) + (0.75 if wants_targets(recipe.stages) else 0)
-    fitted = max(1, int(calibration.samples * 0.75))
-    passes += 0.75 * sum(stage.passes(fitted) for stage in block_stages)
+    fitted = recipe.fitted_windows / calibration.samples
+    # The advance on all of the text, and the dense outputs on what is held out.
+    passes = 1 + (1 - fitted)
+    passes += fitted * _STATISTICS_PASSES if needs_statistics else 0
+    passes += wants_dense_stream(recipe.stages) + (fitted if wants_targets(recipe.stages) else 0)
+    passes += fitted * sum(stage.passes(recipe.fitted_windows) for stage in block_stages)
     passes += recipe.allocation.passes(calibration.samples)
 
     squares = sum(width * width for groups in all_shapes for _, width in groups)

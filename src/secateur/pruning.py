@@ -154,7 +154,7 @@ def _execute(job: Job, recipe: Recipe, progress: Progress) -> tuple[Report, dict
     stream = Stream(
         job.store,
         tokens_SL,
-        Batches.of(len(tokens_SL), tokens_SL.shape[1], recipe.batch_tokens),
+        Batches.of(len(tokens_SL), tokens_SL.shape[1], recipe.batch_tokens, recipe.fitted_windows),
         job.device,
         job.dtype,
         folder=folder,
@@ -248,7 +248,7 @@ def _allocate(job: Job, recipe: Recipe, tokens_SL: Tensor, progress: Progress) -
     if recipe.allocation.measures:
         dense = DenseModel(
             job.store,
-            tokens_SL,
+            tokens_SL[: recipe.fitted_windows],
             job.device,
             job.dtype,
             batch_tokens=recipe.batch_tokens,

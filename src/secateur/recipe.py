@@ -22,6 +22,7 @@ from pydantic import (
 from secateur.allocation import ALLOCATIONS, AnyAllocation, Uniform
 from secateur.automatic import automatic_stages
 from secateur.calibration import CalibrationOptions
+from secateur.calibration.options import fitted_share
 from secateur.errors import SecateurError
 from secateur.methods import STAGES, AnyStage, DenseStage
 from secateur.methods.keep import Keep
@@ -71,6 +72,12 @@ class Recipe(BaseModel):
     )
     calibration: CalibrationOptions = Field(
         default_factory=CalibrationOptions, description="the text that statistics come from"
+    )
+    held_out: int | None = Field(
+        None,
+        ge=1,
+        description="calibration windows that nothing is fitted on, to measure on; a quarter of "
+        "them if not given",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: DtypeName = Field("auto", description="dtype of forward passes")
@@ -131,10 +138,25 @@ class Recipe(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _some_windows_are_fitted(self) -> Recipe:
+        if self.fitted_windows < 1:
+            raise ValueError(
+                f"held_out is {self.held_out} of {self.calibration.samples} samples; leave at "
+                "least one to fit on"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _kept_zeros_are_where_they_are(self) -> Recipe:
         if self.keeps_masks and not isinstance(self.allocation, Uniform):
             raise ValueError("keep leaves no zeros to divide; leave the allocation out")
         return self
+
+    @property
+    def fitted_windows(self) -> int:
+        """Calibration windows that methods fit to; the held-out ones come behind them."""
+        samples = self.calibration.samples
+        return fitted_share(samples) if self.held_out is None else samples - self.held_out
 
     @property
     def keeps_masks(self) -> bool:

@@ -27,6 +27,7 @@ def recipe(text: Path, **values: object) -> secateur.Recipe:
     ("values", "message"),
     [
         ({"patern": "2:4"}, "unknown key patern; did you mean pattern"),
+        ({"held_out": 128}, "held_out is 128 of 128 samples; leave at least one to fit on"),
         ({"calibration": {"sample": 3}}, "unknown key calibration.sample; did you mean samples"),
         (
             {"stages": [{"method": "sparsegpt", "dampin": 1}]},

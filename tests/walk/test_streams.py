@@ -57,6 +57,12 @@ def test_held_out_sequences_share_no_batch_with_fitted_ones() -> None:
         assert all(batch.stop <= boundary for batch in batches.fitted)
 
 
+def test_as_many_sequences_are_fitted_as_is_said() -> None:
+    batches = Batches.of(10, 32, 100, fitted=9)
+    assert batches.boundary == 9
+    assert batches.held_out == batches.judged == [slice(9, 10)]
+
+
 def test_no_more_is_judged_on_than_decides() -> None:
     few, many = Batches.of(12, 64, 128), Batches.of(128, 512, 1024)
     assert few.judged == few.held_out

@@ -79,7 +79,7 @@ class DenseModel:
 
     Args:
         store: gives out the blocks; none is changed.
-        tokens_SL: calibration tokens, of whose fitted part a few sequences are used.
+        tokens_SL: calibration tokens that may be fitted to, of which a few sequences are used.
         device: of forward passes.
         dtype: of forward passes.
         batch_tokens: tokens in one forward pass.
@@ -178,11 +178,9 @@ class DenseModel:
             self._progress("Measuring blocks", 2 * count - index, 2 * count)
 
     def _some(self, sequences: int) -> Tensor:
-        """Sequences spread evenly over those that methods may fit to."""
-        count, length = self._tokens_SL.shape
-        fitted = Batches.of(count, length, self._batch_tokens).fitted[-1].stop
-        used = min(sequences, fitted)
-        return self._tokens_SL[torch.arange(used) * fitted // used]
+        """Sequences spread evenly over all."""
+        used = min(sequences, len(self._tokens_SL))
+        return self._tokens_SL[torch.arange(used) * len(self._tokens_SL) // used]
 
     def _stream(self, tokens_SL: Tensor) -> Stream:
         count, length = tokens_SL.shape

@@ -16,7 +16,7 @@ class CalibrationOptions(BaseModel):
     source: str | dict[str, float] = Field(
         "self", description="self, FILE.txt, FILE.jsonl, a hub name, or a mix {source: weight}"
     )
-    samples: int = Field(128, description="windows, the held-out quarter included")
+    samples: int = Field(128, description="windows, held-out ones included")
     length: int = Field(512, description="tokens per window")
     seed: int = Field(0, ge=0, description="decides windows and sampled text")
     bos: bool = Field(
@@ -56,6 +56,11 @@ class CalibrationOptions(BaseModel):
         if isinstance(self.source, str):
             return {self.source: self.samples}
         return divide(self.samples, self.source)
+
+
+def fitted_share(samples: int) -> int:
+    """Windows that methods fit to unless more is said; the quarter behind them is held out."""
+    return samples * 3 // 4
 
 
 def divide(total: int, weights: Mapping[str, float]) -> dict[str, int]:

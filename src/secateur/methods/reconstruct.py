@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.methods.block_task import BlockTask, Reference
 from secateur.methods.descent import descend, relative_rate

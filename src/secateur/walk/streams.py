@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from secateur.calibration.options import fitted_share
 from secateur.checkpoint.store import BlockStore
 from secateur.errors import SecateurError
 from secateur.walk.activations import allocate
@@ -18,8 +19,6 @@ from secateur.walk.capture import BlockCall, capture, same_calls
 from secateur.walk.precision import forward_precision
 from secateur.walk.replay import Replay
 
-# Where fitting ends and measuring begins.
-_FITTED_SHARE = 0.75
 # So many held-out tokens tell a better block from a worse one, at a small part of a stage's time.
 _JUDGED_TOKENS = 4096
 
@@ -39,9 +38,14 @@ class Batches:
     judged: list[slice]
 
     @classmethod
-    def of(cls, sequences: int, length: int, batch_tokens: int) -> Batches:
-        """Cut ``sequences`` of ``length`` tokens into batches of about ``batch_tokens``."""
-        boundary = int(sequences * _FITTED_SHARE)
+    def of(
+        cls, sequences: int, length: int, batch_tokens: int, fitted: int | None = None
+    ) -> Batches:
+        """Cut ``sequences`` of ``length`` tokens into batches of about ``batch_tokens``.
+
+        The first ``fitted`` are fitted to, ``fitted_share`` of them if not given.
+        """
+        boundary = fitted_share(sequences) if fitted is None else fitted
         size = max(1, batch_tokens // length)
         held_out = [slice(i, min(i + size, sequences)) for i in range(boundary, sequences, size)]
         return cls(
