@@ -184,12 +184,10 @@ class DenseModel:
 
     def _stream(self, tokens_SL: Tensor) -> Stream:
         count, length = tokens_SL.shape
-        size = max(1, self._batch_tokens // length)
-        batches = [slice(i, min(i + size, count)) for i in range(0, count, size)]
         return Stream(
             self._store,
             tokens_SL,
-            Batches(batches, [], []),
+            Batches.of(count, length, self._batch_tokens, fitted=count),
             self._device,
             self._dtype,
             self._folder,
