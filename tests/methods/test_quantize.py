@@ -108,7 +108,7 @@ def test_besa_learns_clipping_along_with_its_rates(
     symmetric: bool, checkpoints: Callable[..., Path]
 ) -> None:
     with block_task(checkpoints()) as task:
-        task.grid, task.rounds_to_nearest = GridOptions(3, 16, symmetric), True
+        task.quantize = Quantize(bits=3, group=16, symmetric=symmetric, solver="round")
         stage = BESA(epochs=2)
         masks, clippings = stage._learn(task)
         assert sum(int((~each).sum()) for each in masks.values()) == sum(task.zeros.values())
@@ -122,7 +122,7 @@ def test_besa_learns_clipping_along_with_its_rates(
 
 def test_besa_takes_what_is_best_on_the_grid(checkpoints: Callable[..., Path]) -> None:
     with block_task(checkpoints()) as task:
-        task.grid = GridOptions(3, 16, True)
+        task.quantize = Quantize(bits=3, group=16)
         BESA(clip_rate=0.05).apply(task)
         uniform = uniform_masks(task)
         for linear in task.linears:
@@ -137,14 +137,14 @@ def test_besa_takes_what_is_best_on_the_grid(checkpoints: Callable[..., Path]) -
         assert "learned rates and clipping" in task.notes[-1]
 
 
-@pytest.mark.parametrize(("clip_rate", "rounds_to_nearest"), [(0.0, True), (None, False)])
+@pytest.mark.parametrize(("clip_rate", "solver"), [(0.0, "round"), (None, "feedback")])
 def test_besa_without_a_clipping_rate_is_as_if_nothing_were_quantised(
-    clip_rate: float | None, rounds_to_nearest: bool, checkpoints: Callable[..., Path]
+    clip_rate: float | None, solver: Literal["round", "feedback"], checkpoints: Callable[..., Path]
 ) -> None:
     masks = []
-    for grid in (None, GridOptions(3, 16, True)):
+    for quantize in (None, Quantize(bits=3, group=16, solver=solver)):
         with block_task(checkpoints()) as task:
-            task.grid, task.rounds_to_nearest = grid, rounds_to_nearest
+            task.quantize = quantize
             BESA(clip_rate=clip_rate).apply(task)
             assert not task.clippings
             masks.append(task.masks)

@@ -136,7 +136,7 @@ class BESA(BlockStage):
         start_D = torch.zeros(len(rates), device=task.device)
         if self.parameterisation == "softmax":
             start_D = _tilted(rates, sparsity).to(task.device)
-        grid = task.grid if self._clip_rate(task) else None
+        grid = task.quantize.grid if task.quantize and self._clip_rate(task) else None
         made = []
         for linear in task.linears:
             dense_OI = task.dense[linear.name]
@@ -157,7 +157,8 @@ class BESA(BlockStage):
         """The one asked for, or none before error feedback, which makes up for most of rounding."""
         if self.clip_rate is not None:
             return self.clip_rate
-        return _CLIP_RATE if task.rounds_to_nearest else 0.0
+        rounds = task.quantize is not None and task.quantize.solver == "round"
+        return _CLIP_RATE if rounds else 0.0
 
     def _descend(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,12 @@ from secateur.architecture import Linear
 from secateur.errors import SecateurError
 from secateur.pattern import Pattern
 from secateur.solvers.block_loss import state_error
-from secateur.solvers.grids import Clipping, GridOptions
+from secateur.solvers.grids import Clipping
 from secateur.solvers.quantise import QuantisedSolution
 from secateur.walk.streams import Stream
+
+if TYPE_CHECKING:
+    from secateur.methods.quantize import Quantize
 
 Reference = Literal["pruned", "dense"]
 
@@ -37,9 +40,8 @@ class BlockTask:
         stream: hidden states that enter the block in the model pruned so far.
         targets: by reference, what the block should return (sequences, length, hidden).
         generator: for every random choice.
-        grid: what the recipe will quantise kept weights to, if it does.
-        rounds_to_nearest: whether it will do so without error feedback.
-        clippings: learned ranges of that grid, by linear name.
+        quantize: the recipe's stage that will put kept weights on a grid, if it has one.
+        clippings: learned ranges of its grid, by linear name.
         quantised: weights as levels of a grid, by linear name, once they are.
         notes: sentences for the report.
         error: of outputs against targets, (batch, length).
@@ -57,8 +59,7 @@ class BlockTask:
     stream: Stream
     targets: Mapping[Reference, Tensor]
     generator: torch.Generator
-    grid: GridOptions | None = None
-    rounds_to_nearest: bool = False
+    quantize: Quantize | None = None
     clippings: dict[str, Clipping] = field(default_factory=dict)
     quantised: dict[str, QuantisedSolution] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

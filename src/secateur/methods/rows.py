@@ -40,12 +40,12 @@ def write_masks(task: BlockTask, masks: Mapping[str, Tensor]) -> None:
 def write_rounded(
     task: BlockTask, masks: Mapping[str, Tensor], clippings: Mapping[str, Clipping]
 ) -> None:
-    """Give the block its dense weights, rounded to the task's grid, less what the masks remove."""
-    assert task.grid is not None
+    """Give the block its dense weights on the recipe's grid, less what the masks remove."""
+    assert task.quantize is not None
     for linear in task.linears:
         dense_OI, mask_OI = task.dense[linear.name], masks[linear.name].to(task.device)
         clipping = clippings.get(linear.name)
-        grid = make_grid(dense_OI, mask_OI, task.grid, clipping, task.stored)
+        grid = make_grid(dense_OI, mask_OI, task.quantize.grid, clipping, task.stored)
         linear.weight_OI.copy_(round_to_grid(dense_OI, mask_OI, grid).w_OI)
 
 
@@ -64,7 +64,7 @@ def take_best(
         reference: what the error is measured against.
         candidates: masks by a description of where they come from; of equal ones the first wins.
         clippings: of the candidates that have them, by description; given, errors are those of
-            weights on the task's grid, which the weights that are left are not on yet.
+            weights on the recipe's grid, which the weights that are left are not on yet.
 
     Returns:
         that error.

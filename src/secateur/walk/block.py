@@ -91,9 +91,7 @@ class BlockPruner:
         self._seed = seed
         self._buffer_SLD = buffer_SLD
         self._masks = masks
-        quantize = next((stage for stage in stages if isinstance(stage, Quantize)), None)
-        self._grid = None if quantize is None else quantize.grid
-        self._rounds_to_nearest = quantize is not None and quantize.solver == "round"
+        self._quantize = next((stage for stage in stages if isinstance(stage, Quantize)), None)
 
     def look(self, block: nn.Module, stream: Stream, dense_stream: Stream | None) -> BlockTargets:
         """Run the dense block, before anything in it changes.
@@ -217,8 +215,7 @@ class BlockPruner:
                     stream=stream,
                     targets=targets.outputs,
                     generator=generator,
-                    grid=self._grid,
-                    rounds_to_nearest=self._rounds_to_nearest,
+                    quantize=self._quantize,
                     clippings=pruned.clippings,
                     quantised=pruned.quantised,
                     notes=pruned.notes,
