@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from secateur.allocation import ALLOCATIONS, AnyAllocation, Uniform
-from secateur.automatic import automatic_stages
+from secateur.automatic import automatic_allocation, automatic_stages
 from secateur.calibration import CalibrationOptions
 from secateur.calibration.options import fitted_share
 from secateur.errors import SecateurError
@@ -93,7 +93,8 @@ class Recipe(BaseModel):
     def _spell_out_auto(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("stages") == "auto":
             pattern = _read_pattern(values.get("pattern", Unstructured(0.5)))
-            return {**values, "stages": automatic_stages(pattern)}
+            chosen = {"allocation": automatic_allocation(pattern)}
+            return {**chosen, **values, "stages": automatic_stages(pattern)}
         return values
 
     @model_validator(mode="before")
@@ -193,19 +194,28 @@ class Recipe(BaseModel):
         Raises:
             SecateurError: the file is missing, no YAML mapping, or not a valid recipe.
         """
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SecateurError(f"The recipe {path} cannot be read; check the path.") from error
-        except yaml.YAMLError as error:
-            raise SecateurError(f"The recipe {path} is not valid YAML ({error}).") from error
-        if not isinstance(values, dict):
-            raise SecateurError(f"The recipe {path} must be a YAML mapping such as 'pattern: 0.5'.")
-        return cls.from_mapping(values)
+        return cls.from_mapping(read_mapping(path))
 
     def to_yaml(self) -> str:
         """The recipe as YAML with every option written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read the plain values of a YAML recipe.
+
+    Raises:
+        SecateurError: the file is missing or no YAML mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SecateurError(f"The recipe {path} cannot be read; check the path.") from error
+    except yaml.YAMLError as error:
+        raise SecateurError(f"The recipe {path} is not valid YAML ({error}).") from error
+    if not isinstance(values, dict):
+        raise SecateurError(f"The recipe {path} must be a YAML mapping such as 'pattern: 0.5'.")
+    return values
 
 
 def _explain(error: ValidationError) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from secateur.automatic import automatic_stages
+from secateur.allocation import Uniform
+from secateur.automatic import automatic_allocation, automatic_stages
 from secateur.cli.options import Integers, QuantizedFormat, Rebuild, recipe_from_flags
 from secateur.errors import SecateurError
 from secateur.methods.quantize import Quantize
@@ -73,9 +74,30 @@ def test_permute_of_a_file_keeps_its_options_and_can_be_left_out(tmp_path: Path)
 def test_auto_is_spelled_out_in_the_recipe(pattern: str) -> None:
     recipe = recipe_from_flags(None, method="auto", sparsity=None, pattern=pattern)
     assert recipe.stages == automatic_stages(recipe.pattern)
+    assert recipe.allocation == automatic_allocation(recipe.pattern)
+    uniform = recipe_from_flags(
+        None, method="auto", sparsity=None, pattern=pattern, allocate="uniform"
+    )
+    assert uniform == recipe.model_copy(update={"allocation": Uniform()})
     assert "auto" not in recipe.to_yaml().split("calibration")[0]
     with pytest.raises(SecateurError, match="leave out --rebuild, --refit"):
         recipe_from_flags(None, method="auto", refit=True, sparsity=None, pattern=pattern)
+
+
+def test_auto_of_a_file_follows_the_flags_and_an_allocation_of_the_file_stays(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("stages: auto\n")
+    recipe = recipe_from_flags(file, sparsity=None, pattern="2:4")
+    assert recipe.stages == automatic_stages(recipe.pattern)
+    assert recipe.allocation == Uniform()
+    recipe = recipe_from_flags(file, method="wanda", sparsity=0.6, pattern=None)
+    assert recipe.allocation == Uniform()
+    file.write_text("allocation: owl\n")
+    recipe = recipe_from_flags(file, method="auto", sparsity=0.6, pattern=None)
+    assert recipe.stages == automatic_stages(recipe.pattern)
+    assert recipe.allocation.method == "owl"
 
 
 def test_quantising_comes_behind_whatever_else_was_asked_for() -> None:

@@ -95,6 +95,26 @@ def test_a_run_follows_its_allocation_and_resumes_to_the_same_bytes(
     ).read_bytes()
 
 
+def test_auto_keeps_the_total_that_each_block_gets_by_the_final_loss(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    recipe = make_recipe(text_file, pattern=0.6, stages="auto")
+    assert recipe.allocation.method == "loss"
+    result = secateur.prune(checkpoints("llama"), recipe, tmp_path / "out")
+    planned = secateur.plan(checkpoints("llama"), recipe).zeros
+    zeros = counted(tmp_path / "out")
+    blocks = {name.rsplit(".", 2)[0] for name in zeros}
+
+    def of_block(block: str, counts: dict[str, int]) -> int:
+        return sum(n for name, n in counts.items() if name.startswith(f"{block}."))
+
+    assert {block: of_block(block, zeros) for block in blocks} == {
+        block: of_block(block, planned) for block in blocks
+    }
+    assert zeros != planned
+    assert result.report.sparsity.zeros == sum(planned.values())
+
+
 def test_a_model_in_memory_follows_the_same_plan_as_its_checkpoint(
     checkpoints: Callable[..., Path], text_file: Path
 ) -> None:

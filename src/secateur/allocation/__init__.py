@@ -29,4 +29,4 @@ ALLOCATIONS: dict[str, type[Allocation]] = {
     allocation.model_fields["method"].default: allocation for allocation in get_args(_Allocations)
 }
 
-__all__ = ["ALLOCATIONS", "Allocation", "AnyAllocation", "DenseModel", "Uniform"]
+__all__ = ["ALLOCATIONS", "Allocation", "AnyAllocation", "DenseModel", "Loss", "Uniform"]

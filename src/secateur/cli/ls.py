@@ -46,7 +46,10 @@ def _rows(what: What) -> list[tuple[str, str]]:
 
             rows = [(name, _first_line(stage)) for name, stage in STAGES.items()]
             return [
-                ("auto", "The stages that lost least in trials: admm, then reconstruct."),
+                (
+                    "auto",
+                    "What lost least in trials: a plan, rates, masks, reconstruction.",
+                ),
                 *rows,
             ]
         case What.ALLOCATIONS:

@@ -186,25 +186,31 @@ def recipe_from_flags(
         SecateurError: flags that exclude each other, or an invalid value.
     """
     from secateur.planning import Plan
-    from secateur.recipe import Recipe
+    from secateur.recipe import Recipe, read_mapping
 
     if plan is not None and allocate is not None:
         raise SecateurError("Give either --plan or --allocate, not both.")
     if sparsity is not None and pattern is not None:
         raise SecateurError("Give either --sparsity or --pattern, not both.")
-    values = Recipe.from_file(file).model_dump(mode="json") if file else {}
-    if sparsity is not None or pattern is not None:
-        values["pattern"] = pattern if sparsity is None else str(sparsity)
     changes = (rebuild, refit, reconstruct)
-    if method == "auto":
-        if any(change is not None for change in changes):
-            raise SecateurError(
-                "--method auto chooses its own stages; leave out --rebuild, --refit and "
-                "--reconstruct."
-            )
-        values["stages"] = "auto"
-    elif method is not None or any(change is not None for change in changes):
-        stages = [{"method": method}] if method else values.get("stages", _default_stages())
+    if method == "auto" and any(change is not None for change in changes):
+        raise SecateurError(
+            "--method auto chooses its own stages; leave out --rebuild, --refit and --reconstruct."
+        )
+    written = read_mapping(file) if file else {}
+    if sparsity is not None or pattern is not None:
+        written["pattern"] = pattern if sparsity is None else str(sparsity)
+    if method is not None:
+        written["stages"] = method if method == "auto" else [{"method": method}]
+    if allocate is not None:
+        written["allocation"] = {"method": allocate}
+    if plan is not None:
+        written["allocation"] = {"method": "plan", "file": str(plan)}
+        if sparsity is None and pattern is None:
+            written["pattern"] = str(Plan.from_file(plan).pattern)
+    values = Recipe.from_mapping(written).model_dump(mode="json")
+    if any(change is not None for change in changes):
+        stages = values["stages"]
         if rebuild is not None:
             stages = _rebuilt(stages, rebuild)
         for name, wanted in (("refit", refit), ("reconstruct", reconstruct)):
@@ -215,14 +221,8 @@ def recipe_from_flags(
                 stages = [stage for stage in stages if stage["method"] != name]
         # Sorting is stable: what comes before stays as it is.
         values["stages"] = sorted(stages, key=lambda stage: stage["method"] in _ON_THE_GRID)
-    if allocate is not None:
-        values["allocation"] = {"method": allocate}
-    if plan is not None:
-        values["allocation"] = {"method": "plan", "file": str(plan)}
-        if sparsity is None and pattern is None:
-            values["pattern"] = str(Plan.from_file(plan).pattern)
     if permute is not None:
-        values["stages"] = _permuted(values, permute)
+        values["stages"] = _permuted(values["stages"], permute)
     grid = given(
         {
             "bits": None if quantize is None else int(quantize.value.removeprefix("int")),
@@ -232,9 +232,9 @@ def recipe_from_flags(
         }
     )
     if grid:
-        values["stages"] = _quantized(values, grid)
+        values["stages"] = _quantized(values["stages"], grid)
     if train_scales is not None:
-        stages = [stage for stage in _spelt_out(values) if stage["method"] != "scales"]
+        stages = [stage for stage in values["stages"] if stage["method"] != "scales"]
         values["stages"] = [*stages, {"method": "scales"}] if train_scales else stages
     text = text_options(calibration, samples, length, seed, bos)
     values["calibration"] = {**values.get("calibration", {}), **text}
@@ -254,9 +254,8 @@ def text_options(
     )
 
 
-def _quantized(values: Mapping[str, Any], grid: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The stages of a recipe's values with quantize behind them, and these options in it."""
-    stages = _spelt_out(values)
+def _quantized(stages: list[dict[str, Any]], grid: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages with quantize behind them, and these options in it."""
     present = [stage for stage in stages if stage["method"] == "quantize"]
     if not present and "bits" not in grid:
         raise SecateurError(
@@ -268,20 +267,8 @@ def _quantized(values: Mapping[str, Any], grid: Mapping[str, Any]) -> list[dict[
     return [*before, {"method": "quantize", **(present[0] if present else {}), **grid}, *behind]
 
 
-def _spelt_out(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The stages of a recipe's values; those of auto by name."""
-    from secateur.recipe import Recipe
-
-    stages: list[dict[str, Any]] | str = values.get("stages", _default_stages())
-    if isinstance(stages, str):
-        deciding = {name: values[name] for name in ("pattern", "stages") if name in values}
-        return list(Recipe.from_mapping(deciding).model_dump(mode="json")["stages"])
-    return stages
-
-
-def _permuted(values: Mapping[str, Any], wanted: bool) -> list[dict[str, Any]]:
-    """The stages of a recipe's values with permute before them, or without it."""
-    stages = _spelt_out(values)
+def _permuted(stages: list[dict[str, Any]], wanted: bool) -> list[dict[str, Any]]:
+    """The stages with permute before them, or without it."""
     present = [stage for stage in stages if stage["method"] == "permute"]
     others = [stage for stage in stages if stage["method"] != "permute"]
     return [*(present or [{"method": "permute"}]), *others] if wanted else others
@@ -297,13 +284,6 @@ def _rebuilt(stages: list[dict[str, Any]], rebuild: Rebuild) -> list[dict[str, A
     choosers = [name for name, stage in STAGES.items() if stage.chooses_mask]
     behind = 1 + max((i for i, name in enumerate(names) if name in choosers), default=0)
     return [*stages[:behind], {"method": rebuild.value}, *stages[behind:]]
-
-
-def _default_stages() -> list[dict[str, Any]]:
-    from secateur.recipe import Recipe
-
-    stages: list[dict[str, Any]] = Recipe().model_dump(mode="json")["stages"]
-    return stages
 
 
 def given(flags: Mapping[str, Any]) -> dict[str, Any]:
