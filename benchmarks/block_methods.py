@@ -24,7 +24,7 @@ ALLOCATED = ("besa", "besa-rates", "wanda@sensitivity", "wanda@loss")
 def contenders() -> str:
     """Every method with everything after it, at every pattern; then what rebuilds masks."""
     names = ["auto-50", "auto-60", "auto-70", "auto-2:4"]
-    names += ["auto@loss-50", "auto@loss-60", "auto@loss-70"]
+    names += ["auto@uniform-50", "auto@uniform-60", "auto@uniform-70"]
     for pattern in ("50", "60", "70", "2:4"):
         masks = MASKS if ":" in pattern else MASKS + ALLOCATED
         runs = [(method, ("", "+reconstruct")) for method in FITTED]
