@@ -1,7 +1,7 @@
 # One environment, one line per step. Any PIP_* setting is respected; a CPU-only torch is had with
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
 PYTHON ?= python3
-# test processes; 0 keeps all tests in one
+# test processes; 0 keeps all tests in one, more have a thread each
 JOBS ?= 0
 # more arguments for pytest, such as PYTEST_ARGS='-m "not slow"'
 PYTEST_ARGS ?=
@@ -30,7 +30,7 @@ demo: $(venv)/.ready
 
 test: lint
 	$(say) '==> pytest'
-	@$(bin)/pytest -q -n $(JOBS) $(PYTEST_ARGS)
+	@$(if $(filter-out 0,$(JOBS)),OMP_NUM_THREADS=1 )$(bin)/pytest -q -n $(JOBS) $(PYTEST_ARGS)
 
 lint: $(venv)/.ready
 	$(say) '==> ruff, mypy'
