@@ -93,8 +93,8 @@ class Recipe(BaseModel):
     def _spell_out_auto(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("stages") == "auto":
             pattern = _read_pattern(values.get("pattern", Unstructured(0.5)))
-            chosen = {"allocation": automatic_allocation(pattern)}
-            return {**chosen, **values, "stages": automatic_stages(pattern)}
+            stages, allocation = automatic_stages(pattern), automatic_allocation(pattern)
+            return {"allocation": allocation, **values, "stages": stages}
         return values
 
     @model_validator(mode="before")

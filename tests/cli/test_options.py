@@ -68,6 +68,9 @@ def test_permute_of_a_file_keeps_its_options_and_can_be_left_out(tmp_path: Path)
     assert recipe.stages[0].power == 2  # type: ignore[union-attr]
     recipe = recipe_from_flags(file, permute=False, sparsity=None, pattern=None)
     assert [stage.method for stage in recipe.stages] == ["sparsegpt"]
+    recipe = recipe_from_flags(file, permute=False, sparsity=0.5, pattern=None)
+    assert [stage.method for stage in recipe.stages] == ["sparsegpt"]
+    assert recipe.pattern == Unstructured(0.5)
 
 
 @pytest.mark.parametrize("pattern", ["0.6", "2:4"])

@@ -46,10 +46,7 @@ def _rows(what: What) -> list[tuple[str, str]]:
 
             rows = [(name, _first_line(stage)) for name, stage in STAGES.items()]
             return [
-                (
-                    "auto",
-                    "What lost least in trials: a plan, rates, masks, reconstruction.",
-                ),
+                ("auto", "What lost least in trials: a plan, rates, masks, reconstruction."),
                 *rows,
             ]
         case What.ALLOCATIONS:

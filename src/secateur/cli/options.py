@@ -192,37 +192,39 @@ def recipe_from_flags(
         raise SecateurError("Give either --plan or --allocate, not both.")
     if sparsity is not None and pattern is not None:
         raise SecateurError("Give either --sparsity or --pattern, not both.")
-    changes = (rebuild, refit, reconstruct)
-    if method == "auto" and any(change is not None for change in changes):
+    if method == "auto" and any(flag is not None for flag in (rebuild, refit, reconstruct)):
         raise SecateurError(
             "--method auto chooses its own stages; leave out --rebuild, --refit and --reconstruct."
         )
-    written = read_mapping(file) if file else {}
+    asked: dict[str, Any] = {}
     if sparsity is not None or pattern is not None:
-        written["pattern"] = pattern if sparsity is None else str(sparsity)
+        asked["pattern"] = pattern if sparsity is None else str(sparsity)
+    if allocate is not None:
+        asked["allocation"] = {"method": allocate}
+    if plan is not None:
+        asked["allocation"] = {"method": "plan", "file": str(plan)}
+        if "pattern" not in asked:
+            asked["pattern"] = str(Plan.from_file(plan).pattern)
+    written = read_mapping(file) if file else {}
     if method is not None:
         written["stages"] = method if method == "auto" else [{"method": method}]
-    if allocate is not None:
-        written["allocation"] = {"method": allocate}
-    if plan is not None:
-        written["allocation"] = {"method": "plan", "file": str(plan)}
-        if sparsity is None and pattern is None:
-            written["pattern"] = str(Plan.from_file(plan).pattern)
-    values = Recipe.from_mapping(written).model_dump(mode="json")
-    if any(change is not None for change in changes):
-        stages = values["stages"]
-        if rebuild is not None:
-            stages = _rebuilt(stages, rebuild)
-        for name, wanted in (("refit", refit), ("reconstruct", reconstruct)):
-            present = any(stage["method"] == name for stage in stages)
-            if wanted and not present:
-                stages = [*stages, {"method": name}]
-            elif wanted is False:
-                stages = [stage for stage in stages if stage["method"] != name]
-        # Sorting is stable: what comes before stays as it is.
-        values["stages"] = sorted(stages, key=lambda stage: stage["method"] in _ON_THE_GRID)
+    # What auto stands for follows the pattern; other stages of a file may yet lose what it forbids.
+    if method is not None or written.get("stages") == "auto":
+        written |= asked
+    values = Recipe.from_mapping(written).model_dump(mode="json") | asked
+    stages = values["stages"]
+    if rebuild is not None:
+        stages = _rebuilt(stages, rebuild)
+    for name, wanted in (("refit", refit), ("reconstruct", reconstruct)):
+        present = any(stage["method"] == name for stage in stages)
+        if wanted and not present:
+            stages = [*stages, {"method": name}]
+        elif wanted is False:
+            stages = [stage for stage in stages if stage["method"] != name]
+    # Sorting is stable: what comes before stays as it is.
+    stages = sorted(stages, key=lambda stage: stage["method"] in _ON_THE_GRID)
     if permute is not None:
-        values["stages"] = _permuted(values["stages"], permute)
+        stages = _permuted(stages, permute)
     grid = given(
         {
             "bits": None if quantize is None else int(quantize.value.removeprefix("int")),
@@ -232,13 +234,12 @@ def recipe_from_flags(
         }
     )
     if grid:
-        values["stages"] = _quantized(values["stages"], grid)
+        stages = _quantized(stages, grid)
     if train_scales is not None:
-        stages = [stage for stage in values["stages"] if stage["method"] != "scales"]
-        values["stages"] = [*stages, {"method": "scales"}] if train_scales else stages
-    text = text_options(calibration, samples, length, seed, bos)
-    values["calibration"] = {**values.get("calibration", {}), **text}
-    return Recipe.from_mapping({**values, **given(others)})
+        stages = [stage for stage in stages if stage["method"] != "scales"]
+        stages += [{"method": "scales"}] if train_scales else []
+    text = values["calibration"] | text_options(calibration, samples, length, seed, bos)
+    return Recipe.from_mapping(values | {"stages": stages, "calibration": text} | given(others))
 
 
 def text_options(
