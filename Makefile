@@ -19,7 +19,7 @@ help:
 	$(say) \
 	  'make demo    prune a small language model, evaluate it, write a report' \
 	  'make test    lint, types and all tests' \
-	  'make lint    ruff and mypy alone' \
+	  'make lint    ruff, mypy and the layers of imports' \
 	  'make docs    build the site into site/, links checked' \
 	  'make clean   remove the environment and everything built' \
 	  '' \
@@ -33,10 +33,11 @@ test: lint
 	@$(if $(filter-out 0,$(JOBS)),OMP_NUM_THREADS=1 )$(bin)/pytest -q -n $(JOBS) $(PYTEST_ARGS)
 
 lint: $(venv)/.ready
-	$(say) '==> ruff, mypy'
+	$(say) '==> ruff, mypy, import-linter'
 	@$(bin)/ruff check --quiet --output-format concise .
 	@$(bin)/ruff format --quiet --check .
 	@$(bin)/mypy --no-error-summary
+	@$(bin)/lint-imports --no-logo --no-cache > $(venv)/lint-imports.log || { cat $(venv)/lint-imports.log; exit 1; }
 
 docs: $(venv)/.docs
 	$(say) '==> mkdocs'

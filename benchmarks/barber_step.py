@@ -29,21 +29,22 @@ from transformers import AutoModelForCausalLM
 
 from harness.timing import timed
 from random_llama import Shapes, write_checkpoint
-from secateur.architecture import find_blocks, find_linears
-from secateur.checkpoint.resident import ResidentStore
+from secateur.blocks.block_task import BlockTask
+from secateur.blocks.parts import Part, catch_call, find_parts
+from secateur.blocks.replay import Replay
+from secateur.blocks.streams import Batches, Stream
 from secateur.methods.barber import Barber
-from secateur.methods.block_task import BlockTask
 from secateur.methods.rows import write_masks
 from secateur.methods.sparsegpt import SparseGPT
 from secateur.methods.stage import BlockStage
 from secateur.methods.swaps import Swaps
-from secateur.pattern import Budget, Pattern, parse_pattern, select
-from secateur.planning import uniform_plan
-from secateur.walk.block import BlockPruner
-from secateur.walk.parts import Part, catch_call, find_parts
-from secateur.walk.precision import resolve_device, resolve_dtype
-from secateur.walk.replay import Replay
-from secateur.walk.streams import Batches, Stream
+from secateur.models.experts import linear_shapes
+from secateur.models.resident import ResidentStore
+from secateur.models.structure import find_blocks, find_linears
+from secateur.patterns.pattern import Budget, Pattern, parse_pattern, select
+from secateur.patterns.plan import uniform_plan
+from secateur.pruning.block import BlockPruner
+from secateur.runs.device import resolve_device, resolve_dtype
 
 BATCH = 4
 RATIO = 0.01
@@ -98,7 +99,7 @@ def make_problem(arguments: argparse.Namespace, pattern: Pattern) -> Problem:
         masks={},
         zeros={
             name.removeprefix(prefix): zeros
-            for name, zeros in uniform_plan(store.blocks, pattern).zeros.items()
+            for name, zeros in uniform_plan(linear_shapes(store.blocks), pattern).zeros.items()
         },
         pattern=pattern,
         stored=torch.float32,

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from harness.measuring import child_environment, describe_machine, made_folder, measure
 from harness.results import commit
-from secateur.processes import Measured
+from secateur.runs.processes import Measured
 
 HERE = Path(__file__).resolve().parent
 SECATEUR = [sys.executable, "-m", "secateur"]

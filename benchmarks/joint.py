@@ -26,7 +26,7 @@ from harness.contender import OURS, PEER
 from harness.measuring import Json, digest_of, made_folder, measure, same_tokens
 from harness.results import REPOSITORY, Results
 from harness.table import protocol_lines, publish
-from secateur.processes import apart
+from secateur.runs.processes import apart
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def run(way: Way, bench: Bench, arguments: argparse.Namespace) -> Json:
 
 def count_unpacked(folder: Path) -> float:
     """Return the share of zeros in the linears of the blocks of a packed checkpoint."""
-    from secateur.inspection import inspect
+    from secateur.models.inspection import inspect
 
     return inspect(folder).sparsity
 

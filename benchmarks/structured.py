@@ -28,7 +28,7 @@ from pathlib import Path
 from harness.measuring import Json, describe_machine, digest_of, made_folder, measure, perplexity
 from harness.results import Results
 from harness.table import machine_line, publish
-from secateur.processes import apart
+from secateur.runs.processes import apart
 
 BASELINES = Path(__file__).with_name("structured_baselines.py")
 PRESETS = {

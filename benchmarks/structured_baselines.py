@@ -23,17 +23,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from secateur.architecture import BlockList, find_blocks
-from secateur.calibration import CalibrationOptions, load_calibration
 from secateur.evaluation.scores import score_windows
-from secateur.solvers.ridge import output_bias
-from secateur.solvers.unit_scores import fluctuation_columns, unit_means, wanda_columns
-from secateur.structured.cut import kept_columns
-from secateur.structured.export import as_they_were, export, plan_layout
-from secateur.structured.priors import InputMoments, observed_moments
-from secateur.structured.source import open_source
-from secateur.structured.uniform import uniform_widths
-from secateur.structured.units import (
+from secateur.models.structure import BlockList, find_blocks
+from secateur.shrinking.cut import kept_columns
+from secateur.shrinking.export import as_they_were, export, plan_layout
+from secateur.shrinking.priors import InputMoments, observed_moments
+from secateur.shrinking.source import open_source
+from secateur.shrinking.uniform import uniform_widths
+from secateur.shrinking.units import (
     SubBlock,
     all_units,
     block_parameters,
@@ -41,6 +38,9 @@ from secateur.structured.units import (
     kept_parameters,
     output_linear,
 )
+from secateur.solvers.ridge import output_bias
+from secateur.solvers.unit_scores import fluctuation_columns, unit_means, wanda_columns
+from secateur.text import CalibrationOptions, load_calibration
 
 
 @dataclass(frozen=True)

@@ -37,14 +37,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.memory import LiveBytes
 from harness.timing import timed
-from secateur.architecture import find_blocks
-from secateur.progress import silent
+from secateur.blocks.precision import forward_precision
+from secateur.models.structure import find_blocks
+from secateur.runs.device import resolve_device, resolve_dtype
+from secateur.runs.progress import silent
 from secateur.training.holding import Whole
 from secateur.training.options import Training
 from secateur.training.start import masked_linears
 from secateur.training.teacher import CachedTeacher, ResidentTeacher, Teacher
 from secateur.training.trainer import Trainer
-from secateur.walk.precision import forward_precision, resolve_device, resolve_dtype
 
 MEMORY_TOKENS = 16
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from secateur.checkpoint.run import Run
+from secateur.runs.run import Run
 
 
 @contextmanager

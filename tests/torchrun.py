@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from secateur.pattern import check_mask
-from secateur.progress import silent
+from secateur.patterns.pattern import check_mask
+from secateur.runs.progress import silent
 from secateur.training import Training, train
 from secateur.training.job import prepare
 from secateur.training.loading import load_student

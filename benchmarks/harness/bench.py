@@ -28,7 +28,7 @@ from harness.measuring import (
 from harness.peer import PEER_SCRIPT, check_versions, peer_python, pinned_versions
 from harness.results import REPOSITORY, Results
 from harness.table import publish, table
-from secateur.processes import apart
+from secateur.runs.processes import apart
 
 SPARSITY_TOLERANCE = 0.0005
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from secateur.processes import Measured
-from secateur.processes import measure as measure_process
+from secateur.runs.processes import Measured
+from secateur.runs.processes import measure as measure_process
 
-# Neither torch nor numpy is imported here, so that this process stays small: secateur.processes
-# says why.
+# Neither torch nor numpy is imported here, so that this process stays small:
+# secateur.runs.processes says why.
 
 BLOCK_LINEAR = re.compile(r"\.(?:layers|h|blocks)\.\d+\..*weight$")
 
@@ -74,7 +74,7 @@ def write_tokens(
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    from secateur.calibration import CalibrationOptions, load_calibration
+    from secateur.text import CalibrationOptions, load_calibration
 
     options = CalibrationOptions(source=str(calibration), samples=samples, length=length, seed=seed)
     tokenizer = AutoTokenizer.from_pretrained(model)

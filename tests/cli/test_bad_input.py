@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import secateur
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from tiny import make_checkpoint
 
 
@@ -145,7 +145,7 @@ def test_unsupported_expert_layout_is_refused_rather_than_left_dense(
     monkeypatch: pytest.MonkeyPatch,
     checkpoints: Callable[..., Path],
 ) -> None:
-    monkeypatch.setattr("secateur.architecture.experts._is_stack", lambda module: False)
+    monkeypatch.setattr("secateur.models.experts._is_stack", lambda module: False)
     with pytest.raises(SecateurError, match="stacks experts in a layout"):
         secateur.prune(checkpoints("mixtral"), recipe(text_file), tmp_path / "out")
 

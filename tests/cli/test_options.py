@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from secateur.allocation import Uniform
-from secateur.automatic import automatic_allocation, automatic_stages
 from secateur.cli.options import Integers, QuantizedFormat, Rebuild, recipe_from_flags
-from secateur.errors import SecateurError
 from secateur.methods.quantize import Quantize
 from secateur.methods.wanda import Wanda
-from secateur.pattern import Unstructured
-from secateur.recipe import Recipe
+from secateur.patterns.pattern import Unstructured
+from secateur.pruning.auto import automatic_allocation, automatic_stages
+from secateur.pruning.recipe import Recipe
+from secateur.runs.errors import SecateurError
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from secateur.cli import app
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 
 def run(*arguments: str) -> str:

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from secateur.cli import app
 from secateur.comparison import ComparisonResult, compare
 from secateur.comparison.table import comparison_markdown, comparison_table
-from secateur.errors import SecateurError
-from secateur.processes import Measured
+from secateur.runs.errors import SecateurError
+from secateur.runs.processes import Measured
 
 PIQA = {"goal": "dry", "sol1": "use a towel", "sol2": "wet it", "label": 0}
 Edit = Callable[..., Path]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from secateur.comparison.options import check
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 Write = Callable[..., Path]
 

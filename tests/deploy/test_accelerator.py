@@ -17,7 +17,7 @@ from secateur.deploy.accelerator import (
     dense_cycles,
     pruned_cycles,
 )
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 SMALL = Accelerator(width=4, height=2)
 

@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import secateur
 from fresh import IDS, logits_of
-from secateur.checkpoint.masks import read_masks
-from secateur.checkpoint.store import masks_path
+from secateur.models.masks import masks_path, read_masks
 from tiny import FAMILIES, make_tokenizer
 
 PATTERNS = ("0.37", "2:4")

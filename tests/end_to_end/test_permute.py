@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import secateur
 from fresh import IDS, logits_of
 from interruption import interrupted_after
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from tiny import make_tokenizer
 
 # Separate and fused projections, Conv1D, biases, shared values, experts in one stack.

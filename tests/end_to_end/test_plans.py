@@ -11,8 +11,8 @@ import pytest
 
 import secateur
 from interruption import interrupted_after
-from secateur.errors import SecateurError
-from secateur.planning import Plan
+from secateur.patterns.plan import Plan
+from secateur.runs.errors import SecateurError
 from tiny import make_tokenizer
 
 
@@ -94,7 +94,7 @@ def test_a_run_follows_its_allocation_and_resumes_to_the_same_bytes(
     with interrupted_after(blocks=1):
         secateur.prune(source, recipe, tmp_path / "out")
     # What was decided is used again, not measured again.
-    monkeypatch.delattr("secateur.pruning.DenseModel")
+    monkeypatch.delattr("secateur.pruning.prune.DenseModel")
     result = secateur.prune(source, recipe, tmp_path / "out")
     assert result.report.resumed_blocks == 1
     assert weights_in(tmp_path / "out") == weights_in(tmp_path / "whole")

@@ -16,12 +16,11 @@ from transformers import AutoModelForCausalLM
 import secateur
 from fresh import IDS, logits_of
 from interruption import interrupted_after
-from secateur.checkpoint import packed
-from secateur.checkpoint.masks import read_masks
-from secateur.checkpoint.reader import CheckpointReader
-from secateur.checkpoint.store import masks_path
-from secateur.errors import SecateurError
-from secateur.recipe import Recipe
+from secateur.models.formats import packed
+from secateur.models.masks import masks_path, read_masks
+from secateur.models.reader import CheckpointReader
+from secateur.pruning.recipe import Recipe
+from secateur.runs.errors import SecateurError
 from tiny import make_tokenizer
 
 GRIDS: dict[str, dict[str, Any]] = {

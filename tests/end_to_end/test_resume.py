@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import secateur
 from interruption import interrupted_after
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from tiny import make_tokenizer
 
 # Runs the real program and kills it, by the signal nothing can catch, at a named moment.
@@ -23,9 +23,9 @@ _KILLED = """
 import os, signal, sys
 import safetensors.torch as writer
 import secateur
-from secateur.checkpoint.run import Run
-from secateur.checkpoint.streamed import StreamedStore
-from secateur.walk.block import BlockPruner
+from secateur.runs.run import Run
+from secateur.models.streamed import StreamedStore
+from secateur.pruning.block import BlockPruner
 
 moment, source, output, recipe = sys.argv[1:]
 die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)

@@ -11,9 +11,9 @@ from pydoc_data.topics import topics
 import pytest
 
 import secateur
-from secateur.checkpoint.locate import locate_checkpoint
 from secateur.demo import fetch_model
-from secateur.errors import SecateurError
+from secateur.models.locate import locate_checkpoint
+from secateur.runs.errors import SecateurError
 
 pytestmark = pytest.mark.slow
 

@@ -17,13 +17,13 @@ from transformers import AutoModelForCausalLM
 
 import secateur
 from interruption import interrupted_after
-from secateur.checkpoint.masks import read_masks
-from secateur.checkpoint.reader import CheckpointReader
-from secateur.errors import SecateurError
 from secateur.evaluation.scores import score_windows
-from secateur.report.training import TrainingReport
+from secateur.models.masks import read_masks
+from secateur.models.reader import CheckpointReader
+from secateur.report.documents.training import TrainingReport
+from secateur.runs.errors import SecateurError
+from secateur.text.training import TrainingText
 from secateur.training import Training, train
-from secateur.training.text import TrainingText
 
 _LENGTH = 32
 

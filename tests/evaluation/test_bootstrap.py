@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.errors import SecateurError
 from secateur.evaluation import bootstrap
 from secateur.evaluation.bootstrap import percentile_interval, resampled_means
+from secateur.runs.errors import SecateurError
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from secateur.errors import SecateurError
-from secateur.evaluation import Evaluation, evaluate, perplexity
+from secateur.evaluation import evaluate, perplexity
 from secateur.evaluation.perplexity import split_windows
 from secateur.evaluation.scores import score_windows
+from secateur.report.documents.evaluation import Evaluation
+from secateur.runs.errors import SecateurError
 from tiny import make_tokenizer
 
 

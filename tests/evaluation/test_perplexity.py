@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.errors import SecateurError
 from secateur.evaluation import perplexity
 from secateur.evaluation.perplexity import split_windows
 from secateur.evaluation.scores import score_windows
+from secateur.runs.errors import SecateurError
 
 
 def brute_force(model: PreTrainedModel, tokens_N: Tensor, window: int, windows: int) -> float:

@@ -7,8 +7,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from secateur.errors import SecateurError
 from secateur.evaluation.text import read_dataset, read_text
+from secateur.runs.errors import SecateurError
 
 
 def test_a_text_file_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from secateur.architecture import find_blocks, find_linears
-from secateur.architecture.experts import unstacked_experts
-from secateur.checkpoint.resident import ResidentStore
-from secateur.methods.block_task import BlockTask
-from secateur.pattern import Pattern, Unstructured
-from secateur.planning import uniform_plan
-from secateur.walk.inputs import InputAccumulator, find_groups, observed_inputs
-from secateur.walk.streams import Batches, Stream
+from secateur.blocks.block_task import BlockTask
+from secateur.blocks.inputs import InputAccumulator, find_groups, observed_inputs
+from secateur.blocks.streams import Batches, Stream
+from secateur.models.experts import linear_shapes, unstacked_experts
+from secateur.models.resident import ResidentStore
+from secateur.models.structure import find_blocks, find_linears
+from secateur.patterns.pattern import Pattern, Unstructured
+from secateur.patterns.plan import uniform_plan
 
 CPU = torch.device("cpu")
 SPARSITY = 0.43
@@ -52,7 +52,7 @@ def _task(
         for batch in stream.batches.fitted:
             stream.forward(block, batch)
     prefix = f"{store.blocks.name(0)}."
-    plan = uniform_plan(store.blocks, pattern)
+    plan = uniform_plan(linear_shapes(store.blocks), pattern)
     return BlockTask(
         name="block",
         block=block,

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from methods.blocks import SPARSITY, block_task
-from secateur.errors import SecateurError
+from secateur.blocks.block_task import BlockTask
 from secateur.methods import BlockStage
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
 from secateur.methods.besa_reconstruct import BESAReconstruct
-from secateur.methods.block_task import BlockTask
 from secateur.methods.descent import one_cycle
 from secateur.methods.reconstruct import Reconstruct
-from secateur.pattern import Budget, select
-from secateur.recipe import Recipe
+from secateur.patterns.pattern import Budget, select
+from secateur.pruning.recipe import Recipe
+from secateur.runs.errors import SecateurError
 from secateur.solvers.scores import wanda_score
 from tiny import FAMILIES
 

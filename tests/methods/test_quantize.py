@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from blocks.test_group_task import inputs, make_task
 from methods.blocks import block_task
-from methods.test_task import inputs, make_task
+from secateur.blocks.group_task import GroupTask
+from secateur.blocks.inputs import InputStatistics
 from secateur.methods.besa import BESA
 from secateur.methods.clipping import LearnedClipping
 from secateur.methods.quantize import Quantize
 from secateur.methods.refit import Refit
 from secateur.methods.rows import uniform_masks, write_rounded
-from secateur.methods.task import GroupTask
 from secateur.methods.wanda import Wanda
-from secateur.pattern import parse_pattern
+from secateur.patterns.pattern import parse_pattern
 from secateur.solvers.block_loss import relative_loss
 from secateur.solvers.grids import Clipping, GridOptions
-from secateur.walk.inputs import InputStatistics
 
 
 def pruned_task(pattern: str = "0.5", fitted_NI: Tensor | None = None) -> GroupTask:
@@ -108,7 +108,8 @@ def test_besa_learns_clipping_along_with_its_rates(
     symmetric: bool, checkpoints: Callable[..., Path]
 ) -> None:
     with block_task(checkpoints()) as task:
-        task.quantize = Quantize(bits=3, group=16, symmetric=symmetric, solver="round")
+        task.grid = Quantize(bits=3, group=16, symmetric=symmetric).grid
+        task.rounds_to_nearest = True
         stage = BESA(epochs=2)
         masks, clippings = stage._learn(task)
         assert sum(int((~each).sum()) for each in masks.values()) == sum(task.zeros.values())
@@ -122,7 +123,7 @@ def test_besa_learns_clipping_along_with_its_rates(
 
 def test_besa_takes_what_is_best_on_the_grid(checkpoints: Callable[..., Path]) -> None:
     with block_task(checkpoints()) as task:
-        task.quantize = Quantize(bits=3, group=16)
+        task.grid = Quantize(bits=3, group=16).grid
         BESA(clip_rate=0.05).apply(task)
         uniform = uniform_masks(task)
         for linear in task.linears:
@@ -144,7 +145,9 @@ def test_besa_without_a_clipping_rate_is_as_if_nothing_were_quantised(
     masks = []
     for quantize in (None, Quantize(bits=3, group=16, solver=solver)):
         with block_task(checkpoints()) as task:
-            task.quantize = quantize
+            if quantize is not None:
+                task.grid = quantize.grid
+                task.rounds_to_nearest = quantize.solver == "round"
             BESA(clip_rate=clip_rate).apply(task)
             assert not task.clippings
             masks.append(task.masks)

@@ -11,19 +11,27 @@ from torch import Tensor
 
 import secateur
 from methods.blocks import SPARSITY, block_task
-from secateur.errors import SecateurError
+from secateur.blocks.block_task import BlockTask
+from secateur.blocks.gradients import recorded_passes
+from secateur.blocks.parts import Part, catch_call, find_parts
 from secateur.methods import BlockStage
 from secateur.methods.barber import Barber
-from secateur.methods.block_task import BlockTask
 from secateur.methods.rebuild import Rebuild
 from secateur.methods.rows import write_masks
 from secateur.methods.swaps import Swaps
-from secateur.pattern import NM, Budget, Pattern, Unstructured, check_mask, parse_pattern, select
-from secateur.recipe import Recipe
+from secateur.patterns.pattern import (
+    NM,
+    Budget,
+    Pattern,
+    Unstructured,
+    check_mask,
+    parse_pattern,
+    select,
+)
+from secateur.pruning.recipe import Recipe
+from secateur.runs.errors import SecateurError
 from secateur.solvers.block_loss import relative_error
 from secateur.solvers.swaps import predicted_change
-from secateur.walk.gradients import recorded_passes
-from secateur.walk.parts import Part, catch_call, find_parts
 
 PATTERNS = [str(SPARSITY), "2:4"]
 STAGES = [

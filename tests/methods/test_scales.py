@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from methods.blocks import block_task
-from secateur.methods.block_task import BlockTask
+from secateur.blocks.block_task import BlockTask
 from secateur.methods.rows import uniform_masks
 from secateur.methods.scales import Scales
 from secateur.solvers.grids import GridOptions, make_grid
@@ -78,7 +78,7 @@ def test_what_held_out_text_rejects_is_undone(checkpoints: Callable[..., Path]) 
     with quantised_task(checkpoints()) as task:
         state = {name: tensor.clone() for name, tensor in task.block.state_dict().items()}
         before = dict(task.quantised)
-        stage(learning_rate=3.0).apply(task)
+        stage(learning_rate=0.5).apply(task)
         assert task.notes and "rejected" in task.notes[-1]
         assert task.quantised == before
         for name, tensor in task.block.state_dict().items():

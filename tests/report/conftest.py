@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import secateur
-from secateur.structured.curve import size_curve
+from secateur.shrinking.curve import size_curve
 
 Runs = dict[str, Path]
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 
 def test_the_likeliest_token_is_written_each_time(

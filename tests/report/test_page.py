@@ -15,14 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import secateur
-from secateur.errors import SecateurError
-from secateur.evaluation import Evaluation
-from secateur.evaluation.zero_shot import TaskScore, TaskScores, ZeroShot
 from secateur.report.details import width_table
+from secateur.report.documents.evaluation import Evaluation, TaskScore, TaskScores, ZeroShot
 from secateur.report.facts import Facts
 from secateur.report.figures import width_plots
 from secateur.report.page import render
 from secateur.report.runs import Run, read_runs
+from secateur.runs.errors import SecateurError
 
 EVIL = "<script>alert(1)</script>\"'><img src=//evil.example>&"
 VOID = {"meta", "link", "br", "img"}

@@ -10,9 +10,9 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 import secateur
-from secateur.report.document import Report
+from secateur.report.documents.prune import Report
+from secateur.report.documents.shrink import ShrinkReport, SubBlockReport
 from secateur.report.terminal import report_table, shrink_table
-from secateur.structured.report import ShrinkReport, SubBlockReport
 from tiny import make_tokenizer
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.errors import SecateurError
-from secateur.pattern import NM, Budget, Pattern, Scope, Unstructured, check_mask, select
+from secateur.patterns.pattern import NM, Budget, Pattern, Scope, Unstructured, check_mask, select
+from secateur.runs.errors import SecateurError
 from secateur.solvers.admm import admm
 from secateur.solvers.refit import refit
 from secateur.solvers.scores import wanda_score

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.errors import SecateurError
-from secateur.pattern import NM, Pattern, Unstructured
+from secateur.patterns.pattern import NM, Pattern, Unstructured
+from secateur.runs.errors import SecateurError
 from secateur.solvers.barber import Granularity, barber_score, rebuild_masks
 
 ANY = Unstructured(0.5)

@@ -12,9 +12,9 @@ from prodigyopt import Prodigy
 from torch import Tensor
 
 from harness.memory import LiveBytes
-from secateur.errors import SecateurError
 from secateur.methods.descent import stepping
-from secateur.pattern import Budget, Unstructured, select
+from secateur.patterns.pattern import Budget, Unstructured, select
+from secateur.runs.errors import SecateurError
 from secateur.solvers import besa, chunks
 from secateur.solvers.besa import (
     apply_counts,

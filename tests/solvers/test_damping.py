@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.solvers.damping import damped_cholesky, live_columns, mean_diagonal
 from solvers.problems import make_problem
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.solvers import elimination
 from secateur.solvers.elimination import eliminate, kept_first, nested_losses
 from solvers.problems import make_problem, quadratic_error

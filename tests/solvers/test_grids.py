@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.solvers.grids import Clipping, GridOptions, make_grid, search_clipping
 
 ROWS, WIDTH = 6, 24

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.solvers.knapsack import Selection, WidthOptions, select_widths, width_curve
 
 losses = st.one_of(st.floats(-5, 100), st.just(math.inf))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.memory import LiveBytes
-from secateur.pattern import NM
+from secateur.patterns.pattern import NM
 from secateur.solvers import permutation
 from secateur.solvers.permutation import best_order, kept_score
 

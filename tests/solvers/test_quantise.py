@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.errors import SecateurError
-from secateur.pattern import Budget, parse_pattern, select
+from secateur.patterns.pattern import Budget, parse_pattern, select
+from secateur.runs.errors import SecateurError
 from secateur.solvers.grids import Grid, GridOptions, make_grid
 from secateur.solvers.quantise import (
     descend,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.errors import SecateurError
-from secateur.pattern import NM, Budget, Pattern, Unstructured, select
+from secateur.patterns.pattern import NM, Budget, Pattern, Unstructured, select
+from secateur.runs.errors import SecateurError
 from secateur.solvers.refit import refit
 from secateur.solvers.scores import wanda_score
 from secateur.solvers.sparsegpt import sparsegpt

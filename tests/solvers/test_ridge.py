@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.solvers.elimination import eliminate, kept_first
 from secateur.solvers.ridge import cut_loss, output_bias, ridge_refit
 from solvers.problems import make_problem

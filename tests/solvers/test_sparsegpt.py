@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.errors import SecateurError
-from secateur.pattern import (
+from secateur.patterns.pattern import (
     NM,
     Budget,
     Pattern,
@@ -19,6 +18,7 @@ from secateur.pattern import (
     proportional_counts,
     select,
 )
+from secateur.runs.errors import SecateurError
 from secateur.solvers.scores import wanda_score
 from secateur.solvers.sparsegpt import sparsegpt
 from solvers.problems import make_problem, quadratic_error

@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.errors import SecateurError
-from secateur.pattern import NM, Budget, Pattern, Unstructured, check_mask, parse_pattern, select
+from secateur.patterns.pattern import (
+    NM,
+    Budget,
+    Pattern,
+    Unstructured,
+    check_mask,
+    parse_pattern,
+    select,
+)
+from secateur.runs.errors import SecateurError
 from secateur.solvers.scores import wanda_score
 from secateur.solvers.swaps import predicted_change, swap_weights
 from solvers.problems import make_problem, quadratic_error

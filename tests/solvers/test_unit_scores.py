@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.solvers.ridge import cut_loss
 from secateur.solvers.unit_scores import fluctuation_columns, unit_means, wanda_columns
 from solvers.problems import make_problem

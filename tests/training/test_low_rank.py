@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.training.low_rank import LowRank, adapter_files
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from secateur.architecture import Linear
-from secateur.pattern import NM
+from secateur.models.structure import Linear
+from secateur.patterns.pattern import NM
 from secateur.training.low_rank import LowRank
 from secateur.training.masked_linear import MaskedLinear, masked_forward, masked_weight
 from secateur.training.masks import RowBudget, choose_mask

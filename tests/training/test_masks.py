@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.errors import SecateurError
-from secateur.pattern import NM, Pattern, Unstructured
+from secateur.patterns.pattern import NM, Pattern, Unstructured
+from secateur.runs.errors import SecateurError
 from secateur.training.masks import (
     RowBudget,
     choose_mask,

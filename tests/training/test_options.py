@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from secateur.errors import SecateurError
-from secateur.pattern import NM
+from secateur.patterns.pattern import NM
+from secateur.runs.errors import SecateurError
 from secateur.training.options import PRESETS, Training, read_options
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.training.ranks import Ranks
 
 

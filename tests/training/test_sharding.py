@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from secateur.architecture import Linear, find_blocks, find_linears
-from secateur.errors import SecateurError
-from secateur.pattern import NM, Unstructured
-from secateur.report.training import TrainingReport
+from secateur.models.structure import Linear, find_blocks, find_linears
+from secateur.patterns.pattern import NM, Unstructured
+from secateur.report.documents.training import TrainingReport
+from secateur.runs.errors import SecateurError
 from secateur.training import Training
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import RowBudget, choose_mask

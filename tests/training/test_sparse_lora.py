@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.architecture.linears import Linear
-from secateur.pattern import Unstructured
+from secateur.models.structure import Linear
+from secateur.patterns.pattern import Unstructured
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import RowBudget
 from secateur.training.sparse_lora import SparseLoRA

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from secateur.architecture import Linear, find_blocks
-from secateur.errors import SecateurError
-from secateur.pattern import Unstructured
+from secateur.models.structure import Linear, find_blocks
+from secateur.patterns.pattern import Unstructured
+from secateur.runs.errors import SecateurError
 from secateur.training.holding import Whole
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import RowBudget

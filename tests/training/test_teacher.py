@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from secateur.architecture import find_blocks
-from secateur.progress import silent
+from secateur.models.structure import find_blocks
+from secateur.runs.progress import silent
 from secateur.training import teacher
 from secateur.training.distillation import FullTarget, TopTarget
 from secateur.training.holding import Whole

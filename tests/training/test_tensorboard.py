@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.training import Training, tensorboard, train
 from secateur.training.log import Log
 from secateur.training.tensorboard import follower

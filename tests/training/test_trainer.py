@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from secateur.architecture import find_blocks
-from secateur.errors import SecateurError
+from secateur.models.structure import find_blocks
+from secateur.runs.errors import SecateurError
 from secateur.training.holding import Whole
 from secateur.training.options import Training
 from secateur.training.start import masked_linears, named_linears

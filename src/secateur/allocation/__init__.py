@@ -8,9 +8,9 @@ from pydantic import BeforeValidator, Field
 
 from secateur.allocation.allocation import Allocation
 from secateur.allocation.dlp import DLP
-from secateur.allocation.edited import FromFile
 from secateur.allocation.loss import Loss
 from secateur.allocation.owl import OWL
+from secateur.allocation.plan_file import FromFile
 from secateur.allocation.profile import DenseModel
 from secateur.allocation.ramp import Ramp
 from secateur.allocation.sensitivity import Sensitivity

@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from secateur.allocation.counts import bounded_counts
 from secateur.allocation.profile import DenseModel
-from secateur.architecture import BlockList
-from secateur.errors import SecateurError
-from secateur.pattern import NM, Pattern
-from secateur.planning import Plan, uniform_plan
+from secateur.models.experts import linear_shapes
+from secateur.models.structure import BlockList
+from secateur.patterns.pattern import NM, Pattern
+from secateur.patterns.plan import Plan, uniform_plan
+from secateur.runs.errors import SecateurError
 
 
 class Allocation(BaseModel, ABC):
@@ -33,7 +34,7 @@ class Allocation(BaseModel, ABC):
         Raises:
             SecateurError: the budget or the pattern cannot be met.
         """
-        return uniform_plan(blocks, pattern)
+        return uniform_plan(linear_shapes(blocks), pattern)
 
     def passes(self, samples: int) -> float:
         """Work before pruning, in forward passes over this many sequences; backward is two."""
@@ -84,7 +85,7 @@ class Unequal(Allocation, ABC):
     max_sparsity: float = Field(0.95, gt=0, le=1, description="no linear loses a larger share")
 
     def prepare(self, blocks: BlockList, pattern: Pattern) -> Plan:
-        plan = uniform_plan(blocks, pattern)
+        plan = uniform_plan(linear_shapes(blocks), pattern)
         method = type(self).model_fields["method"].default
         if isinstance(pattern, NM):
             raise SecateurError(

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from secateur.errors import SecateurError
-from secateur.pattern import proportional_counts
+from secateur.patterns.pattern import proportional_counts
+from secateur.runs.errors import SecateurError
 
 Counts = npt.NDArray[np.int64]
 

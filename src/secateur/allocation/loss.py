@@ -15,8 +15,8 @@ from secateur.allocation.allocation import BlockCounts, Unequal, by_block
 from secateur.allocation.counts import threshold_counts
 from secateur.allocation.profile import DenseModel
 from secateur.allocation.threshold import ROWS, Rows, block_histograms, fixed_where_blind
-from secateur.architecture import BlockList
-from secateur.planning import Plan
+from secateur.models.structure import BlockList
+from secateur.patterns.plan import Plan
 
 
 @dataclass(frozen=True)

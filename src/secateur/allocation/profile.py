@@ -12,24 +12,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from secateur.architecture import Linear, find_linears
-from secateur.architecture.experts import unstacked_experts
-from secateur.checkpoint.store import BlockStore
-from secateur.errors import SecateurError
-from secateur.progress import Progress, silent
-from secateur.solvers.scores import wanda_score
-from secateur.walk.activations import allocate
-from secateur.walk.capture import logits_after
-from secateur.walk.inputs import (
+from secateur.blocks.activations import allocate
+from secateur.blocks.capture import logits_after
+from secateur.blocks.inputs import (
     InputAccumulator,
     InputStatistics,
     LinearGroup,
     find_groups,
     visit_inputs,
 )
-from secateur.walk.precision import forward_precision
-from secateur.walk.probes import RowSensitivity, random_projection
-from secateur.walk.streams import Batches, Stream
+from secateur.blocks.precision import forward_precision
+from secateur.blocks.probes import RowSensitivity, random_projection
+from secateur.blocks.streams import Batches, Stream
+from secateur.models.experts import unstacked_experts
+from secateur.models.store import BlockStore
+from secateur.models.structure import Linear, find_linears
+from secateur.runs.errors import SecateurError
+from secateur.runs.progress import Progress, silent
+from secateur.solvers.scores import wanda_score
 
 
 @dataclass(frozen=True)

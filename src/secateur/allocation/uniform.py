@@ -6,8 +6,8 @@ from typing import Literal
 
 from secateur.allocation.allocation import Allocation
 from secateur.allocation.profile import DenseModel
-from secateur.architecture import BlockList
-from secateur.planning import Plan
+from secateur.models.structure import BlockList
+from secateur.patterns.plan import Plan
 
 
 class Uniform(Allocation):

@@ -20,7 +20,7 @@ from secateur.cli.report import report
 from secateur.cli.shrink import shrink
 from secateur.cli.simulate import simulate
 from secateur.cli.train import train
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 app = typer.Typer(
     name="secateur",

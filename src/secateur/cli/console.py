@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from secateur.progress import Progress as Callback
+from secateur.runs.progress import Progress as Callback
 
 stdout = Console(highlight=False)
 stderr = Console(stderr=True, highlight=False)

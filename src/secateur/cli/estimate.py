@@ -50,7 +50,7 @@ def estimate(
 ) -> None:
     """Tell peak memory and work of a run before it starts."""
     from secateur.cli.console import print_json, stdout
-    from secateur.estimation import estimate as run
+    from secateur.pruning.estimate import estimate as run
     from secateur.report.terminal import estimate_table
 
     chosen = recipe_from_flags(

@@ -17,7 +17,7 @@ def inspect(
 ) -> None:
     """Count the zeros of every linear, from the files alone."""
     from secateur.cli.console import print_json, stdout
-    from secateur.inspection import inspect as count
+    from secateur.models.inspection import inspect as count
     from secateur.report.terminal import inspection_table
 
     inspection = count(folder, trust_remote_code=trust_remote_code)

@@ -60,7 +60,7 @@ def _rows(what: What) -> list[tuple[str, str]]:
                 ("n:m", "keep n of every m consecutive input columns, any n and m"),
             ]
         case What.CALIBRATIONS:
-            from secateur.calibration import SOURCES
+            from secateur.text import SOURCES
 
             return list(SOURCES.items())
         case What.TASKS:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 if TYPE_CHECKING:
-    from secateur.recipe import Recipe
+    from secateur.pruning.recipe import Recipe
 
 
 class Dtype(StrEnum):
@@ -185,8 +185,8 @@ def recipe_from_flags(
     Raises:
         SecateurError: flags that exclude each other, or an invalid value.
     """
-    from secateur.planning import Plan
-    from secateur.recipe import Recipe, read_mapping
+    from secateur.patterns.plan import Plan
+    from secateur.pruning.recipe import Recipe, read_mapping
 
     if plan is not None and allocate is not None:
         raise SecateurError("Give either --plan or --allocate, not both.")

@@ -44,7 +44,7 @@ def plan(
 ) -> None:
     """Divide the zeros among the linears of a model, without pruning it."""
     from secateur.cli.console import progress_bars, stdout
-    from secateur.pruning import plan as run
+    from secateur.pruning.prune import plan as run
     from secateur.report.terminal import plan_table
 
     chosen = recipe_from_flags(

@@ -74,10 +74,10 @@ def prune(
     as_json: ReportAsJson = False,
 ) -> None:
     """Prune a model block by block and save a checkpoint that loads everywhere."""
-    from secateur.checkpoint.files import write_text
     from secateur.cli.console import print_json, progress_bars, show_result
-    from secateur.pruning import prune as run
+    from secateur.pruning.prune import prune as run
     from secateur.report.terminal import report_table
+    from secateur.runs.files import write_text
 
     chosen = recipe_from_flags(
         recipe,

@@ -75,10 +75,10 @@ def recover(
 ) -> None:
     """Teach a cut model what the dense one knew."""
     from secateur.cli.console import print_json, progress_bars, show_result
-    from secateur.recovery.options import Recovery
-    from secateur.recovery.recover import recover as run
     from secateur.report.terminal import recovery_table
     from secateur.training.options import put_over, read_options
+    from secateur.training.recover import recover as run
+    from secateur.training.recovery_options import Recovery
 
     flags: dict[str, Any] = {
         "network": None if network is None else network.value,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from secateur.cli.options import Device, TrustRemoteCode
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 
 def report(
@@ -45,7 +45,7 @@ def report(
     # What is wrong must show before models write.
     prepare(folders, output)
     if continuations:
-        from secateur.report.continuations import PROMPTS, continue_texts
+        from secateur.evaluation.continuations import PROMPTS, continue_texts
 
         with progress_bars() as progress:
             for folder in folders:

@@ -22,7 +22,7 @@ from secateur.cli.options import (
     given,
     text_options,
 )
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 
 class Preset(StrEnum):
@@ -107,9 +107,9 @@ def shrink(
     """Remove channels and heads, and save a smaller model."""
     from secateur.cli.console import print_json, progress_bars, show_result, stdout
     from secateur.report.terminal import curve_table, shrink_table
-    from secateur.structured.curve import size_curve
-    from secateur.structured.options import ShrinkOptions
-    from secateur.structured.shrinking import shrink as run
+    from secateur.shrinking.curve import size_curve
+    from secateur.shrinking.options import ShrinkOptions
+    from secateur.shrinking.shrink import shrink as run
 
     if uniform and padded:
         raise SecateurError("Give either --uniform or --padded, not both.")

@@ -81,8 +81,8 @@ def train(
 ) -> None:
     """Train a model to a pattern, with masks that adapt and the dense model as teacher."""
     from secateur.cli.console import print_json, progress_bars, show_result
-    from secateur.progress import silent
     from secateur.report.terminal import training_table
+    from secateur.runs.progress import silent
     from secateur.training import Training
     from secateur.training import train as run
     from secateur.training.options import put_over, read_options

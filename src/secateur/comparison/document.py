@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# Neither torch nor what needs it is imported here; secateur.processes says why.
+# Neither torch nor what needs it is imported here; secateur.runs.processes says why.
 
 
 class Pruned(BaseModel):

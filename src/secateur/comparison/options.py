@@ -13,15 +13,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from secateur.calibration import CalibrationOptions
-from secateur.checkpoint.locate import locate_checkpoint
-from secateur.errors import SecateurError
 from secateur.evaluation.inputs import fingerprint_evaluation
 from secateur.evaluation.options import EvaluationOptions
-from secateur.job import fingerprint_run
-from secateur.recipe import Recipe
-from secateur.report.document import describe_machine
-from secateur.walk.precision import DtypeName, resolve_device
+from secateur.models.locate import locate_checkpoint
+from secateur.pruning.job import fingerprint_run
+from secateur.pruning.recipe import Recipe
+from secateur.runs.device import DtypeName, resolve_device
+from secateur.runs.errors import SecateurError
+from secateur.runs.machine import describe_machine
+from secateur.text import CalibrationOptions
 
 DENSE = "dense"
 # What the rows have in common and may not say themselves.

@@ -9,12 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.checkpoint.files import write_json, write_text
 from secateur.comparison.document import ComparisonResult, Pruned, Row
 from secateur.comparison.table import comparison_markdown
-from secateur.errors import SecateurError
-from secateur.processes import apart, measure, output_of
-from secateur.progress import Progress, silent
+from secateur.runs.errors import SecateurError
+from secateur.runs.files import write_json, write_text
+from secateur.runs.processes import apart, measure, output_of
+from secateur.runs.progress import Progress, silent
 
 if TYPE_CHECKING:
     from secateur.comparison.options import Checked, CheckedRow

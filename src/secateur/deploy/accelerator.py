@@ -14,7 +14,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 # The share a column must keep to be whole moves until the whole columns hold about half of all
 # kept weights; five shares are tried, and the best one counts.

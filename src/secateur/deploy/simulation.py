@@ -10,9 +10,9 @@ import torch
 from pydantic import BaseModel, computed_field
 from torch import Tensor
 
-from secateur.checkpoint.reader import CheckpointReader
-from secateur.checkpoint.stored import StoredLinear, stored_linears
 from secateur.deploy.accelerator import Accelerator, Formula, dense_cycles, pruned_cycles
+from secateur.models.inspection import StoredLinear, stored_linears
+from secateur.models.reader import CheckpointReader
 
 # Rows whose nonzeros are counted in one byte per column.
 _ROWS = 255

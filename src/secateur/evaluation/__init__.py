@@ -1,10 +1,18 @@
 """Evaluation: perplexity, distance from the dense model, and answers to zero-shot tasks."""
 
-from secateur.evaluation.document import Difference, Divergence, Evaluation, Figures, Protocol
 from secateur.evaluation.evaluate import evaluate
 from secateur.evaluation.perplexity import perplexity
 from secateur.evaluation.tasks import TASKS
-from secateur.evaluation.zero_shot import TaskScore, TaskScores, ZeroShot
+from secateur.report.documents.evaluation import (
+    Difference,
+    Divergence,
+    Evaluation,
+    Figures,
+    Protocol,
+    TaskScore,
+    TaskScores,
+    ZeroShot,
+)
 
 __all__ = [
     "TASKS",

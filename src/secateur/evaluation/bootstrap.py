@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 RESAMPLES = 10_000
 LEVEL = 0.95

@@ -13,22 +13,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.calibration.leakage import find_leakage
 from secateur.evaluation.bootstrap import percentile_interval, resampled_means
-from secateur.evaluation.document import (
+from secateur.evaluation.inputs import Inputs, Subject
+from secateur.evaluation.options import EvaluationOptions
+from secateur.evaluation.scores import Scores, score_windows
+from secateur.evaluation.text import EvaluationText
+from secateur.evaluation.zero_shot import zero_shot
+from secateur.report.documents.evaluation import (
     Difference,
     Divergence,
     Evaluation,
     Figures,
     Protocol,
 )
-from secateur.evaluation.inputs import Inputs, Subject
-from secateur.evaluation.options import EvaluationOptions
-from secateur.evaluation.scores import Scores, score_windows
-from secateur.evaluation.text import EvaluationText
-from secateur.evaluation.zero_shot import zero_shot
-from secateur.progress import Progress, silent
-from secateur.walk.precision import DtypeName, resolve_device, resolve_dtype
+from secateur.runs.device import DtypeName, resolve_device, resolve_dtype
+from secateur.runs.progress import Progress, silent
+from secateur.text.leakage import find_leakage
 
 # Where a pruned checkpoint keeps the tokens it was calibrated on.
 _CALIBRATION = Path("secateur", "calibration.safetensors")

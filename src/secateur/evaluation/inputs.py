@@ -16,14 +16,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from secateur.checkpoint.locate import load_config, load_tokenizer, locate_checkpoint
-from secateur.checkpoint.skeleton import positions_of
-from secateur.errors import SecateurError
 from secateur.evaluation.options import EvaluationOptions
 from secateur.evaluation.perplexity import split_windows
 from secateur.evaluation.tasks import TaskChoice, lm_eval_version
 from secateur.evaluation.text import EvaluationText, read_dataset, read_text
-from secateur.walk.precision import DtypeName, resolve_device, resolve_dtype
+from secateur.models.locate import load_config, load_tokenizer, locate_checkpoint
+from secateur.models.skeleton import positions_of
+from secateur.runs.device import DtypeName, resolve_device, resolve_dtype
+from secateur.runs.errors import SecateurError
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from lm_eval.api.model import TemplateLM
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.calibration.generation import evaluation_mode
-from secateur.checkpoint.skeleton import positions_of
-from secateur.errors import SecateurError
+from secateur.blocks.precision import forward_precision
 from secateur.evaluation.readout import Readout, find_readout
-from secateur.progress import Progress, silent
-from secateur.walk.precision import forward_precision
+from secateur.models.skeleton import positions_of
+from secateur.runs.errors import SecateurError
+from secateur.runs.progress import Progress, silent
+from secateur.text.generation import evaluation_mode
 
 # Tokens in one forward pass to begin with, padding included; a CPU gains nothing from more.
 _TOKENS = 2048

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.errors import SecateurError
 from secateur.evaluation.scores import score_windows
-from secateur.progress import Progress, silent
+from secateur.runs.errors import SecateurError
+from secateur.runs.progress import Progress, silent
 
 
 def split_windows(

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.calibration.generation import evaluation_mode
-from secateur.errors import SecateurError
+from secateur.blocks.precision import forward_precision
 from secateur.evaluation.divergence import Predictions
 from secateur.evaluation.readout import find_readout
-from secateur.progress import Progress, silent
-from secateur.walk.precision import forward_precision
+from secateur.runs.errors import SecateurError
+from secateur.runs.progress import Progress, silent
+from secateur.text.generation import evaluation_mode
 
 # Tokens in one forward pass, and logits that exist at one time.
 _BATCH_TOKENS = 2048

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from secateur.checkpoint.run import fingerprint_files
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
+from secateur.runs.run import fingerprint_files
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from secateur.calibration.sources import find_dataset, find_file, read_documents
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
+from secateur.text.sources import find_dataset, find_file, read_documents
 
 # A hub data set of documents may be endless; tables rest on far less.
 _HUB_CHARACTERS = 10_000_000

@@ -12,51 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.evaluation.tasks import TaskChoice, lm_eval_version, load_tasks
-from secateur.progress import Progress, silent
-
-
-class TaskScore(BaseModel):
-    """One task."""
-
-    model_config = ConfigDict(frozen=True)
-
-    items: int = Field(description="questions evaluated")
-    acc: float = Field(description="share of questions whose likeliest choice is right")
-    acc_stderr: float | None = Field(description="standard error; null for a single question")
-    acc_norm: float | None = Field(
-        description="the same with log-likelihoods divided by characters; null if lm-eval's task "
-        "has none"
-    )
-    acc_norm_stderr: float | None
-
-
-class TaskScores(BaseModel):
-    """All tasks for one model."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model: str
-    tasks: dict[str, TaskScore]
-    mean_acc: float = Field(description="mean of acc over tasks, each counting the same")
-    mean_acc_stderr: float | None
-
-
-class ZeroShot(BaseModel):
-    """Tasks without examples in the prompt."""
-
-    model_config = ConfigDict(frozen=True)
-
-    model: TaskScores
-    dense: TaskScores | None = Field(None, description="the model evaluated against")
-    lm_eval: str = Field(description="version, whose prompts and metrics these are")
-    data: dict[str, str] = Field(description="per task: hub, or fingerprint of the local file")
-    limit: int | None = Field(description="questions per task, the first of them; null for all")
-    forward_dtype: str
-    seconds: float
+from secateur.report.documents.evaluation import TaskScore, TaskScores, ZeroShot
+from secateur.runs.progress import Progress, silent
 
 
 def run_tasks(

@@ -8,18 +8,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from secateur.methods.block_task import BlockTask
-from secateur.methods.rebuild import Rebuild, kept_values
-from secateur.methods.stage import BlockStage
-from secateur.pattern import NM, Pattern
-from secateur.solvers.barber import Granularity, barber_score, rebuild_masks
-from secateur.walk.gradients import (
+from secateur.blocks.block_task import BlockTask
+from secateur.blocks.gradients import (
     LinearPass,
     output_gradients,
     recorded_passes,
     weight_gradient,
 )
-from secateur.walk.parts import Part, catch_call, find_parts
+from secateur.blocks.parts import Part, catch_call, find_parts
+from secateur.methods.rebuild import Rebuild, kept_values
+from secateur.methods.stage import BlockStage
+from secateur.patterns.pattern import NM, Pattern
+from secateur.solvers.barber import Granularity, barber_score, rebuild_masks
 
 # Those of the released scripts, one between, and the whole way.
 _RATIOS = (0.001, 0.01, 0.1, 0.3, 1.0)

@@ -14,14 +14,14 @@ from prodigyopt import Prodigy
 from pydantic import Field
 from torch import Tensor
 
-from secateur.architecture import Linear
-from secateur.architecture.forwards import replaced_forwards
-from secateur.methods.block_task import BlockTask
+from secateur.blocks.block_task import BlockTask
 from secateur.methods.clipping import LearnedClipping
 from secateur.methods.descent import descend
 from secateur.methods.rows import block_scores, take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
-from secateur.pattern import Pattern
+from secateur.models.forwards import replaced_forwards
+from secateur.models.structure import Linear
+from secateur.patterns.pattern import Pattern
 from secateur.solvers.besa import (
     ascending_ranks,
     mask_of_counts,
@@ -136,7 +136,7 @@ class BESA(BlockStage):
         start_D = torch.zeros(len(rates), device=task.device)
         if self.parameterisation == "softmax":
             start_D = _tilted(rates, sparsity).to(task.device)
-        grid = task.quantize.grid if task.quantize and self._clip_rate(task) else None
+        grid = task.grid if self._clip_rate(task) else None
         made = []
         for linear in task.linears:
             dense_OI = task.dense[linear.name]
@@ -157,8 +157,7 @@ class BESA(BlockStage):
         """The one asked for, or none before error feedback, which makes up for most of rounding."""
         if self.clip_rate is not None:
             return self.clip_rate
-        rounds = task.quantize is not None and task.quantize.solver == "round"
-        return _CLIP_RATE if rounds else 0.0
+        return _CLIP_RATE if task.rounds_to_nearest else 0.0
 
     def _descend(
         self,

@@ -9,8 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from secateur.architecture import Linear
-from secateur.methods.block_task import BlockTask
+from secateur.blocks.block_task import BlockTask
 from secateur.methods.costs import (
     cheapest_masks,
     closed_form,
@@ -20,6 +19,7 @@ from secateur.methods.costs import (
 )
 from secateur.methods.rows import take_best, uniform_masks
 from secateur.methods.stage import BlockStage
+from secateur.models.structure import Linear
 from secateur.solvers.margin import RowCosts, follow_margin, margin_threshold
 from secateur.solvers.thresholded import thresholded_linear
 

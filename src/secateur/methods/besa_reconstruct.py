@@ -9,8 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from secateur.architecture import Linear
-from secateur.methods.block_task import BlockTask, Reference
+from secateur.blocks.block_task import BlockTask, Reference
 from secateur.methods.costs import (
     cheapest_masks,
     closed_form,
@@ -21,6 +20,7 @@ from secateur.methods.costs import (
 from secateur.methods.descent import descend, relative_rate
 from secateur.methods.rows import take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
+from secateur.models.structure import Linear
 from secateur.solvers.margin import RowCosts, follow_margin, margin_threshold
 from secateur.solvers.thresholded import trained_linear
 

@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from secateur.architecture import Linear
-from secateur.architecture.forwards import replaced_forwards
-from secateur.methods.block_task import BlockTask
+from secateur.blocks.block_task import BlockTask
+from secateur.blocks.probes import RowSensitivity, random_projection
 from secateur.methods.rows import uniform_masks, write_masks
+from secateur.models.forwards import replaced_forwards
+from secateur.models.structure import Linear
 from secateur.solvers.margin import RowCosts, cheapest
-from secateur.walk.probes import RowSensitivity, random_projection
 
 
 def closed_form(task: BlockTask, sequences: int, batch_sequences: int) -> dict[str, RowCosts]:

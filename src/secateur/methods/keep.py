@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from secateur.blocks.group_task import GroupTask
 from secateur.methods.stage import GroupStage
-from secateur.methods.task import GroupTask
-from secateur.pattern import Pattern, Unstructured
+from secateur.patterns.pattern import Pattern, Unstructured
 
 
 class Keep(GroupStage):

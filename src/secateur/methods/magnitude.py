@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from secateur.blocks.group_task import GroupTask
 from secateur.methods.stage import GroupStage
-from secateur.methods.task import GroupTask
-from secateur.pattern import select
+from secateur.patterns.pattern import select
 from secateur.solvers.scores import magnitude_score
 
 

@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from secateur.architecture.absorption import Absorption, find_absorptions
-from secateur.methods.dense_task import DenseTask
+from secateur.blocks.dense_task import DenseTask
 from secateur.methods.stage import DenseStage
-from secateur.pattern import NM, Pattern
+from secateur.models.absorption import Absorption, find_absorptions
+from secateur.patterns.pattern import NM, Pattern
 from secateur.solvers.permutation import best_order
 from secateur.solvers.scores import wanda_score
 

@@ -7,14 +7,14 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from secateur.architecture import BlockList, find_linears
-from secateur.architecture.experts import unstacked_experts
-from secateur.errors import SecateurError
+from secateur.blocks.group_task import GroupTask
+from secateur.blocks.inputs import Needs
 from secateur.methods.stage import GroupStage
-from secateur.methods.task import GroupTask
+from secateur.models.experts import unstacked_experts
+from secateur.models.structure import BlockList, find_linears
+from secateur.runs.errors import SecateurError
 from secateur.solvers.grids import GridOptions, make_grid, search_clipping
 from secateur.solvers.quantise import QuantisedSolution, quantise, round_to_grid
-from secateur.walk.inputs import Needs
 
 
 class Quantize(GroupStage):

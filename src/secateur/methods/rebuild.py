@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from secateur.methods.block_task import BlockTask, Reference
-from secateur.walk.parts import Part
+from secateur.blocks.block_task import BlockTask, Reference
+from secateur.blocks.parts import Part
 
 
 class Rebuild:

@@ -10,11 +10,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from secateur.methods.block_task import BlockTask, Reference
+from secateur.blocks.block_task import BlockTask, Reference
+from secateur.blocks.parts import Part, catch_call, find_parts
 from secateur.methods.descent import descend, relative_rate
 from secateur.methods.stage import BlockStage
 from secateur.solvers.block_loss import relative_error
-from secateur.walk.parts import Part, catch_call, find_parts
 
 
 class Reconstruct(BlockStage):

@@ -6,8 +6,8 @@ from collections.abc import Container, Mapping
 
 from torch import Tensor
 
-from secateur.methods.block_task import BlockTask, Reference
-from secateur.pattern import Budget, select
+from secateur.blocks.block_task import BlockTask, Reference
+from secateur.patterns.pattern import Budget, select
 from secateur.solvers.grids import Clipping, make_grid
 from secateur.solvers.quantise import round_to_grid
 from secateur.solvers.scores import wanda_score
@@ -41,11 +41,11 @@ def write_rounded(
     task: BlockTask, masks: Mapping[str, Tensor], clippings: Mapping[str, Clipping]
 ) -> None:
     """Give the block its dense weights on the recipe's grid, less what the masks remove."""
-    assert task.quantize is not None
+    assert task.grid is not None
     for linear in task.linears:
         dense_OI, mask_OI = task.dense[linear.name], masks[linear.name].to(task.device)
         clipping = clippings.get(linear.name)
-        grid = make_grid(dense_OI, mask_OI, task.quantize.grid, clipping, task.stored)
+        grid = make_grid(dense_OI, mask_OI, task.grid, clipping, task.stored)
         linear.weight_OI.copy_(round_to_grid(dense_OI, mask_OI, grid).w_OI)
 
 

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from secateur.architecture import Linear
-from secateur.architecture.forwards import replaced_forwards
-from secateur.methods.block_task import BlockTask, Reference
+from secateur.blocks.block_task import BlockTask, Reference
 from secateur.methods.descent import descend, relative_rate
 from secateur.methods.stage import BlockStage
+from secateur.models.forwards import replaced_forwards
+from secateur.models.structure import Linear
 from secateur.solvers.grids import representable
 from secateur.solvers.quantise import QuantisedSolution
 

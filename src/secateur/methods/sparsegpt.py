@@ -7,11 +7,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from secateur.blocks.group_task import GroupTask
+from secateur.blocks.inputs import Needs
 from secateur.methods.stage import GroupStage
-from secateur.methods.task import GroupTask
 from secateur.solvers.refit import refit
 from secateur.solvers.sparsegpt import sparsegpt
-from secateur.walk.inputs import Needs
 
 
 class SparseGPT(GroupStage):

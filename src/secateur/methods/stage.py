@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from secateur.methods.block_task import BlockTask, Reference
-from secateur.methods.dense_task import DenseTask
-from secateur.methods.task import GroupTask
-from secateur.pattern import NM, Pattern
-from secateur.walk.inputs import Needs
+from secateur.blocks.block_task import BlockTask, Reference
+from secateur.blocks.dense_task import DenseTask
+from secateur.blocks.group_task import GroupTask
+from secateur.blocks.inputs import Needs
+from secateur.patterns.pattern import NM, Pattern
 
 
 class Stage(BaseModel, ABC):

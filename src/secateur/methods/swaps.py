@@ -9,16 +9,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from secateur.architecture import Linear
-from secateur.methods.block_task import BlockTask
+from secateur.blocks.block_task import BlockTask
+from secateur.blocks.gradients import output_gradients, recorded_passes, weight_gradient
+from secateur.blocks.inputs import InputAccumulator
+from secateur.blocks.parts import Part, find_parts
+from secateur.blocks.probes import random_projection
 from secateur.methods.rebuild import Rebuild, kept_values
 from secateur.methods.stage import BlockStage
+from secateur.models.structure import Linear
 from secateur.solvers.block_loss import relative_error
 from secateur.solvers.swaps import swap_weights
-from secateur.walk.gradients import output_gradients, recorded_passes, weight_gradient
-from secateur.walk.inputs import InputAccumulator
-from secateur.walk.parts import Part, find_parts
-from secateur.walk.probes import random_projection
 
 # The gradient at a row tells of the row's own error, g = b (w − dense) A, and of that of everything
 # else in the block. The latter reaches many rows at once; if each of them made up for all of it,

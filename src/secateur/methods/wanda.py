@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from secateur.blocks.group_task import GroupTask
+from secateur.blocks.inputs import Needs
 from secateur.methods.stage import GroupStage
-from secateur.methods.task import GroupTask
-from secateur.pattern import select
+from secateur.patterns.pattern import select
 from secateur.solvers.scores import wanda_score
-from secateur.walk.inputs import Needs
 
 
 class Wanda(GroupStage):

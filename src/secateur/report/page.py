@@ -9,8 +9,6 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from secateur.checkpoint.files import write_text
-from secateur.errors import SecateurError
 from secateur.report import description, details, figures, measures, speed
 from secateur.report.content import (
     Continuations,
@@ -23,6 +21,8 @@ from secateur.report.content import (
 )
 from secateur.report.plot import SHADES
 from secateur.report.runs import Run, read_runs
+from secateur.runs.errors import SecateurError
+from secateur.runs.files import write_text
 
 _Titled = Continuations | Lines | Table
 

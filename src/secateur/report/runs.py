@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from secateur.errors import SecateurError
 from secateur.report.facts import Facts
+from secateur.runs.errors import SecateurError
 
 Kind = Literal["prune", "shrink", "recover", "train", "curve"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from secateur.errors import SecateurError
-from secateur.pattern import NM, Unstructured, parse_pattern
+from secateur.patterns.pattern import NM, Unstructured, parse_pattern
 from secateur.report.content import Table
 from secateur.report.description import pattern_of
 from secateur.report.facts import Facts
 from secateur.report.format import percent_text
 from secateur.report.runs import Run
+from secateur.runs.errors import SecateurError
 
 _Row = tuple[str, str, str]
 

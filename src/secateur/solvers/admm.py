@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from secateur.pattern import Budget, Scope, select
+from secateur.patterns.pattern import Budget, Scope, select
 from secateur.solvers.damping import damped_cholesky, live_columns
 from secateur.solvers.finite import check_finite
 from secateur.solvers.refit import masked_conjugate_gradients, normalised_gram

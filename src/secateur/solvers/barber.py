@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from secateur.pattern import NM, Pattern, lowest
+from secateur.patterns.pattern import NM, Pattern, lowest
 from secateur.solvers.finite import check_finite
 
 Granularity = Literal["block", "linear", "row", "column"]

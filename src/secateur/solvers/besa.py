@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.solvers.autocast import apply_linear
 from secateur.solvers.chunks import row_chunks
 from secateur.solvers.rates import rows_per_distribution

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.solvers.finite import check_finite
 
 # Fractions of the mean diagonal to fall back to, the last of them certain to be enough.

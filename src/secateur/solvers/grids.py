@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 # Shares of the full range that are tried for each group.
 _SHARES = tuple(1 - step / 20 for step in range(11))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 # Largest number of steps that the budget is divided into.
 RESOLUTION = 1 << 16

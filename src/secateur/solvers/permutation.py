@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.pattern import NM, keep_highest
+from secateur.patterns.pattern import NM, keep_highest
 
 # Rows that guide the search; whether it gained anything is counted on all of them.
 _ROWS = 2048

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 # A candidate step is read as the closest fraction with a denominator up to this: 0.01 is 1/100.
 _FINEST_STEP = 10_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.pattern import NM, Budget, keep_highest, lowest, proportional_counts
+from secateur.patterns.pattern import NM, Budget, keep_highest, lowest, proportional_counts
 from secateur.solvers.damping import damped_cholesky, live_columns
 from secateur.solvers.finite import check_finite
 from secateur.solvers.solution import SparseSolution

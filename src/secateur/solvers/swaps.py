@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from secateur.pattern import NM, Pattern
+from secateur.patterns.pattern import NM, Pattern
 from secateur.solvers.chunks import row_chunks
 from secateur.solvers.finite import check_finite
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.solvers.scores import wanda_score
 
 

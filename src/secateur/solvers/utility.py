@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.solvers.finite import check_finite
 
 # Ridge weights to choose from, relative to the mean eigenvalue of the kernel.

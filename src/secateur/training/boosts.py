@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from secateur.architecture import BlockList, find_linears
-from secateur.checkpoint.reader import CheckpointReader
-from secateur.checkpoint.skeleton import map_tensors
-from secateur.errors import SecateurError
-from secateur.progress import Progress
+from secateur.blocks.inputs import InputAccumulator, find_groups, visit_inputs
+from secateur.blocks.precision import forward_precision
+from secateur.models.reader import CheckpointReader
+from secateur.models.skeleton import map_tensors
+from secateur.models.structure import BlockList, find_linears
+from secateur.runs.errors import SecateurError
+from secateur.runs.progress import Progress
 from secateur.solvers.low_rank import low_rank_fit
 from secateur.training.masked_linear import MaskedLinear, masked_forward
-from secateur.walk.inputs import InputAccumulator, find_groups, visit_inputs
-from secateur.walk.precision import forward_precision
 
 # Tokens for each input column of the widest linear.
 _TOKENS_PER_COLUMN = 4

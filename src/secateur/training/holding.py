@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from secateur.architecture import BlockList
-from secateur.architecture.forwards import replaced_forwards
+from secateur.models.forwards import replaced_forwards
+from secateur.models.structure import BlockList
 from secateur.training.masked_linear import MaskedLinear, masked_forward
 from secateur.training.options import Training
 

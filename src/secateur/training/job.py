@@ -12,30 +12,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.architecture import BlockList
-from secateur.calibration.sources import HubDataset, resolve_source
-from secateur.checkpoint.locate import (
-    cache_folder,
-    load_config,
-    load_model,
-    load_tokenizer,
-    locate_checkpoint,
-)
-from secateur.checkpoint.opened import Checkpoint
-from secateur.checkpoint.reader import CheckpointReader
-from secateur.checkpoint.run import Run, check_apart, fingerprint_checkpoint, fingerprint_files
-from secateur.checkpoint.skeleton import positions_of
-from secateur.errors import SecateurError
-from secateur.progress import Progress
-from secateur.report.document import package_versions
+from secateur.models.checkpoint import Checkpoint
+from secateur.models.locate import load_config, load_model, load_tokenizer, locate_checkpoint
+from secateur.models.reader import CheckpointReader
+from secateur.models.skeleton import positions_of
+from secateur.models.structure import BlockList
+from secateur.runs.device import resolve_dtype
+from secateur.runs.errors import SecateurError
+from secateur.runs.files import cache_folder
+from secateur.runs.machine import package_versions
+from secateur.runs.progress import Progress
+from secateur.runs.run import Run, check_apart, fingerprint_files
+from secateur.text.sources import HubDataset, resolve_source
+from secateur.text.training import TrainingText, find_texts, load_text
 from secateur.training.options import Training
 from secateur.training.ranks import Ranks
 from secateur.training.sharding import check_shardable
 from secateur.training.start import check_model, named_linears, pruned_masks
 from secateur.training.teacher import cache_bytes
 from secateur.training.tensorboard import check_installed
-from secateur.training.text import TrainingText, find_texts, load_text
-from secateur.walk.precision import resolve_dtype
 
 
 @dataclass(frozen=True)
@@ -161,11 +156,11 @@ def prepare(
             cache=cache_folder() / "tokens",
             progress=progress,
         )
-    dense = None if named is None else fingerprint_checkpoint(CheckpointReader(named[1]))
+    dense = None if named is None else CheckpointReader(named[1]).fingerprint()
     run = Run.open(
         output,
         {
-            "model": fingerprint_checkpoint(model.checkpoint.reader),
+            "model": model.checkpoint.reader.fingerprint(),
             "teacher": dense,
             "options": _deciding_options(options),
             "text": [[part.weight, *map(_identity, part.sources)] for part in parts],

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from secateur.architecture import BlockList, find_blocks
-from secateur.checkpoint.opened import Checkpoint
-from secateur.checkpoint.store import check_finite
-from secateur.checkpoint.streamed import StreamedStore
-from secateur.errors import SecateurError
+from secateur.models.checkpoint import Checkpoint
+from secateur.models.store import check_finite
+from secateur.models.streamed import StreamedStore
+from secateur.models.structure import BlockList, find_blocks
+from secateur.runs.errors import SecateurError
 from secateur.training.holding import Holding, Whole
 from secateur.training.job import Job
 from secateur.training.sharding import Sharded

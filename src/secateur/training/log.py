@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from secateur.checkpoint.files import write_text
+from secateur.runs.files import write_text
 
 Entry = Mapping[str, float]
 Follower = Callable[[Entry], None]

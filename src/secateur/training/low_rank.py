@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 
 class LowRank(nn.Module):

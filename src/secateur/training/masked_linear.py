@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur.architecture import Linear
-from secateur.architecture.forwards import replaced_forwards
+from secateur.models.forwards import replaced_forwards
+from secateur.models.structure import Linear
 from secateur.training.low_rank import LowRank
 from secateur.training.masks import RowBudget, as_factor
 from secateur.training.sparse_lora import SparseLoRA

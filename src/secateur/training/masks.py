@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from secateur.pattern import NM, Budget, Pattern, check_mask, select
+from secateur.patterns.pattern import NM, Budget, Pattern, check_mask, select
 from secateur.solvers.chunks import row_chunks
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from secateur.checkpoint.files import write_text
-from secateur.checkpoint.locate import load_tokenizer
-from secateur.progress import Progress
-from secateur.pruning import prune
-from secateur.recipe import Recipe
-from secateur.report.document import Report
+from secateur.models.locate import load_tokenizer
+from secateur.pruning.prune import prune
+from secateur.pruning.recipe import Recipe
+from secateur.report.documents.prune import Report
+from secateur.runs.files import write_text
+from secateur.runs.progress import Progress
 from secateur.training.job import Job
 
 _SAMPLES = 128

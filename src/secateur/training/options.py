@@ -8,12 +8,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from secateur.errors import SecateurError
-from secateur.pattern import NM
-from secateur.recipe import PatternText
+from secateur.patterns.pattern import NM
+from secateur.pruning.recipe import PatternText
+from secateur.runs.device import DtypeName
+from secateur.runs.errors import SecateurError
 from secateur.training.optimiser import DecayNorm, DecayPlace, SecondMoment
 from secateur.training.tensorboard import LogTo
-from secateur.walk.precision import DtypeName
 
 
 class _Options(BaseModel):

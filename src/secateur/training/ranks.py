@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from secateur.architecture import BlockList
-from secateur.checkpoint.files import write_json, write_safetensors
-from secateur.checkpoint.reader import CheckpointReader
-from secateur.checkpoint.skeleton import TensorMap
-from secateur.checkpoint.streamed import StreamedStore
+from secateur.models.reader import CheckpointReader
+from secateur.models.skeleton import TensorMap
+from secateur.models.streamed import StreamedStore
+from secateur.models.structure import BlockList
+from secateur.runs.files import write_json, write_safetensors
 from secateur.training.holding import Holding
 from secateur.training.low_rank import adapter_files
 from secateur.training.masked_linear import MaskedLinear

@@ -18,17 +18,17 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 
-from secateur.architecture import Linear
-from secateur.architecture.forwards import replaced_forwards
-from secateur.checkpoint.streamed import StreamedStore
-from secateur.errors import SecateurError
+from secateur.blocks.precision import forward_precision
+from secateur.models.forwards import replaced_forwards
+from secateur.models.streamed import StreamedStore
+from secateur.models.structure import Linear
+from secateur.runs.errors import SecateurError
 from secateur.training.holding import marked_for_training
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import as_factor
 from secateur.training.options import Training
 from secateur.training.ranks import Ranks
 from secateur.training.sparse_lora import SparseLoRA
-from secateur.walk.precision import forward_precision
 
 Result = TypeVar("Result")
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from secateur.architecture import BlockList, Linear, find_linears
-from secateur.checkpoint.kept import block_masks
-from secateur.errors import SecateurError
-from secateur.pattern import Unstructured
-from secateur.planning import Plan, uniform_plan
+from secateur.models.experts import linear_shapes
+from secateur.models.masks import block_masks
+from secateur.models.structure import BlockList, Linear, find_linears
+from secateur.patterns.pattern import Unstructured
+from secateur.patterns.plan import Plan, uniform_plan
+from secateur.runs.errors import SecateurError
 from secateur.training.low_rank import LowRank, check_group
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import RowBudget, choose_mask, magnitude
@@ -126,7 +127,9 @@ def count_zeros(linears: Sequence[MaskedLinear]) -> int:
 
 def first_plan(blocks: BlockList, options: Training) -> Plan:
     """Zeros of every linear, by shapes alone."""
-    return uniform_plan(blocks, Unstructured(0.0) if options.keeps_mask else options.pattern)
+    return uniform_plan(
+        linear_shapes(blocks), Unstructured(0.0) if options.keeps_mask else options.pattern
+    )
 
 
 def _rows_of(name: str, mask_OI: Tensor, options: Training) -> RowBudget:

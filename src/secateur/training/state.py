@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from secateur.checkpoint.files import full_disk_explained, write_safetensors
+from secateur.runs.files import full_disk_explained, write_safetensors
 from secateur.training.ranks import Ranks
 from secateur.training.trainer import Trainer
 

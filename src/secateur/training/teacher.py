@@ -11,13 +11,13 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.checkpoint.files import write_safetensors
+from secateur.blocks.precision import forward_precision
 from secateur.evaluation.readout import Readout, find_readout
-from secateur.progress import Progress
+from secateur.runs.files import write_safetensors
+from secateur.runs.progress import Progress
 from secateur.training.distillation import FullTarget, Target, TopTarget
 from secateur.training.holding import Holding
 from secateur.training.ranks import ALONE, Ranks
-from secateur.walk.precision import forward_precision
 
 _FILE_WINDOWS = 64
 # Logits of the teacher that exist at one time while they are cached.

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from secateur.errors import SecateurError
+from secateur.runs.errors import SecateurError
 from secateur.training.log import Entry, Follower
 
 LogTo = Literal["tensorboard"]

@@ -9,19 +9,17 @@ from pathlib import Path
 
 import torch
 
-from secateur.architecture import find_blocks
-from secateur.checkpoint.files import write_json
-from secateur.errors import SecateurError
-from secateur.inspection import inspect
-from secateur.progress import Progress, silent
-from secateur.report.document import (
-    SparsityReport,
-    describe_machine,
-    peak_device_memory,
-    peak_memory,
-)
+from secateur.models.inspection import inspect
+from secateur.models.structure import find_blocks
+from secateur.report.documents.prune import SparsityReport
+from secateur.report.documents.training import LowRankReport, TrainingReport, ValidationReport
 from secateur.report.page import write_report
-from secateur.report.training import LowRankReport, TrainingReport, ValidationReport
+from secateur.runs.device import resolve_device
+from secateur.runs.errors import SecateurError
+from secateur.runs.files import write_json
+from secateur.runs.machine import describe_machine, peak_device_memory, peak_memory
+from secateur.runs.progress import Progress, silent
+from secateur.runs.stopwatch import Stopwatch
 from secateur.training.boosts import fit_boosts
 from secateur.training.holding import Whole
 from secateur.training.job import Job, prepare
@@ -36,8 +34,6 @@ from secateur.training.state import forget_states, read_state, states, write_sta
 from secateur.training.teacher import CachedTeacher, ResidentTeacher, Teacher
 from secateur.training.tensorboard import follower
 from secateur.training.trainer import Trainer, held_out_loss
-from secateur.walk.precision import resolve_device
-from secateur.walk.pruned import Stopwatch
 
 # Figures wait on the device for so many steps, so that steps do not wait for figures.
 _FETCH_STEPS = 10

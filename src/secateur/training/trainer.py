@@ -10,10 +10,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import SecateurError
+from secateur.blocks.precision import forward_precision
 from secateur.evaluation.readout import find_readout
 from secateur.evaluation.scores import score_windows
-from secateur.pattern import refuse_nan
+from secateur.patterns.pattern import refuse_nan
+from secateur.runs.errors import SecateurError
 from secateur.solvers.order import smallest
 from secateur.training.distillation import Loss, backward_in_parts
 from secateur.training.holding import Holding, recomputed
@@ -25,7 +26,6 @@ from secateur.training.ranks import ALONE, Ranks
 from secateur.training.schedule import learning_rate_share, ramp
 from secateur.training.splitting import Splitting
 from secateur.training.teacher import Teacher
-from secateur.walk.precision import forward_precision
 
 
 @dataclass(frozen=True)

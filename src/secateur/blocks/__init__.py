@@ -1,0 +1,1 @@
+"""Blocks at work: streams of hidden states, captured calls, statistics, tasks."""

@@ -1,0 +1,151 @@
+"""What the model hands to each of its blocks, taken from the model's own forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.models.forwards import replaced_forwards
+from secateur.models.structure import BlockList
+from secateur.runs.errors import SecateurError
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """Everything a block receives beside its hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self, block: nn.Module, x_BLD: Tensor) -> Tensor:
+        """Run the block on hidden states (batch, length, hidden)."""
+        return hidden_states(block(x_BLD, *self.args, **self.kwargs))
+
+
+@dataclass(frozen=True)
+class Captured:
+    """Inputs of the first block and the calls of all blocks, for one batch."""
+
+    first_BLD: Tensor
+    calls: list[BlockCall]
+
+
+def hidden_states(output: Any) -> Tensor:
+    """Blocks return a tensor or a tuple that starts with it."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+class _Reached(Exception):
+    """Ends a forward pass when nothing more is wanted of it."""
+
+
+def capture(blocks: BlockList, token_ids: Tensor, last: int | None = None) -> Captured:
+    """Run the model's forward with its blocks passing hidden states through unchanged.
+
+    Args:
+        blocks: the model; what lies before the blocks has weights, the blocks need none.
+        token_ids: (batch, length).
+        last: index of the last block whose call is wanted; the last of the model if None.
+    """
+    last = len(blocks) - 1 if last is None else last
+    for wrap in (lambda x: x, lambda x: (x,)):
+        captured = _capture(blocks, token_ids, last, wrap)
+        # A model that unpacks what a block returns takes a bare tensor apart.
+        if captured is not None:
+            return captured
+    raise SecateurError(
+        f"The forward pass of {type(blocks.model).__name__} does not hand hidden states from block "
+        "to block; this family is not supported."
+    )
+
+
+def _capture(
+    blocks: BlockList, token_ids: Tensor, last: int, wrap: Callable[[Tensor], Any]
+) -> Captured | None:
+    inputs: list[Tensor] = []
+    calls: list[BlockCall] = []
+
+    def recorder(index: int) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            if args:
+                x_BLD, args = args[0], args[1:]
+            else:
+                x_BLD = kwargs.pop("hidden_states")
+            inputs.append(x_BLD)
+            calls.append(BlockCall(args, kwargs))
+            if index == last:
+                raise _Reached
+            return wrap(x_BLD)
+
+        return record
+
+    with replaced_forwards((block, recorder(index)) for index, block in enumerate(blocks)):
+        try:
+            blocks.model.base_model(input_ids=token_ids, use_cache=False)
+        except _Reached:
+            pass
+        except (IndexError, AttributeError, RuntimeError, ValueError, TypeError):
+            if not inputs or len(inputs) == last + 1:
+                raise
+            return None
+    if any(x.shape != inputs[0].shape for x in inputs):
+        return None
+    return Captured(inputs[0], calls)
+
+
+def logits_after(blocks: BlockList, token_ids: Tensor, last_BLD: Tensor) -> Tensor:
+    """Run what comes after the blocks on the last one's output, with its graph.
+
+    Args:
+        blocks: the model; what lies outside the blocks has weights, the blocks need none.
+        token_ids: (batch, length), those the hidden states belong to.
+        last_BLD: what the last block returns.
+
+    Returns:
+        logits (batch, length, vocabulary).
+    """
+
+    def returning(value: Any) -> Callable[..., Any]:
+        return lambda *_args, **_kwargs: value
+
+    for output in (last_BLD, (last_BLD,)):
+        with replaced_forwards((block, returning(output)) for block in blocks):
+            try:
+                logits: Tensor = blocks.model(input_ids=token_ids, use_cache=False).logits
+            except (IndexError, AttributeError, RuntimeError, ValueError, TypeError):
+                if isinstance(output, tuple):
+                    raise
+                continue
+        # A model that unpacks what a block returns takes a bare tensor apart.
+        if logits.shape[:-1] == token_ids.shape:
+            return logits
+    raise SecateurError(
+        f"The head of {type(blocks.model).__name__} does not give logits for the last block's "
+        "output; choose another allocation."
+    )
+
+
+def same_calls(left: Sequence[BlockCall], right: Sequence[BlockCall]) -> bool:
+    """Whether two batches of the same shape gave their blocks the same calls."""
+    return all(
+        _same(a.args, b.args) and _same(a.kwargs, b.kwargs)
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor):
+        return (
+            isinstance(right, Tensor)
+            and left.shape == right.shape
+            and bool(torch.equal(left, right))
+        )
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(_same(left[k], right[k]) for k in left)
+    if isinstance(left, tuple | list):
+        return len(left) == len(right) and all(map(_same, left, right))
+    return type(left) is type(right)

@@ -1,0 +1,180 @@
+"""Batches of calibration sequences and the stream of hidden states that runs through them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from secateur.blocks.activations import allocate
+from secateur.blocks.capture import BlockCall, capture, same_calls
+from secateur.blocks.precision import forward_precision
+from secateur.blocks.replay import Replay
+from secateur.models.store import BlockStore
+from secateur.runs.errors import SecateurError
+from secateur.text.options import fitted_share
+
+# So many held-out tokens tell a better block from a worse one, at a small part of a stage's time.
+_JUDGED_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How sequences are grouped; fitted and held-out ones never share a batch.
+
+    Attributes:
+        fitted: batches that statistics come from.
+        held_out: batches that errors are measured on.
+        judged: those of them that decide between two versions of a block.
+    """
+
+    fitted: list[slice]
+    held_out: list[slice]
+    judged: list[slice]
+
+    @classmethod
+    def of(
+        cls, sequences: int, length: int, batch_tokens: int, fitted: int | None = None
+    ) -> Batches:
+        """Cut ``sequences`` of ``length`` tokens into batches of about ``batch_tokens``.
+
+        The first ``fitted`` are fitted to, ``fitted_share`` of them if not given.
+        """
+        boundary = fitted_share(sequences) if fitted is None else fitted
+        size = max(1, batch_tokens // length)
+        held_out = [slice(i, min(i + size, sequences)) for i in range(boundary, sequences, size)]
+        return cls(
+            [slice(i, min(i + size, boundary)) for i in range(0, boundary, size)],
+            held_out,
+            [batch for batch in held_out if (batch.start - boundary) * length < _JUDGED_TOKENS],
+        )
+
+    @property
+    def boundary(self) -> int:
+        """Number of fitted sequences; the held-out ones come after them."""
+        boundary: int = self.fitted[-1].stop
+        return boundary
+
+    @property
+    def all(self) -> list[slice]:
+        """All batches in order."""
+        return self.fitted + self.held_out
+
+
+class Stream:
+    """Hidden states of every calibration sequence on their way through the blocks.
+
+    Attributes:
+        x_SLD: hidden states (sequences, length, hidden), fp32, on the CPU or mapped from a file.
+        batches: how the sequences are grouped.
+        position: index of the block that the hidden states enter next.
+        device: where blocks run.
+        dtype: of forward passes.
+    """
+
+    def __init__(
+        self,
+        store: BlockStore,
+        token_ids: Tensor,
+        batches: Batches,
+        device: torch.device,
+        dtype: torch.dtype,
+        folder: Path | None,
+        memory: int,
+        sizes: Collection[int] = (),
+    ) -> None:
+        """Embed the tokens.
+
+        Args:
+            store: the model.
+            token_ids: (sequences, length).
+            batches: how they are grouped.
+            device: where blocks run.
+            dtype: of forward passes.
+            folder: where a mapped file may be put.
+            memory: bytes that the hidden states may take in memory.
+            sizes: further numbers of sequences that blocks will be called on.
+        """
+        self.batches = batches
+        self.position = 0
+        self.device = device
+        self.dtype = dtype
+        self._calls: dict[int, list[BlockCall]] = {}
+        with store.embeddings(), torch.no_grad():
+            self.x_SLD = self._embed(store, token_ids, folder, memory)
+            for size in set(sizes) - self._calls.keys():
+                ids = token_ids[:size].to(self.device, torch.long)
+                with forward_precision(self.dtype, self.device):
+                    self._calls[len(ids)] = capture(store.blocks, ids).calls
+
+    def twin(self, folder: Path | None, memory: int) -> Stream:
+        """A stream of its own that starts where this one is, without what nothing is judged on."""
+        twin = copy(self)
+        judged = self.batches.judged
+        twin.batches = Batches(self.batches.fitted, judged, judged)
+        length, width = self.x_SLD.shape[1:]
+        twin.x_SLD = allocate((judged[-1].stop, length, width), folder, memory)
+        twin.x_SLD.copy_(self.x_SLD[: len(twin.x_SLD)])
+        return twin
+
+    def _embed(
+        self, store: BlockStore, token_ids: Tensor, folder: Path | None, memory: int
+    ) -> Tensor:
+        x_SLD: Tensor | None = None
+        compared = False
+        for batch in self.batches.all:
+            ids = token_ids[batch].to(self.device, torch.long)
+            size = len(ids)
+            known = self._calls.get(size)
+            everything = known is None or not compared
+            with forward_precision(self.dtype, self.device):
+                captured = capture(store.blocks, ids, last=None if everything else 0)
+            if known is None:
+                self._calls[size] = captured.calls
+            elif not compared:
+                compared = True
+                if not same_calls(known, captured.calls):
+                    raise SecateurError(
+                        f"{type(store.blocks.model).__name__} gives its blocks inputs that depend "
+                        "on the text beside the hidden states; this family is not supported."
+                    )
+            first_BLD = captured.first_BLD.float()
+            if x_SLD is None:
+                shape = (len(token_ids), *first_BLD.shape[1:])
+                x_SLD = allocate(shape, folder, memory)
+            x_SLD[batch].copy_(first_BLD)
+        assert x_SLD is not None
+        return x_SLD
+
+    def forward(self, block: nn.Module, batch: slice, replay: Replay | None = None) -> Tensor:
+        """Return the next block's output (batch, length, hidden), fp32, on its device."""
+        if replay is not None:
+            replay.at(batch)
+        with torch.no_grad():
+            return self.call(block, self.x_SLD[batch].to(self.device))
+
+    def exact(self, block: nn.Module, batch: slice) -> Tensor:
+        """Return the next block's output with all its products in fp32."""
+        with torch.no_grad():
+            x_BLD = self.x_SLD[batch].to(self.device)
+            return self._calls[len(x_BLD)][self.position](block, x_BLD).float()
+
+    def call(self, block: nn.Module, x_BLD: Tensor) -> Tensor:
+        """Return the next block's output on hidden states of one batch, with its graph, fp32."""
+        with self.precision():
+            return self._calls[len(x_BLD)][self.position](block, x_BLD).float()
+
+    def precision(self) -> AbstractContextManager[object]:
+        """Context that blocks run in: matrix products in the dtype of forward passes."""
+        return forward_precision(self.dtype, self.device)
+
+    def advance(self, block: nn.Module, batch: slice, replay: Replay | None = None) -> Tensor:
+        """Replace a batch's hidden states by the block's output on them, and return it."""
+        y_BLD = self.forward(block, batch, replay)
+        self.x_SLD[batch].copy_(y_BLD)
+        return y_BLD

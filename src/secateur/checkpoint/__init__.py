@@ -1,1 +1,0 @@
-"""Read and write Hugging Face checkpoints a block at a time."""

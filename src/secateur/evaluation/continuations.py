@@ -1,0 +1,149 @@
+"""How a dense and a pruned model go on with the same texts."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from secateur.models.locate import load_model, load_tokenizer, locate_checkpoint
+from secateur.report.runs import Run, read_runs
+from secateur.runs.device import resolve_device, resolve_dtype
+from secateur.runs.errors import SecateurError
+from secateur.runs.files import write_json
+from secateur.runs.progress import Progress, silent
+
+# A fact, an explanation, a program: what suffers first is not the same in all three.
+PROMPTS = (
+    "The capital of Italy is",
+    "To prune an apple tree in winter, the gardener first",
+    "def is_prime(n):",
+)
+_TOKENS = 48
+
+
+class Continuation(BaseModel):
+    """One text and how it goes on."""
+
+    prompt: str
+    dense: str
+    pruned: str
+
+
+class Continuations(BaseModel):
+    """Several texts; what ``DIR/secateur/continuations.json`` holds."""
+
+    model: str
+    reference: str = Field(description="the dense model")
+    dtype: str = Field(description="of the weights and of forward passes")
+    device: str
+    tokens: int = Field(description="written at most")
+    continuations: list[Continuation]
+
+
+def continue_texts(
+    folder: str | Path,
+    reference: str | Path | None = None,
+    prompts: Sequence[str] = PROMPTS,
+    *,
+    tokens: int = _TOKENS,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> Continuations:
+    """Let a dense and a pruned model go on with texts, and write that beside the run's report.
+
+    The likeliest token is taken each time. One model is in memory at a time.
+
+    Args:
+        folder: output folder of a finished run that made a model.
+        reference: the dense model; that which the run names if None.
+        prompts: plain texts, no chat template is put around them.
+        tokens: to write at most.
+        device: auto, cpu, cuda or cuda:N.
+        trust_remote_code: let the checkpoints' own Python code run.
+        progress: called with (phase, done, total).
+
+    Raises:
+        SecateurError: the folder holds no model, the dense model is not to be found, or a prompt
+            is empty.
+    """
+    if not all(prompts):
+        raise SecateurError("There is nothing to go on with in an empty prompt; give it a word.")
+    (run,) = read_runs([folder])
+    name = str(reference or _dense_name(run))
+    place = resolve_device(device)
+    dtype = resolve_dtype("auto", place)
+    pruned = locate_checkpoint(run.folder, trust_remote_code=trust_remote_code)
+    dense = locate_checkpoint(name, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(pruned, trust_remote_code=trust_remote_code)
+    phase, total = "Continuing texts", 2 * len(prompts)
+    progress(phase, 0, total)
+    written: list[list[str]] = []
+    for each in (dense, pruned):
+        before = len(written) * len(prompts)
+
+        def advance(done: int, before: int = before) -> None:
+            progress(phase, before + done, total)
+
+        model = load_model(each, dtype, place, trust_remote_code=trust_remote_code)
+        written.append(_continue(model, tokenizer, prompts, tokens, advance))
+        del model
+        gc.collect()
+    result = Continuations(
+        model=run.label,
+        reference=name,
+        dtype=str(dtype).removeprefix("torch."),
+        device=str(place),
+        tokens=tokens,
+        continuations=[
+            Continuation(prompt=prompt, dense=one, pruned=other)
+            for prompt, one, other in zip(prompts, *written, strict=True)
+        ],
+    )
+    write_json(run.folder / "secateur" / "continuations.json", result.model_dump(mode="json"))
+    return result
+
+
+def _dense_name(run: Run) -> str:
+    if run.kind == "curve":
+        raise SecateurError(
+            f"{run.folder} holds a curve and no model that could write; leave out --continuations."
+        )
+    # What is trained may come pruned or cut, but its teacher is dense.
+    name = run.report.text("teacher" if run.kind in ("train", "recover") else "model")
+    if name is None:
+        raise SecateurError(
+            f"The report in {run.folder} does not say which model is the dense one; name it with "
+            "--reference."
+        )
+    return name
+
+
+@torch.no_grad()
+def _continue(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    tokens: int,
+    advance: Callable[[int], None],
+) -> list[str]:
+    texts = []
+    for done, prompt in enumerate(prompts, start=1):
+        step_1N = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+        cache = None
+        written: list[int] = []
+        for _ in range(tokens):
+            output = model(input_ids=step_1N, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            step_1N = output.logits[:, -1:].argmax(-1)
+            if int(step_1N) == tokenizer.eos_token_id:
+                break
+            written.append(int(step_1N))
+        texts.append(str(tokenizer.decode(written)))
+        advance(done)
+    return texts

@@ -1,0 +1,1 @@
+"""Models: their structure, and reading and writing their checkpoints a block at a time."""

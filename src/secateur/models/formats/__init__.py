@@ -1,0 +1,1 @@
+"""What a linear looks like in the files."""

@@ -1,0 +1,204 @@
+"""Turn what the user names - a folder, a hub id, a GGUF file - into a local checkpoint folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from secateur.models.formats.packed import packed_bits, require_package
+from secateur.runs.errors import SecateurError
+from secateur.runs.files import cache_folder
+
+_WANTED = [
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.tiktoken",
+    "*.py",
+    "LICENSE*",
+]
+
+
+def locate_checkpoint(
+    model: str | Path, *, trust_remote_code: bool = False, packed: bool = False
+) -> Path:
+    """Return a local folder with ``config.json`` and safetensors for ``model``.
+
+    A hub id is downloaded by huggingface_hub into its cache; a GGUF file is dequantised once
+    into a folder of the user's cache. ``packed`` is as for ``load_config``.
+
+    Raises:
+        SecateurError: nothing of that name, or not a causal language model.
+    """
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        folder = _from_gguf(path)
+    elif path.is_dir():
+        folder = path
+    elif path.exists():
+        raise SecateurError(
+            f"{path} is a file; name a checkpoint folder, a .gguf file or a hub id such as "
+            "HuggingFaceTB/SmolLM2-135M."
+        )
+    else:
+        folder = _from_hub(str(model))
+    load_config(folder, trust_remote_code=trust_remote_code, packed=packed)
+    return folder
+
+
+def load_config(
+    folder: Path, *, trust_remote_code: bool = False, packed: bool = False
+) -> PreTrainedConfig:
+    """Return the configuration of a causal language model.
+
+    Args:
+        folder: the checkpoint.
+        trust_remote_code: let the checkpoint's own Python code run.
+        packed: allow weights in the pack-quantized form of compressed-tensors.
+
+    Raises:
+        SecateurError: no readable configuration, another kind of model, or quantised weights.
+    """
+    if not (folder / "config.json").is_file():
+        raise SecateurError(f"{folder} has no config.json; name a Hugging Face checkpoint folder.")
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, KeyError, OSError) as error:
+        raise SecateurError(
+            f"The configuration in {folder} cannot be read ({_first_line(error)}); "
+            "check config.json, or allow its own code with --trust-remote-code if you trust it."
+        ) from error
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    remote = trust_remote_code and own_code
+    if own_code and not remote and config.is_heterogeneous:
+        raise SecateurError(
+            f"The blocks of {folder} differ in width, which its own code builds; allow it with "
+            "--trust-remote-code if you trust it."
+        )
+    if not remote and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise SecateurError(
+            f"{folder} holds a model of type {config.model_type}, which is not a causal language "
+            "model; name one that AutoModelForCausalLM loads."
+        )
+    described = getattr(config, "quantization_config", None)
+    if described is None:
+        return config
+    if not packed:
+        raise SecateurError(
+            f"{folder} holds quantised weights; prune the unquantised checkpoint it was made from."
+        )
+    if packed_bits(described) is None:
+        raise SecateurError(
+            f"{folder} holds quantised weights in a form that is not read; integers of one width, "
+            "packed by compressed-tensors, were expected."
+        )
+    require_package()
+    return config
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Return the checkpoint's tokenizer.
+
+    Raises:
+        SecateurError: the folder has none.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    except (ValueError, KeyError, OSError) as error:
+        raise SecateurError(
+            f"{folder} has no usable tokenizer ({_first_line(error)}); copy tokenizer.json and "
+            "tokenizer_config.json of the model into it."
+        ) from error
+    return tokenizer
+
+
+def load_model(
+    folder: Path,
+    dtype: torch.dtype | str,
+    device: torch.device | str = "cpu",
+    *,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Read a whole model onto a device, for inference; dtype ``auto`` is that of its files."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, device_map=str(device), trust_remote_code=trust_remote_code
+    )
+    model.eval()
+    return model
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_WANTED))
+    except HFValidationError as error:
+        raise SecateurError(f"There is no folder or file {name}; check the path.") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise SecateurError(
+            f"{name} is no local folder and could not be fetched from the hub "
+            f"({_first_line(error)}); check the name, the network and your access."
+        ) from error
+    if not any(folder.glob("*.safetensors")):
+        raise SecateurError(
+            f"{name} has no safetensors files on the hub; use a revision or a copy that has them."
+        )
+    return folder
+
+
+def _from_gguf(path: Path) -> Path:
+    """Dequantise a GGUF file into a plain fp32 checkpoint, once per file."""
+    if not path.is_file():
+        raise SecateurError(f"There is no file {path}; check the path.")
+    stat = path.stat()
+    folder = cache_folder() / "gguf" / f"{path.stem}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (ValueError, KeyError, OSError) as error:
+        raise SecateurError(
+            f"{path} cannot be read as GGUF ({_first_line(error)}); fetch it again, or name the "
+            "checkpoint folder it was made from."
+        ) from error
+    # The loaded model still claims to be quantised and refuses to be saved; a plain configuration
+    # around the same tensors does not.
+    plain: dict[str, Any] = loaded.config.to_dict()
+    plain.pop("quantization_config", None)
+    plain.pop("_name_or_path", None)
+    model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain))
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = loaded.generation_config or GenerationConfig()
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    part.rename(folder)
+    return folder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,263 @@
+"""A checkpoint of which only one block is ever in memory."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from secateur.models.formats.packed import describe, pack, packed_bytes, unpacked_linears
+from secateur.models.masks import masks_path, write_masks
+from secateur.models.reader import CheckpointReader
+from secateur.models.skeleton import TensorMap
+from secateur.models.store import check_finite, least_precise
+from secateur.models.structure import BlockList, find_linears
+from secateur.runs.errors import SecateurError
+from secateur.runs.files import copy_file, write_json, write_safetensors
+from secateur.solvers.grids import GridOptions
+from secateur.solvers.quantise import QuantisedSolution
+
+_COPIED = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
+
+
+class StreamedStore:
+    """Blocks are read from the source's files and written as one shard each.
+
+    The output holds the same tensors under the same names and dtypes as the source; whatever is
+    not part of a block is copied as it is. Without an output nothing can be saved. With
+    ``packing`` the linears of the blocks are saved as integers of that grid instead.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockList,
+        reader: CheckpointReader,
+        tensors: TensorMap,
+        output: Path | None,
+        device: torch.device,
+        packing: GridOptions | None = None,
+    ) -> None:
+        self.blocks = blocks
+        self._packing = packing
+        self._reader = reader
+        self._tensors = tensors
+        self._folder = output
+        self._device = device
+
+    @contextmanager
+    def embeddings(self) -> Iterator[None]:
+        self._load_embeddings()
+        try:
+            yield
+        finally:
+            _forget(self.blocks.model.base_model, self._tensors.outside)
+
+    @contextmanager
+    def head(self) -> Iterator[None]:
+        model = self.blocks.model
+        try:
+            with self.embeddings():
+                self._load_head()
+                yield
+        finally:
+            _forget(model, self._tensors.head)
+            model.tie_weights()
+
+    def load_outside(self) -> None:
+        """Load everything outside the blocks, to stay."""
+        self._load_embeddings()
+        self._load_head()
+
+    def load(self, index: int) -> nn.Module:
+        names = self._tensors.blocks[index]
+        tensors = self._reader.read(names.values())
+        state = {name: tensors[file_name] for name, file_name in names.items()}
+        check_finite(state, self.blocks.name(index))
+        return self._give_out(index, state)
+
+    def load_finished(self, index: int) -> nn.Module:
+        shard = self._written(self._shard(index))
+        names = self._tensors.blocks[index]
+        tensors = shard.read(names.values())
+        return self._give_out(index, {name: tensors[file] for name, file in names.items()})
+
+    def weight_dtype(self, index: int) -> torch.dtype:
+        return least_precise(
+            self._reader.dtypes[name] for name in self._tensors.blocks[index].values()
+        )
+
+    def save(
+        self,
+        index: int,
+        masks: Mapping[str, Tensor],
+        quantised: Mapping[str, QuantisedSolution] | None = None,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write a block; the tensors it holds, or those given by name."""
+        state = self.blocks[index].state_dict() if state is None else state
+        names = self._tensors.blocks[index]
+        quantised = quantised or {}
+        if masks:
+            write_masks(masks_path(self._output, index), masks)
+        tensors: dict[str, Tensor] = {}
+        for name, file in names.items():
+            dtype = self._reader.dtypes[file]
+            linear = name.removesuffix(".weight")
+            if self._packing is not None and linear in quantised:
+                tensors |= pack(file, quantised[linear], dtype)
+            else:
+                tensors[file] = state[name].to(dtype)
+        write_safetensors(self._output / self._shard(index), tensors)
+
+    def release(self, index: int) -> None:
+        _forget(self.blocks[index], self._tensors.blocks[index])
+        _return_freed_memory()
+
+    def finish(self, changed: Mapping[str, Tensor] | None = None) -> None:
+        """Write what is not part of a block, then the index.
+
+        Args:
+            changed: tensors by name in the file that are not to be copied from the source.
+        """
+        rest = self._shard(len(self.blocks))
+        changed = changed or {}
+        copied = self._reader.read(name for name in self._tensors.rest if name not in changed)
+        write_safetensors(self._output / rest, {**copied, **changed})
+        shards = [*(self._shard(index) for index in range(len(self.blocks))), rest]
+        written = [self._written(shard) for shard in shards]
+        copy_side_files(self._reader.folder, self._output)
+        if self._packing is not None:
+            config = json.loads((self._reader.folder / "config.json").read_text(encoding="utf-8"))
+            described = describe(self._packing, unpacked_linears(self.blocks))
+            write_json(self._output / "config.json", {**config, "quantization_config": described})
+        # The index comes last: a folder that has one is complete.
+        write_index(
+            self._output,
+            {name: file for shard in written for name, file in shard.homes.items()},
+            sum(shard.bytes_of(shard.files) for shard in written),
+        )
+
+    def _written(self, shard: str) -> CheckpointReader:
+        bits = None if self._packing is None else self._packing.bits
+        return CheckpointReader.of_file(self._output / shard, bits)
+
+    @property
+    def _output(self) -> Path:
+        assert self._folder is not None, "a store without an output only reads"
+        return self._folder
+
+    def _load_embeddings(self) -> None:
+        base = self.blocks.model.base_model
+        _assign(base, self._read_outside(self._tensors.outside), self._device)
+        for name, buffer in base.named_buffers():
+            if not name.startswith(self._inside_base()):
+                _set(base, name, buffer.to(self._device))
+
+    def _load_head(self) -> None:
+        model = self.blocks.model
+        _assign(model, self._read_outside(self._tensors.head), self._device)
+        model.tie_weights()
+        self._require_weights_outside_blocks()
+
+    def _read_outside(self, names: Mapping[str, str]) -> dict[str, Tensor]:
+        tensors = self._reader.read(names.values())
+        check_finite(tensors, prefix="outside the blocks")
+        return {name: tensors[file_name] for name, file_name in names.items()}
+
+    def _require_weights_outside_blocks(self) -> None:
+        for name, parameter in self.blocks.model.named_parameters():
+            if parameter.is_meta and not name.startswith(f"{self.blocks.prefix}."):
+                raise SecateurError(
+                    f"{name} is not in the files of {self._reader.folder} under that name, so the "
+                    "model's loss cannot be computed; choose another allocation."
+                )
+
+    def _shard(self, index: int) -> str:
+        return shard_name(index, len(self.blocks))
+
+    def _give_out(self, index: int, state: Mapping[str, Tensor]) -> nn.Module:
+        block = self.blocks[index]
+        _assign(block, state, self._device)
+        for name, buffer in block.named_buffers():
+            _set(block, name, buffer.to(self._device))
+        return block
+
+    def _inside_base(self) -> str:
+        model = self.blocks.model
+        return self.blocks.prefix.removeprefix(f"{model.base_model_prefix}.") + "."
+
+
+def saved_bytes(
+    blocks: BlockList,
+    reader: CheckpointReader,
+    tensors: TensorMap | str,
+    packing: GridOptions | None,
+) -> int:
+    """Bytes of all tensors of a result; only a ``StreamedStore`` packs."""
+    size = reader.bytes_of(reader.files)
+    if packing is None or isinstance(tensors, str):
+        return size
+    for block, names in zip(blocks, tensors.blocks, strict=True):
+        for linear in find_linears(block):
+            file = names[f"{linear.name}.weight"]
+            rows, width = linear.weight_OI.shape
+            size += packed_bytes((rows, width), packing, reader.dtypes[file])
+            size -= reader.bytes_of([file])
+    return size
+
+
+def shard_name(index: int, blocks: int) -> str:
+    """File of one block; what is in no block comes behind the last one."""
+    return f"model-{index + 1:05d}-of-{blocks + 1:05d}.safetensors"
+
+
+def write_index(output: Path, files: Mapping[str, str], size: int) -> None:
+    """Say which file holds which tensor, and how many bytes they are together."""
+    write_json(
+        output / "model.safetensors.index.json",
+        {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))},
+    )
+
+
+def copy_side_files(source: Path, output: Path) -> None:
+    """Copy configuration, tokenizer and licence files; weights and their index stay behind."""
+    for pattern in _COPIED:
+        for path in sorted(source.glob(pattern)):
+            if path.is_file() and not path.name.endswith(".index.json"):
+                copy_file(path, output / path.name)
+
+
+def _return_freed_memory() -> None:
+    """Give pages of the last block back: an allocator that keeps them lets memory creep up."""
+    # Where there is no such library or function, another allocator has its own ways.
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _assign(module: nn.Module, state: Mapping[str, Tensor], device: torch.device) -> None:
+    for name, tensor in state.items():
+        value = (
+            tensor.to(device, torch.float32) if tensor.is_floating_point() else tensor.to(device)
+        )
+        _set(module, name, value)
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    else:
+        owner._buffers[leaf] = value
+
+
+def _forget(module: nn.Module, names: Mapping[str, str]) -> None:
+    parameters = dict(module.named_parameters())
+    for name in names:
+        if name in parameters:
+            _set(module, name, parameters[name].data.to("meta"))

@@ -1,0 +1,119 @@
+"""Where the decoder blocks of a model and the linears of a block are, found by structure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from secateur.runs.errors import SecateurError
+
+# Choosing an expert wrongly costs more than a router's few weights could ever save.
+ROUTERS = frozenset({"router", "gate", "shared_expert_gate"})
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One weight matrix of a block.
+
+    Attributes:
+        name: name inside the block, such as ``self_attn.q_proj``.
+        module: the module that holds the weight.
+        transposed: the module stores (in, out) instead of (out, in).
+    """
+
+    name: str
+    module: nn.Module
+    transposed: bool
+
+    @property
+    def kind(self) -> str:
+        """The name without numbers: the same for all experts of a mixture."""
+        return re.sub(r"\d+", "*", self.name)
+
+    @property
+    def weight_OI(self) -> Tensor:
+        """The weight as (out, in); a view, so writing into it writes into the module."""
+        weight = self.module.get_parameter("weight").data
+        return weight.T if self.transposed else weight
+
+    @property
+    def parameter_OI(self) -> Tensor:
+        """The weight as (out, in), with its gradient going to the module."""
+        weight = self.module.get_parameter("weight")
+        return weight.T if self.transposed else weight
+
+    @property
+    def bias_O(self) -> Tensor | None:
+        """The bias, None without one; the module's own, as the weight."""
+        bias = self.module._parameters.get("bias")
+        return None if bias is None else bias.data
+
+
+def find_linears(block: nn.Module) -> list[Linear]:
+    """Return the prunable linears of a block in definition order; routers are left alone.
+
+    A linear without weights, what is left of attention that lost all its heads, is none.
+    """
+    return [
+        Linear(name, module, transposed=isinstance(module, Conv1D))
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and name.rpartition(".")[2] not in ROUTERS
+        and module.weight.numel() > 0
+    ]
+
+
+@dataclass(frozen=True)
+class BlockList:
+    """The decoder blocks of a model.
+
+    Attributes:
+        model: the whole model, with or without weights.
+        prefix: name of the module list inside the model, such as ``model.layers``.
+        modules: the list itself.
+    """
+
+    model: PreTrainedModel
+    prefix: str
+    modules: nn.ModuleList
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return self.modules[index]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self.modules)
+
+    def name(self, index: int) -> str:
+        """Full name of one block, such as ``model.layers.3``."""
+        return f"{self.prefix}.{index}"
+
+
+def find_blocks(model: PreTrainedModel) -> BlockList:
+    """Return the module list that holds most of the model's linear weights.
+
+    Raises:
+        SecateurError: no module list with linears exists, so this is no stack of blocks.
+    """
+    best: BlockList | None = None
+    best_size = 0
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or len(module) == 0:
+            continue
+        size = sum(linear.weight_OI.numel() for block in module for linear in find_linears(block))
+        # A list inside a block (experts) is smaller than the list of blocks that contains it.
+        if size > best_size:
+            best, best_size = BlockList(model, name, module), size
+    if best is None:
+        raise SecateurError(
+            f"{type(model).__name__} has no list of decoder blocks with linears; "
+            "use a causal language model built from a stack of blocks."
+        )
+    return best

@@ -1,0 +1,1 @@
+"""Patterns, masks, exact counts, and the plan that divides them among linears."""

@@ -1,0 +1,1 @@
+"""Prune: from a recipe to a checkpoint and a report."""

@@ -1,0 +1,266 @@
+"""Prune one block: apply the stages of a recipe, and measure what they cost."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from secateur.blocks.block_task import BlockTask, Reference
+from secateur.blocks.dense_task import DenseTask
+from secateur.blocks.inputs import (
+    InputAccumulator,
+    LinearGroup,
+    find_groups,
+    judged_tokens,
+    observed_inputs,
+)
+from secateur.blocks.replay import Replay
+from secateur.blocks.streams import Stream
+from secateur.methods import AnyStage, BlockStage, DenseStage, GroupStage
+from secateur.methods.quantize import Quantize
+from secateur.models.masks import KeptMasks
+from secateur.models.structure import Linear, find_linears
+from secateur.patterns.pattern import Pattern
+from secateur.pruning.groups import GroupPruner
+from secateur.pruning.pruned import PrunedBlock
+from secateur.runs.stopwatch import Stopwatch
+
+# So many tokens say how large the inputs of a linear are; a Gram matrix would take more.
+_NORM_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class BlockTargets:
+    """What the dense block says before it is pruned.
+
+    Attributes:
+        groups: its linears by shared input, in the order of execution.
+        held_out: its outputs on held-out text of the pruned stream, by batch.
+        outputs: what block stages fit to, by reference (sequences, length, hidden).
+        mean_squares: mean squared inputs of each linear by column, if a stage asks for them.
+    """
+
+    groups: list[LinearGroup]
+    held_out: list[Tensor]
+    outputs: Mapping[Reference, Tensor]
+    mean_squares: dict[str, Tensor]
+
+
+class BlockPruner:
+    """Applies the stages of a recipe to one block after the other.
+
+    Args:
+        stages: in order.
+        pattern: what masks must look like.
+        device: where blocks are worked on.
+        dtype: of forward passes.
+        seed: for the random choices of stages.
+        buffer_SLD: room for the outputs that `wants_targets` says are needed.
+        masks: those to begin with.
+    """
+
+    def __init__(
+        self,
+        stages: Iterable[AnyStage],
+        pattern: Pattern,
+        device: torch.device,
+        dtype: torch.dtype,
+        seed: int,
+        buffer_SLD: Tensor | None = None,
+        masks: KeptMasks | None = None,
+    ) -> None:
+        stages = list(stages)
+        self._dense_stages = [stage for stage in stages if isinstance(stage, DenseStage)]
+        self._phases: list[BlockStage | GroupPruner] = []
+        self._block_stages: list[BlockStage] = []
+        for _, run in itertools.groupby(stages, key=lambda stage: isinstance(stage, BlockStage)):
+            adjacent = list(run)
+            together = [stage for stage in adjacent if isinstance(stage, GroupStage)]
+            alone = [stage for stage in adjacent if isinstance(stage, BlockStage)]
+            if together:
+                self._phases.append(GroupPruner(together, pattern, device, dtype))
+            self._phases += alone
+            self._block_stages += alone
+        self._pattern = pattern
+        self._device = device
+        self._dtype = dtype
+        self._seed = seed
+        self._buffer_SLD = buffer_SLD
+        self._masks = masks
+        self._quantize = next((stage for stage in stages if isinstance(stage, Quantize)), None)
+
+    def look(self, block: nn.Module, stream: Stream, dense_stream: Stream | None) -> BlockTargets:
+        """Run the dense block, before anything in it changes.
+
+        The dense stream, if there is one, moves past the block.
+        """
+        held_out: list[Tensor] = []
+        run = partial(stream.forward, block)
+        first = stream.batches.held_out[0]
+        groups = find_groups(find_linears(block), lambda: held_out.append(run(first).cpu()))
+        held_out += [run(batch).cpu() for batch in stream.batches.held_out[1:]]
+        mean_squares = self._pass_fitted(block, stream, groups)
+        outputs: dict[Reference, Tensor] = {}
+        if self._buffer_SLD is not None:
+            for batch, y_BLD in zip(stream.batches.held_out, held_out, strict=True):
+                self._buffer_SLD[batch].copy_(y_BLD)
+            outputs["pruned"] = self._buffer_SLD
+        if dense_stream is not None:
+            for batch in dense_stream.batches.all:
+                dense_stream.advance(block, batch)
+            dense_stream.position += 1
+            outputs["dense"] = dense_stream.x_SLD
+        return BlockTargets(groups, held_out, outputs, mean_squares)
+
+    def _pass_fitted(
+        self, block: nn.Module, stream: Stream, groups: Sequence[LinearGroup]
+    ) -> dict[str, Tensor]:
+        """Run fitted sequences once for what stages want of them: outputs, input norms."""
+        if not (self._dense_stages or any(stage.needs_norms for stage in self._block_stages)):
+            groups = []
+        if not groups and self._buffer_SLD is None:
+            return {}
+        widths = [group.linears[0].weight_OI.shape[1] for group in groups]
+        sums = [InputAccumulator(width, "norms", self._device, self._dtype) for width in widths]
+        with observed_inputs(groups, lambda number, x_NI: sums[number].add(x_NI)):
+            for batch in stream.batches.fitted:
+                if self._buffer_SLD is None and sums[0].tokens >= _NORM_TOKENS:
+                    break
+                y_BLD = stream.forward(block, batch)
+                if self._buffer_SLD is not None:
+                    self._buffer_SLD[batch].copy_(y_BLD)
+        return {
+            linear.name: total.result().mean_square_I
+            for group, total in zip(groups, sums, strict=True)
+            for linear in group.linears
+        }
+
+    def prune(
+        self,
+        block: nn.Module,
+        name: str,
+        stream: Stream,
+        targets: BlockTargets,
+        zeros: Mapping[str, int],
+        stored: torch.dtype,
+        replay: Replay,
+    ) -> PrunedBlock:
+        """Apply all stages to the block.
+
+        Args:
+            block: with dense fp32 weights; they are replaced.
+            name: full name of the block, for messages.
+            stream: hidden states that enter the block in the model pruned so far.
+            targets: what `look` saw.
+            zeros: exact number of zeros of each linear, by name inside the block.
+            stored: dtype that weights are saved in; they are rounded to it at once, so that what
+                follows sees the weights of the file.
+            replay: remembers the parts of the block that are finished.
+        """
+        pruned = PrunedBlock(
+            masks=dict(self._masks.of(stream.position, block)) if self._masks else {}
+        )
+        watch = Stopwatch(pruned.seconds, self._device)
+        linears = tuple(find_linears(block))
+        generator = torch.Generator().manual_seed(self._seed + stream.position)
+        for stage in self._dense_stages:
+            stage.apply(
+                DenseTask(
+                    block=block,
+                    groups=[group.linears for group in targets.groups],
+                    pattern=self._pattern,
+                    mean_squares=targets.mean_squares,
+                    run=partial(stream.exact, block, slice(0, stage.batch_sequences)),
+                    generator=generator,
+                    notes=pruned.notes,
+                )
+            )
+            watch.lap(stage.method)
+        # The first weights that count as dense are those in their final order.
+        dense = None
+        if self._block_stages:
+            dense = {linear.name: linear.weight_OI.clone() for linear in linears}
+        for phase in self._phases:
+            replay.forget()
+            if isinstance(phase, GroupPruner):
+                phase.prune(
+                    block,
+                    name,
+                    stream,
+                    targets.groups,
+                    dense,
+                    zeros,
+                    stored,
+                    replay,
+                    pruned,
+                    watch,
+                )
+                continue
+            assert dense is not None
+            phase.apply(
+                BlockTask(
+                    name=name,
+                    block=block,
+                    linears=linears,
+                    dense=dense,
+                    masks=pruned.masks,
+                    zeros=zeros,
+                    pattern=self._pattern,
+                    stored=stored,
+                    mean_squares=targets.mean_squares,
+                    stream=stream,
+                    targets=targets.outputs,
+                    generator=generator,
+                    grid=None if self._quantize is None else self._quantize.grid,
+                    rounds_to_nearest=self._quantize is not None
+                    and self._quantize.solver == "round",
+                    clippings=pruned.clippings,
+                    quantised=pruned.quantised,
+                    notes=pruned.notes,
+                )
+            )
+            watch.lap(phase.method)
+        if dense is not None and isinstance(self._phases[-1], BlockStage):
+            pruned.errors = linear_errors(block, linears, stream, targets.groups, dense)
+        return pruned
+
+
+def linear_errors(
+    block: nn.Module,
+    linears: Iterable[Linear],
+    stream: Stream,
+    groups: list[LinearGroup],
+    dense: Mapping[str, Tensor],
+) -> dict[str, float]:
+    """Relative squared output error of each linear on tokens of the first held-out batch.
+
+    Both versions of a linear get the input that the pruned block gives it.
+    """
+    errors = {linear.name: float("nan") for linear in linears}
+
+    def measure(number: int, x_NI: Tensor) -> None:
+        for linear in groups[number].linears:
+            with torch.autocast(x_NI.device.type, enabled=False):
+                x, w_OI = judged_tokens(x_NI).float(), dense[linear.name]
+                error = (x @ (linear.weight_OI - w_OI).T).square().sum()
+                power = (x @ w_OI.T).square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+            errors[linear.name] = float(error / power)
+
+    with observed_inputs(groups, measure):
+        stream.forward(block, stream.batches.held_out[0])
+    return errors
+
+
+def wants_targets(stages: Iterable[AnyStage]) -> bool:
+    """Whether a stage fits to the dense block's output on the pruned stream."""
+    return any(isinstance(s, BlockStage) and s.reference == "pruned" for s in stages)
+
+
+def wants_dense_stream(stages: Iterable[AnyStage]) -> bool:
+    """Whether a stage fits to the hidden states of the dense model."""
+    return any(isinstance(s, BlockStage) and s.reference == "dense" for s in stages)

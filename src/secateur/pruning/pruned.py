@@ -1,0 +1,62 @@
+"""What pruning a block leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import isnan
+
+from torch import Tensor
+
+from secateur.report.documents.prune import BlockReport, LinearReport
+from secateur.solvers.grids import Clipping
+from secateur.solvers.quantise import QuantisedSolution
+
+
+@dataclass
+class PrunedBlock:
+    """What happened to a block.
+
+    Attributes:
+        masks: by linear name inside the block; bool, True = kept.
+        quantised: weights as levels of a grid, by linear name.
+        clippings: learned ranges of the grids to come, by linear name.
+        rounded_to_zero: kept weights whose value on the grid is zero, by linear name.
+        errors: relative squared output error of each linear on held-out tokens.
+        notes: fallbacks used and updates rejected, as sentences.
+        seconds: time by phase.
+    """
+
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    quantised: dict[str, QuantisedSolution] = field(default_factory=dict)
+    clippings: dict[str, Clipping] = field(default_factory=dict)
+    rounded_to_zero: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def describe_block(index: int, held_out_error: float, pruned: PrunedBlock) -> BlockReport:
+    """Put a pruned block into the report's terms."""
+    return BlockReport(
+        index=index,
+        held_out_error=held_out_error,
+        linears={
+            name: LinearReport(
+                zeros=(zeros := mask_OI.numel() - int(mask_OI.sum())),
+                rounded_to_zero=pruned.rounded_to_zero.get(name, 0),
+                weights=mask_OI.numel(),
+                sparsity=zeros / mask_OI.numel(),
+                rows=_row_classes(mask_OI),
+                relative_error=None if isnan(pruned.errors[name]) else pruned.errors[name],
+            )
+            for name, mask_OI in pruned.masks.items()
+        },
+        notes=pruned.notes,
+        seconds={phase: round(value, 3) for phase, value in pruned.seconds.items()},
+    )
+
+
+def _row_classes(mask_OI: Tensor) -> list[int]:
+    sparsity_O = 1 - mask_OI.sum(1) / mask_OI.shape[1]
+    classes: list[int] = (sparsity_O * 10).long().clamp_(0, 9).bincount(minlength=10).tolist()
+    return classes

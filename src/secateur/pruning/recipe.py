@@ -1,0 +1,247 @@
+"""The recipe: what to do to a model, as a file, as flags or in Python."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from secateur.allocation import ALLOCATIONS, AnyAllocation, Uniform
+from secateur.methods import STAGES, AnyStage, DenseStage
+from secateur.methods.keep import Keep
+from secateur.methods.quantize import Quantize
+from secateur.methods.refit import Refit
+from secateur.methods.scales import Scales
+from secateur.methods.wanda import Wanda
+from secateur.patterns.pattern import NM, Pattern, Unstructured, parse_pattern
+from secateur.pruning.auto import automatic_allocation, automatic_stages
+from secateur.runs.device import DtypeName
+from secateur.runs.errors import SecateurError
+from secateur.solvers.grids import GridOptions
+from secateur.text import CalibrationOptions
+from secateur.text.options import fitted_share
+
+
+def _read_pattern(value: object) -> Pattern:
+    if isinstance(value, Unstructured | NM):
+        return value
+    if isinstance(value, int) and value > 1:
+        # YAML 1.1 takes 2:4 for a number to the base of sixty.
+        n, m = divmod(value, 60)
+        raise SecateurError(
+            f"The recipe's pattern was read as the number {value}; write it in quotes, such as "
+            f'pattern: "{n}:{m}".'
+        )
+    return parse_pattern(str(value))
+
+
+PatternText = Annotated[
+    Pattern,
+    BeforeValidator(_read_pattern),
+    PlainSerializer(str),
+]
+
+
+class Recipe(BaseModel):
+    """Everything that decides the result of a run, apart from the model itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    pattern: PatternText = Field(
+        Unstructured(0.5), description="a sparsity such as 0.5, or n:m (keep n of every m)"
+    )
+    stages: tuple[AnyStage, ...] = Field(
+        default=(Wanda(), Refit()),
+        description="what is done to each block, in order; auto takes what lost least in trials",
+    )
+    allocation: AnyAllocation = Field(
+        default=Uniform(), description="how the zeros are divided among linears"
+    )
+    calibration: CalibrationOptions = Field(
+        default_factory=CalibrationOptions, description="the text that statistics come from"
+    )
+    held_out: int | None = Field(
+        None,
+        ge=1,
+        description="calibration windows that nothing is fitted on, to measure on; a quarter of "
+        "them if not given",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: DtypeName = Field("auto", description="dtype of forward passes")
+    batch_tokens: int = Field(
+        4096, ge=1, description="tokens in one forward pass, at least a window"
+    )
+    activation_memory: float | None = Field(
+        None, gt=0, description="GB that hidden states may take before they go to a mapped file"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out_auto(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("stages") == "auto":
+            pattern = _read_pattern(values.get("pattern", Unstructured(0.5)))
+            stages, allocation = automatic_stages(pattern), automatic_allocation(pattern)
+            return {"allocation": allocation, **values, "stages": stages}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keeping_prunes_nothing(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "pattern" not in values:
+            stages = values.get("stages")
+            first = stages[0] if isinstance(stages, list | tuple) and stages else None
+            if isinstance(first, Keep) or (
+                isinstance(first, dict) and first.get("method") == "keep"
+            ):
+                return {**values, "pattern": "0.0"}
+        return values
+
+    @field_validator("stages")
+    @classmethod
+    def _mask_comes_first(cls, stages: tuple[Any, ...]) -> tuple[Any, ...]:
+        pruning = stages[1:] if stages and isinstance(stages[0], DenseStage) else stages
+        for stage in pruning:
+            if isinstance(stage, DenseStage):
+                raise ValueError(f"{stage.method} changes the dense model and must come first")
+        if not pruning or not pruning[0].chooses_mask:
+            first = f"not {pruning[0].method}" if pruning else "but there is none"
+            choices = ", ".join(name for name, stage in STAGES.items() if stage.chooses_mask)
+            raise ValueError(f"the first stage must choose a mask ({choices}), {first}")
+        for before, stage in itertools.pairwise(pruning):
+            if isinstance(stage, Scales) != isinstance(before, Quantize):
+                raise ValueError(
+                    "scales trains what quantize has left, and what else followed quantize would "
+                    "leave its grid; put quantize last, or scales right behind it"
+                )
+        if isinstance(pruning[0], Keep):
+            for stage in pruning[1:]:
+                if not stage.keeps_mask:
+                    raise ValueError(f"{stage.method} changes the mask that keep is to keep")
+        return stages
+
+    @model_validator(mode="after")
+    def _pattern_can_be_met(self) -> Recipe:
+        for stage in self.stages:
+            stage.check_pattern(self.pattern)
+        return self
+
+    @model_validator(mode="after")
+    def _some_windows_are_fitted(self) -> Recipe:
+        if self.fitted_windows < 1:
+            raise ValueError(
+                f"held_out is {self.held_out} of {self.calibration.samples} samples; leave at "
+                "least one to fit on"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kept_zeros_are_where_they_are(self) -> Recipe:
+        if self.keeps_masks and not isinstance(self.allocation, Uniform):
+            raise ValueError("keep leaves no zeros to divide; leave the allocation out")
+        return self
+
+    @property
+    def fitted_windows(self) -> int:
+        """Calibration windows that methods fit to; the held-out ones come behind them."""
+        samples = self.calibration.samples
+        return fitted_share(samples) if self.held_out is None else samples - self.held_out
+
+    @property
+    def keeps_masks(self) -> bool:
+        """Whether the masks are those of the checkpoint."""
+        return any(isinstance(stage, Keep) for stage in self.stages)
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """The stage that quantises, if there is one."""
+        return next((stage for stage in self.stages if isinstance(stage, Quantize)), None)
+
+    @property
+    def packing(self) -> GridOptions | None:
+        """The grid whose integers are saved, None if weights are."""
+        stage = self.quantize
+        return stage.grid if stage is not None and stage.format == "packed" else None
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any]) -> Recipe:
+        """Validate plain values.
+
+        Raises:
+            SecateurError: an unknown key (the nearest known one is named) or a bad value.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise SecateurError(_explain(error)) from error
+
+    @classmethod
+    def from_file(cls, path: Path) -> Recipe:
+        """Read a YAML recipe.
+
+        Raises:
+            SecateurError: the file is missing, no YAML mapping, or not a valid recipe.
+        """
+        return cls.from_mapping(read_mapping(path))
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML with every option written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read the plain values of a YAML recipe.
+
+    Raises:
+        SecateurError: the file is missing or no YAML mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SecateurError(f"The recipe {path} cannot be read; check the path.") from error
+    except yaml.YAMLError as error:
+        raise SecateurError(f"The recipe {path} is not valid YAML ({error}).") from error
+    if not isinstance(values, dict):
+        raise SecateurError(f"The recipe {path} must be a YAML mapping such as 'pattern: 0.5'.")
+    return values
+
+
+def _explain(error: ValidationError) -> str:
+    """Say the first problem in one sentence."""
+    problem = error.errors()[0]
+    place = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(place[:-1])
+        near = difflib.get_close_matches(place[-1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}."
+        return f"The recipe has an unknown key {'.'.join(place)}; {hint}"
+    if problem["type"] in {"union_tag_invalid", "union_tag_not_found"}:
+        tag = str(problem.get("ctx", {}).get("tag", ""))
+        choices = ALLOCATIONS if place[:1] == ["allocation"] else STAGES
+        near = difflib.get_close_matches(tag, choices, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"methods are {', '.join(choices)}."
+        return f"The recipe's {'.'.join(place)} names no known method {tag!r}; {hint}"
+    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"The recipe's {'.'.join(place) or 'content'} is not valid: {message}."
+
+
+def _known_keys(place: list[str]) -> list[str]:
+    if place[:1] == ["calibration"]:
+        return list(CalibrationOptions.model_fields)
+    if place[:1] == ["stages"] and len(place) >= 3:
+        return list(STAGES[place[2]].model_fields)
+    if place[:1] == ["allocation"] and len(place) >= 2:
+        return list(ALLOCATIONS[place[1]].model_fields)
+    return list(Recipe.model_fields)

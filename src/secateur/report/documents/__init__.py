@@ -1,0 +1,1 @@
+"""What report files hold, command by command."""

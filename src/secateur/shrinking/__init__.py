@@ -1,0 +1,1 @@
+"""Shrink: fewer channels, heads and groups, and what stays refitted."""

@@ -1,0 +1,212 @@
+"""A run of shrinking whose inputs have been checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from secateur.models.locate import load_model, load_tokenizer
+from secateur.models.skeleton import check_length, positions_of
+from secateur.report.documents.shrink import (
+    LatencyReport,
+    RoundReport,
+    SubBlockReport,
+    SurveyReport,
+)
+from secateur.runs.device import resolve_device, resolve_dtype
+from secateur.runs.errors import SecateurError
+from secateur.runs.machine import package_versions
+from secateur.runs.progress import Progress
+from secateur.runs.run import Run, check_apart, fingerprint_files
+from secateur.shrinking.export import plan_layout
+from secateur.shrinking.masking import check_cuttable
+from secateur.shrinking.options import ShrinkOptions
+from secateur.shrinking.source import Source, open_source
+from secateur.shrinking.uniform import uniform_widths
+from secateur.shrinking.units import (
+    SubBlock,
+    Width,
+    all_units,
+    block_parameters,
+    find_sub_blocks,
+    kept_parameters,
+)
+from secateur.shrinking.widths import width_grids
+from secateur.text import Calibration, load_calibration, source_files
+from secateur.text.saved import calibrate_once
+
+
+@dataclass(frozen=True)
+class Target:
+    """How much goes.
+
+    Attributes:
+        budget: parameters to remove.
+        widths: to which each sub-block is cut; None leaves that to the preset.
+    """
+
+    budget: int
+    widths: list[Width] | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run works on.
+
+    Attributes:
+        name: of the model, as the user gave it.
+        source: the dense checkpoint.
+        sub_blocks: its sub-blocks.
+        target: how much goes.
+        options: what the user said.
+        tokenizer: for calibration text.
+        device: of forward passes.
+        dtype: of forward passes.
+        run: the output folder.
+    """
+
+    name: str
+    source: Source
+    sub_blocks: list[SubBlock]
+    target: Target
+    options: ShrinkOptions
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: torch.dtype
+    run: Run
+
+    def grids(self) -> list[list[Width]]:
+        """Widths that the sub-blocks may have in the default preset."""
+        options = self.options
+        return width_grids(self.sub_blocks, options.grid, whole_groups=options.whole_groups)
+
+    def load(self) -> PreTrainedModel:
+        """Load the dense model as a whole."""
+        trust = self.source.trust_remote_code
+        return load_model(self.source.folder, self.dtype, self.device, trust_remote_code=trust)
+
+    def calibrate(
+        self, samples: int, model_loader: Callable[[], PreTrainedModel], progress: Progress
+    ) -> Calibration:
+        """Draw ``samples`` windows of calibration text, or take those of an earlier session."""
+        options = self.options.calibration.model_copy(update={"samples": samples})
+        return calibrate_once(
+            self.run,
+            lambda: load_calibration(
+                options,
+                self.tokenizer,
+                model_loader=model_loader,
+                max_positions=positions_of(self.source.blocks.model.config),
+                progress=progress,
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a preset decided.
+
+    Attributes:
+        kept: what stays of each sub-block, as ``units`` has it.
+        sub_blocks: what the report says of each.
+        tokens: that went through forward passes.
+        calibration: what the report says of the text.
+        resumed: rounds or blocks that an earlier session had finished.
+        refitted: folder of parameters with new values (``read_refitted``), if there are any.
+        rounds: of the paper's preset.
+        survey: of the default preset, if it chose the widths.
+        latency: if it chose them by their time.
+        notes: for the user.
+    """
+
+    kept: list[Tensor]
+    sub_blocks: list[SubBlockReport]
+    tokens: int
+    calibration: dict[str, Any]
+    resumed: int
+    refitted: Path | None = None
+    rounds: Sequence[RoundReport] = ()
+    survey: SurveyReport | None = None
+    latency: LatencyReport | None = None
+    notes: Sequence[str] = ()
+
+
+def prepare(
+    name: str | Path,
+    output: Path,
+    options: ShrinkOptions,
+    tokenizer: PreTrainedTokenizerBase | None,
+    restart: bool,
+    trust_remote_code: bool,
+    *,
+    curve: bool = False,
+) -> Job:
+    """Check everything that can be checked before work starts, and open the output folder.
+
+    For a ``curve`` nothing is to go yet, and any target will do.
+
+    Raises:
+        SecateurError: the model cannot be cut, the target not be met, the result not be stored,
+            or the folder holds something else.
+    """
+    device = resolve_device(options.device)
+    dtype = resolve_dtype(options.dtype, device)
+    source = open_source(name, trust_remote_code=trust_remote_code)
+    check_apart(output, source.folder)
+    sub_blocks = find_sub_blocks(source.blocks, ffn_only=options.ffn_only)
+    if options.preset == "default":
+        width_grids(sub_blocks, options.grid, whole_groups=options.whole_groups)
+    target = Target(0, None) if curve else _target(source, sub_blocks, options)
+    check_cuttable(source.store(device), sub_blocks, queries=not _whole_groups(options))
+    check_length(source.blocks.model.config, options.calibration.length)
+    tokenizer = tokenizer or load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+    run = Run.open(
+        output,
+        {
+            "model": source.reader.fingerprint(),
+            "options": options.model_dump(mode="json", exclude={"device", "dtype"}),
+            "calibration text": fingerprint_files(source_files(options.calibration)),
+            "forward": f"{dtype} on {device.type}",
+            "versions": package_versions(),
+            "result": "curve" if curve else "model",
+        },
+        restart=restart,
+    )
+    return Job(str(name), source, sub_blocks, target, options, tokenizer, device, dtype, run)
+
+
+def _target(source: Source, sub_blocks: Sequence[SubBlock], options: ShrinkOptions) -> Target:
+    """How much is to go, once it is certain that the result can be stored."""
+    total = block_parameters(source.blocks)
+    budget = round(options.sparsity * total)
+    costs = [sub_block.unit_parameters for sub_block in sub_blocks]
+    removable = kept_parameters(sub_blocks, all_units(sub_blocks))
+    if budget > removable - min(costs):
+        kind = "feed-forwards" if options.ffn_only else "units that can be removed"
+        raise SecateurError(
+            f"Removing {options.sparsity:.1%} of the blocks' parameters would empty the model, its "
+            f"{kind} hold {removable / total:.1%} of them; remove less."
+        )
+    if budget < min(costs):
+        raise SecateurError(
+            f"{options.sparsity:.4%} of the blocks' parameters are less than the smallest unit; "
+            f"remove {min(costs) / total:.4%} or more."
+        )
+    if options.form == "uniform":
+        widths = uniform_widths(
+            source, sub_blocks, budget, options.sparsity, whole_groups=_whole_groups(options)
+        )
+        return Target(budget, [widths.of(sub_block) for sub_block in sub_blocks])
+    plan_layout(source, sub_blocks, [each.whole for each in sub_blocks], options.form)
+    return Target(budget, None)
+
+
+def _whole_groups(options: ShrinkOptions) -> bool:
+    """Whether no query head goes without its group; in the paper's preset none does."""
+    return options.whole_groups or options.preset == "paper"

@@ -1,0 +1,98 @@
+"""What the user may say about shrinking."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from secateur.runs.device import DtypeName
+from secateur.runs.errors import SecateurError
+from secateur.shrinking.export import Form
+from secateur.shrinking.priors import Prior
+from secateur.text import CalibrationOptions
+
+
+class ShrinkOptions(BaseModel):
+    """Everything that decides the result of shrinking, apart from the model itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sparsity: float = Field(
+        0.5, gt=0, lt=1, description="share of the parameters of all blocks to remove"
+    )
+    preset: Literal["default", "paper"] = Field("default", description="how units are chosen")
+    form: Form = Field("uneven", description="how the smaller model is stored")
+    ffn_only: bool = Field(False, description="leave attention as it is")
+    whole_groups: bool = Field(
+        False, description="default: key-value groups that stay keep all their query heads"
+    )
+    grid: int | None = Field(
+        None, ge=1, description="default: feed-forwards keep multiples of so many channels"
+    )
+    budget: Literal["parameters", "latency"] = Field(
+        "parameters",
+        description="default: what the share is of, parameters of the blocks or the time that they "
+        "take on this machine for a window of text",
+    )
+    sub_models: int = Field(
+        96, ge=8, description="default: sub-models of random widths that are tried"
+    )
+    step: float = Field(0.05, gt=0, lt=1, description="paper: largest share that one round removes")
+    masks: int = Field(200, ge=2, description="paper: sub-models that a round tries")
+    prior: Prior = Field("wanda", description="paper: what decides which units may go in a round")
+    calibration: CalibrationOptions = Field(
+        default_factory=CalibrationOptions,
+        description="text; in the paper's preset samples are for each round, 32 unless given",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: DtypeName = Field("auto", description="dtype of weights and forward passes")
+
+    _own: ClassVar[dict[str, set[str]]] = {
+        "default": {"whole_groups", "grid", "budget", "sub_models"},
+        "paper": {"step", "masks", "prior"},
+    }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rounds_are_short(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") != "paper":
+            return values
+        given = values.get("calibration", {})
+        if isinstance(given, dict):
+            values = {**values, "calibration": {"samples": 32, **given}}
+        return values
+
+    @model_validator(mode="after")
+    def _options_are_of_the_preset(self) -> ShrinkOptions:
+        for preset, names in self._own.items():
+            if preset != self.preset and (foreign := sorted(names & self.model_fields_set)):
+                raise SecateurError(
+                    f"The option {foreign[0]} of shrinking belongs to the preset {preset}; name "
+                    "that preset or leave the option out."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _time_needs_widths_to_choose(self) -> ShrinkOptions:
+        if self.budget == "latency" and self.form != "uneven":
+            raise SecateurError(
+                "A budget of latency chooses a width for each block; leave out --uniform and "
+                "--padded, or count parameters."
+            )
+        return self
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any]) -> ShrinkOptions:
+        """Validate plain values.
+
+        Raises:
+            SecateurError: an unknown key or a bad value.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+        raise SecateurError(f"The option {place} of shrinking is not valid: {message}.")

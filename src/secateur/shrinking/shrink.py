@@ -1,0 +1,142 @@
+"""Shrink a model: from a name and a share to a smaller checkpoint and a report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from secateur.models.reader import CheckpointReader
+from secateur.report.documents.shrink import ShrinkReport
+from secateur.report.page import write_report
+from secateur.runs.files import write_json
+from secateur.runs.machine import describe_machine, peak_device_memory, peak_memory
+from secateur.runs.progress import Progress, silent
+from secateur.runs.stopwatch import Stopwatch
+from secateur.shrinking.export import as_they_were, check_saved, export, plan_layout
+from secateur.shrinking.job import Job, prepare
+from secateur.shrinking.nested import choose_nested
+from secateur.shrinking.options import ShrinkOptions
+from secateur.shrinking.refitting import read_refitted
+from secateur.shrinking.report import count_parameters
+from secateur.shrinking.rounds import choose_in_rounds
+
+
+@dataclass(frozen=True)
+class ShrinkResult:
+    """What ``shrink`` returns.
+
+    Attributes:
+        report: what was removed and what it cost.
+        output: the checkpoint folder.
+    """
+
+    report: ShrinkReport
+    output: Path
+
+
+def shrink(
+    model: str | Path,
+    output: str | Path,
+    options: ShrinkOptions | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    restart: bool = False,
+    trust_remote_code: bool = False,
+    progress: Progress = silent,
+) -> ShrinkResult:
+    """Remove feed-forward channels and attention heads, and save the smaller model.
+
+    The model is in memory once, as for inference; the result is cut from the files.
+
+    Args:
+        model: a checkpoint folder, hub id or GGUF file.
+        output: a new or empty folder for the result, or that of an interrupted run to go on with.
+        options: how much goes and how it is chosen; half of the blocks if None.
+        tokenizer: for calibration text; the checkpoint's own if None.
+        restart: start over in the folder of an earlier run.
+        trust_remote_code: let the checkpoint's own Python code run.
+        progress: called with (phase, done, total).
+
+    Raises:
+        SecateurError: anything the user can mend, before work starts where that is possible.
+    """
+    options = options or ShrinkOptions()
+    target = Path(output).expanduser()
+    job = prepare(model, target, options, tokenizer, restart, trust_remote_code)
+    if job.run.complete:
+        saved = (target / "report.json").read_text(encoding="utf-8")
+        return ShrinkResult(ShrinkReport.model_validate_json(saved), target)
+    report = _execute(job, progress)
+    write_json(target / "report.json", report.model_dump(mode="json"))
+    job.run.record_complete()
+    write_report(target)
+    return ShrinkResult(report, target)
+
+
+def _execute(job: Job, progress: Progress) -> ShrinkReport:
+    options = job.options
+    if job.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(job.device)
+    started = time.perf_counter()
+    seconds: dict[str, float] = {}
+    watch = Stopwatch(seconds, job.device)
+    choose = choose_in_rounds if options.preset == "paper" else choose_nested
+    chosen = choose(job, watch, progress)
+    widths = [
+        sub_block.width_of(units)
+        for sub_block, units in zip(job.sub_blocks, chosen.kept, strict=True)
+    ]
+    layout = plan_layout(job.source, job.sub_blocks, widths, options.form)
+    # The result is cut from the files; no model is in memory.
+    new = as_they_were if chosen.refitted is None else partial(read_refitted, chosen.refitted)
+    export(job.source, job.sub_blocks, chosen.kept, layout, job.run.output, new)
+    check_saved(job.source, layout, job.run.output)
+    if chosen.refitted is not None:
+        shutil.rmtree(chosen.refitted)
+    watch.lap("checkpoint")
+    seconds["total"] = time.perf_counter() - started
+    return ShrinkReport(
+        model=job.name,
+        options=options.model_dump(mode="json"),
+        calibration=chosen.calibration,
+        forward_dtype=str(job.dtype).removeprefix("torch."),
+        parameters=count_parameters(
+            job.source,
+            CheckpointReader(job.run.output),
+            job.sub_blocks,
+            chosen.kept,
+            options.sparsity,
+            padded=options.form == "padded",
+        ),
+        sub_blocks=chosen.sub_blocks,
+        rounds=list(chosen.rounds),
+        survey=chosen.survey,
+        latency=chosen.latency,
+        forward_tokens=chosen.tokens,
+        seconds={phase: round(value, 3) for phase, value in seconds.items()},
+        resumed=chosen.resumed,
+        peak_memory_bytes=peak_memory(),
+        peak_device_memory_bytes=peak_device_memory(job.device),
+        machine=describe_machine(job.device),
+        notes=[*chosen.notes, *_notes(job, layout.config)],
+    )
+
+
+def _notes(job: Job, config: dict[str, Any]) -> list[str]:
+    notes = []
+    source = job.source
+    if job.options.form == "padded":
+        notes.append("The files hold zeros in place of what was removed: nothing is faster.")
+    if config["model_type"] != source.config["model_type"]:
+        notes.append(
+            f"Stored as {config['model_type']}, which computes the same: the configuration of "
+            f"{source.config['model_type']} refuses {config[source.names.heads]} heads."
+        )
+    return notes

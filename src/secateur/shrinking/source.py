@@ -1,0 +1,76 @@
+"""The checkpoint that is shrunk: its files, its structure, its configuration's own words."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.models.checkpoint import Checkpoint
+from secateur.models.structure import BlockList
+from secateur.runs.errors import SecateurError
+
+_WIDTHS = ("ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size")
+
+
+@dataclass(frozen=True)
+class SizeNames:
+    """Keys of a configuration.
+
+    Attributes:
+        heads: number of query heads.
+        groups: number of key-value groups; the same key where each head has its own.
+        width: channels of the feed-forward.
+    """
+
+    heads: str
+    groups: str
+    width: str
+
+
+@dataclass(frozen=True)
+class Source(Checkpoint):
+    """A checkpoint that can be cut.
+
+    Attributes:
+        config: its config.json.
+        names: what that calls the sizes that shrink.
+        trust_remote_code: whether the checkpoint's own code may run.
+    """
+
+    config: dict[str, Any]
+    names: SizeNames
+    trust_remote_code: bool
+
+
+def open_source(model: str | Path, *, trust_remote_code: bool = False) -> Source:
+    """Look at a checkpoint's headers and configuration.
+
+    Raises:
+        SecateurError: it cannot be read, or it is stored in a way that cannot be cut.
+    """
+    found = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    config = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
+    if "per_layer_config" in config:
+        raise SecateurError(
+            f"The blocks of {found.folder} differ in width already; shrink the model it was made "
+            "from, to the size you want."
+        )
+    names = _size_names(found.blocks, found.folder)
+    return Source(
+        found.folder, found.reader, found.blocks, found.mapped, config, names, trust_remote_code
+    )
+
+
+def _size_names(blocks: BlockList, folder: Path) -> SizeNames:
+    config = blocks.model.config
+    if config.get_text_config() is not config:
+        raise SecateurError(
+            f"{folder} holds a model of several parts ({config.model_type}); shrink a checkpoint "
+            "of its language model alone."
+        )
+    heads = config.attribute_map.get("num_attention_heads", "num_attention_heads")
+    grouped = getattr(config, "num_key_value_heads", None) is not None
+    width = next((name for name in _WIDTHS if hasattr(config, name)), _WIDTHS[-1])
+    return SizeNames(heads, "num_key_value_heads" if grouped else heads, width)

@@ -1,0 +1,128 @@
+"""Fit every block of a cut model to the dense model's hidden states, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.blocks.block_task import BlockTask
+from secateur.blocks.loop import advance_stream
+from secateur.blocks.streams import Stream
+from secateur.methods.reconstruct import Reconstruct
+from secateur.models.store import BlockStore
+from secateur.models.structure import find_linears
+from secateur.patterns.pattern import Unstructured
+
+
+@dataclass(frozen=True)
+class FittedBlock:
+    """A block that is on disk.
+
+    Attributes:
+        index: its number.
+        before: distance of its output from the dense model's hidden states (``bounded_error``),
+            mean over held-out tokens, with the weights it had.
+        after: the same with those it has.
+        notes: for the user.
+    """
+
+    index: int
+    before: float
+    after: float
+    notes: tuple[str, ...] = ()
+
+
+def bounded_error(y_BLD: Tensor, target_BLD: Tensor) -> Tensor:
+    """Squared distance of every token's hidden states over the larger of their squares, at most 4.
+
+    Models have a few tokens whose hidden states are hundreds of times as large as others. A model
+    that was cut may have them in other places, and relative to the small state that the dense
+    model has there, their error would outweigh all other tokens.
+
+    Args:
+        y_BLD: hidden states (batch, length, hidden), with their graph.
+        target_BLD: those of the dense model.
+
+    Returns:
+        error_BL.
+    """
+    error_BL = (y_BLD - target_BLD).square().sum(-1)
+    power_BL = torch.maximum(target_BLD.square().sum(-1), y_BLD.detach().square().sum(-1))
+    return error_BL / power_BL.clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def fit_blocks(
+    store: BlockStore,
+    dense: BlockStore,
+    stream: Stream,
+    dense_stream: Stream,
+    stage: Reconstruct,
+    seed: int,
+) -> Iterator[FittedBlock]:
+    """Train the blocks that the stream has not passed; each is saved before it is yielded.
+
+    A block sees what the fitted blocks before it hand on, and learns to return what the dense
+    model has at that depth, so it makes up for errors made earlier. One block is in memory.
+
+    Args:
+        store: the cut model.
+        dense: the model it was cut from, with as many blocks of the same hidden size.
+        stream: hidden states of the cut model.
+        dense_stream: those of the dense model on the same text.
+        stage: how to train.
+        seed: decides the order of the text.
+
+    Raises:
+        SecateurError: weights or hidden states are not finite.
+    """
+    for index in range(stream.position, len(store.blocks)):
+        _pass_dense(dense, dense_stream)
+        block = store.load(index)
+        name = store.blocks.name(index)
+        linears = tuple(find_linears(block))
+        task = BlockTask(
+            name=name,
+            block=block,
+            linears=linears,
+            dense={},
+            # Nothing is removed inside a block that was cut.
+            masks={
+                each.name: torch.ones_like(each.weight_OI, dtype=torch.bool) for each in linears
+            },
+            zeros={},
+            pattern=Unstructured(0.0),
+            stored=store.weight_dtype(index),
+            mean_squares={},
+            stream=stream,
+            targets={"dense": dense_stream.x_SLD},
+            generator=torch.Generator().manual_seed(seed + index),
+            error=bounded_error,
+        )
+        before = after = task.held_out_error("dense")
+        # Nothing is left in a block that was removed as a whole.
+        if linears:
+            stage.apply(task)
+            after = task.held_out_error("dense")
+        advance_stream(block, stream, [], name)
+        store.save(index, {})
+        store.release(index)
+        yield FittedBlock(index, before, after, tuple(task.notes))
+
+
+def pass_fitted(
+    store: BlockStore, dense: BlockStore, stream: Stream, dense_stream: Stream, count: int
+) -> None:
+    """Carry both streams through the blocks that an earlier session fitted."""
+    for index in range(count):
+        _pass_dense(dense, dense_stream)
+        advance_stream(store.load_finished(index), stream, [], store.blocks.name(index))
+        store.release(index)
+
+
+def _pass_dense(dense: BlockStore, stream: Stream) -> None:
+    index = stream.position
+    advance_stream(dense.load(index), stream, [], dense.blocks.name(index))
+    dense.release(index)

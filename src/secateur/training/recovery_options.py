@@ -1,0 +1,108 @@
+"""What the user may say about recovery."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from secateur.methods.reconstruct import Reconstruct
+from secateur.runs.device import DtypeName
+from secateur.runs.errors import SecateurError
+from secateur.training import Training
+from secateur.training.options import DistillationOptions, put_over
+from secateur.training.tensorboard import LogTo
+
+# At their highest, where the user names none.
+_LEARNING_RATES = {"lora": 1e-3, "full": 1e-4, "none": 1e-4}
+_DISTILLATION = {"weight": 0.9, "temperature": 1.0, "top_k": 64}
+
+
+class Recovery(BaseModel):
+    """Everything that decides the result of recovery, apart from models and text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    blocks: Reconstruct | None = Field(
+        default_factory=Reconstruct,
+        description="fit each block to the dense model's hidden states first; null leaves that out",
+    )
+    block_windows: int = Field(
+        128, ge=2, description="windows of the training text for that, a quarter to measure on"
+    )
+    network: Literal["lora", "full", "none"] = Field(
+        "lora", description="then train low-rank adapters, all parameters, or nothing"
+    )
+    rank: int = Field(32, ge=1, description="of the adapters")
+    tokens: int = Field(262_144, ge=2, description="to train the network on, at most once each")
+    length: int = Field(512, ge=2, description="tokens per window")
+    batch_tokens: int = Field(4096, ge=2, description="tokens per step")
+    learning_rate: float | None = Field(
+        None, gt=0, description="at its highest; null: 1e-3 for lora, 1e-4 for full"
+    )
+    distillation: DistillationOptions = Field(
+        default_factory=lambda: DistillationOptions.model_validate(_DISTILLATION),
+        description="how the dense model takes part",
+    )
+    seed: int = Field(0, ge=0, description="decides the order of the text")
+    validation_windows: int = Field(32, ge=1, description="windows that are not trained on")
+    validations: int = Field(8, ge=1, description="how often they choose a checkpoint")
+    checkpoint_minutes: float = Field(
+        10.0, ge=0, description="between two states from which a killed run goes on"
+    )
+    log_to: LogTo | None = Field(
+        None, description="tensorboard: the figures of the log as curves, in the work folder"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: DtypeName = Field("auto", description="dtype of forward passes")
+
+    @model_validator(mode="after")
+    def _something_is_left_to_do(self) -> Recovery:
+        if self.blocks is None and self.network == "none":
+            raise ValueError("neither blocks nor the network are to be trained")
+        if self.blocks is not None and self.blocks.reference != "dense":
+            raise ValueError("blocks follow the dense model's hidden states; use reference: dense")
+        if self.distillation.weight == 0:
+            raise ValueError("without a weight of distillation the teacher says nothing")
+        # What is said there of windows and steps holds here.
+        _ = self.training
+        return self
+
+    @property
+    def training(self) -> Training:
+        """The same as options of training, with no mask to move."""
+        network = self.network != "none"
+        rate = self.learning_rate or _LEARNING_RATES[self.network]
+        return Training.from_mapping(
+            {
+                "tokens": self.tokens if network else self.block_windows * self.length,
+                "length": self.length,
+                "batch_tokens": self.batch_tokens if network else self.length,
+                "micro_batch_tokens": self.batch_tokens,
+                "seed": self.seed,
+                "distillation": self.distillation.model_dump(),
+                "optimiser": {"learning_rate": rate, "weight_decay": 0.0},
+                "validation_windows": self.validation_windows,
+                "validations": self.validations,
+                "checkpoint_minutes": self.checkpoint_minutes,
+                "log_to": self.log_to,
+                "device": self.device,
+                "dtype": self.dtype,
+            },
+            "keep-mask",
+        )
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any]) -> Recovery:
+        """Validate plain values.
+
+        Raises:
+            SecateurError: an unknown key or a bad value.
+        """
+        try:
+            return cls.model_validate(put_over({"distillation": _DISTILLATION}, values))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            place = ".".join(map(str, problem["loc"])) or "content"
+            message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+            raise SecateurError(f"The recovery option {place} is not valid: {message}.") from error
