@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -15,8 +16,8 @@ def interrupted_after(blocks: int) -> Iterator[None]:
     """Within the context a run is interrupted once so many blocks are recorded; it must be."""
     record = Run.record
 
-    def stop(run: Run, block: dict[str, object]) -> None:
-        record(run, block)
+    def stop(run: Run, unit: dict[str, object], files: Iterable[Path] = ()) -> None:
+        record(run, unit, files)
         if len(run.finished) == blocks:
             raise KeyboardInterrupt
 

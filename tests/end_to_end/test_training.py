@@ -305,7 +305,7 @@ def test_loss_that_is_not_finite_keeps_the_last_state(
     wild = options(optimiser={"learning_rate": 1e30}, checkpoint_minutes=0.0)
     with pytest.raises(SecateurError, match="NaN or infinite at step"):
         run(checkpoints("llama"), text_file, tmp_path / "out", wild)
-    for state in (tmp_path / "out" / "secateur" / "training").glob("state-*/*"):
+    for state in (tmp_path / "out" / "secateur" / "training").glob("state-*/*.safetensors"):
         assert all(bool(t.isfinite().all()) for t in load_file(state).values())
     assert not (tmp_path / "out" / "model.safetensors.index.json").exists()
 

@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from secateur.runs.files import full_disk_explained
+from secateur.runs.files import writing
 
 
 def memory_budget(gigabytes: float | None) -> int:
@@ -41,7 +41,7 @@ def allocate(
         folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.NamedTemporaryFile(dir=folder, prefix=".activations-", delete=True) as file,
-        full_disk_explained(Path(file.name)),
+        writing(Path(file.name)),
     ):
         # Without its space reserved, a full disk would end the process at some later write.
         _reserve(file.fileno(), size * dtype.itemsize)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from secateur.runs.errors import SecateurError
-from secateur.runs.run import fingerprint_files
+from secateur.runs.files import fingerprint_files
 
 
 @dataclass(frozen=True)

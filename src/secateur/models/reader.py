@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secateur.models.formats.packed import PACKED, PIECES, SCALE, SHAPE, packed_bits, unpack
 from secateur.runs.errors import SecateurError
-from secateur.runs.run import fingerprint_files
+from secateur.runs.files import fingerprint_files
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

@@ -15,7 +15,7 @@ from secateur.models.masks import masks_path, write_masks
 from secateur.models.store import check_finite, least_precise
 from secateur.models.streamed import copy_side_files
 from secateur.models.structure import BlockList
-from secateur.runs.files import full_disk_explained, write_safetensors
+from secateur.runs.files import move_file, write_safetensors, writing
 from secateur.solvers.quantise import QuantisedSolution
 
 
@@ -91,6 +91,11 @@ class ResidentStore:
             self._finished(index), {name: tensor.to(dtypes[name]) for name, tensor in state.items()}
         )
 
+    def written(self, index: int) -> list[Path]:
+        if self._output is None:
+            return []
+        return [self._finished(index), masks_path(self._output, index)]
+
     def release(self, index: int) -> None:
         block = self.blocks[index]
         for name, parameter in block.named_parameters():
@@ -102,15 +107,14 @@ class ResidentStore:
             return
         part = self._output / "secateur" / "saving"
         shutil.rmtree(part, ignore_errors=True)
-        with full_disk_explained(part):
+        with writing(part):
             self.blocks.model.save_pretrained(part)
         # The index, or the single file, comes last: a folder that has one is complete.
         for path in sorted(part.iterdir(), key=lambda path: path.name.endswith(".index.json")):
-            path.replace(self._output / path.name)
+            move_file(path, self._output / path.name)
         part.rmdir()
         if self._side_files is not None:
             copy_side_files(self._side_files, self._output)
-        shutil.rmtree(self._output / "secateur" / "blocks", ignore_errors=True)
 
     def _give_out(self, block: nn.Module) -> nn.Module:
         block.to(self._device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -47,6 +48,9 @@ class BlockStore(Protocol):
 
         Quantised weights, by linear name, are for a store that packs them.
         """
+
+    def written(self, index: int) -> list[Path]:
+        """Return the files that a saved block is in."""
 
     def release(self, index: int) -> None:
         """Forget a loaded block's weights where they need not stay."""

@@ -114,6 +114,10 @@ class StreamedStore:
                 tensors[file] = state[name].to(dtype)
         write_safetensors(self._output / self._shard(index), tensors)
 
+    def written(self, index: int) -> list[Path]:
+        masks = masks_path(self._output, index)
+        return [self._output / self._shard(index), *([masks] if masks.is_file() else [])]
+
     def release(self, index: int) -> None:
         _forget(self.blocks[index], self._tensors.blocks[index])
         _return_freed_memory()

@@ -28,7 +28,7 @@ from secateur.models.structure import Linear, find_linears
 from secateur.patterns.pattern import Pattern
 from secateur.pruning.groups import GroupPruner
 from secateur.pruning.pruned import PrunedBlock
-from secateur.runs.stopwatch import Stopwatch
+from secateur.runs.meter import Stopwatch
 
 # So many tokens say how large the inputs of a linear are; a Gram matrix would take more.
 _NORM_TOKENS = 8192

@@ -26,7 +26,7 @@ from secateur.models.structure import Linear
 from secateur.patterns.pattern import Budget, Pattern
 from secateur.pruning.pruned import PrunedBlock
 from secateur.runs.errors import SecateurError
-from secateur.runs.stopwatch import Stopwatch
+from secateur.runs.meter import Stopwatch
 from secateur.solvers.grids import Clipping
 
 

@@ -1,13 +1,9 @@
-"""What a pruning run works on, checked before it starts."""
+"""What a pruning run works on: first its checked inputs, then with the store that gives blocks."""
 
 from __future__ import annotations
 
 import hashlib
-import shutil
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,77 +17,207 @@ from secateur.models.formats.packed import check_packable
 from secateur.models.locate import load_model, load_tokenizer
 from secateur.models.masks import KeptMasks
 from secateur.models.resident import ResidentStore
-from secateur.models.skeleton import check_length
+from secateur.models.skeleton import check_length, positions_of
 from secateur.models.store import BlockStore
-from secateur.models.streamed import StreamedStore, saved_bytes
-from secateur.models.structure import find_blocks
+from secateur.models.streamed import saved_bytes
+from secateur.models.structure import BlockList, find_blocks
 from secateur.patterns.plan import Plan
 from secateur.pruning.recipe import Recipe
 from secateur.runs.device import resolve_device, resolve_dtype
 from secateur.runs.errors import SecateurError
-from secateur.runs.machine import package_versions
-from secateur.runs.run import Run, check_apart, fingerprint_files
-from secateur.text import source_files
+from secateur.runs.files import fingerprint_files
+from secateur.runs.progress import Progress
+from secateur.runs.run import Run, check_space, decides
+from secateur.text.calibration import Calibration, load_calibration, source_files
 
 
-@dataclass
-class Job:
-    """A run whose inputs have been checked.
+@dataclass(frozen=True)
+class Inputs:
+    """A model and a recipe that fit each other; nothing large has been read.
 
-    The plan has the right sizes and total from the beginning; its zeros are divided once there
-    is calibration text.
+    Attributes:
+        name: of the model, as the user gave it.
+        recipe: what to do.
+        blocks: the model's structure.
+        source: its checkpoint, None for a model in memory.
+        plan: the sizes of all linears and the zeros in all, which are divided later.
+        tokenizer: for calibration text.
+        device: where to compute.
+        dtype: of forward passes.
+        trust_remote_code: let the checkpoint's own Python code run.
     """
 
     name: str
-    store: BlockStore
+    recipe: Recipe
+    blocks: BlockList
+    source: Checkpoint | None
     plan: Plan
     tokenizer: PreTrainedTokenizerBase
-    load_dense: Callable[[], PreTrainedModel]
     device: torch.device
     dtype: torch.dtype
-    run: Run | None
-    streamed: bool
-    in_memory: bool
-    trust_remote_code: bool = False
-    kept: KeptMasks | None = None
-    notes: list[str] = field(default_factory=list)
+    trust_remote_code: bool
 
-
-def job_in_memory(
-    model: PreTrainedModel,
-    recipe: Recipe,
-    output: Path | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> Job:
-    """Check a model in memory; arguments as for ``prune``."""
-    if tokenizer is None:
-        raise SecateurError(
-            "Pruning a model in memory needs its tokenizer for calibration text; pass tokenizer=."
+    @classmethod
+    def of_checkpoint(
+        cls,
+        name: str | Path,
+        recipe: Recipe,
+        tokenizer: PreTrainedTokenizerBase | None,
+        trust_remote_code: bool,
+    ) -> Inputs:
+        """Check a checkpoint against a recipe; arguments of ``prune``."""
+        device = resolve_device(recipe.device)
+        dtype = resolve_dtype(recipe.dtype, device)
+        source = Checkpoint.open(name, trust_remote_code=trust_remote_code, by_block=False)
+        if recipe.quantize is not None:
+            check_quantize(recipe.quantize, source)
+        plan = recipe.allocation.prepare(source.blocks, recipe.pattern)
+        check_length(source.blocks.model.config, recipe.calibration.length)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+        return cls(
+            str(name),
+            recipe,
+            source.blocks,
+            source,
+            plan,
+            tokenizer,
+            device,
+            dtype,
+            trust_remote_code,
         )
-    device = resolve_device(recipe.device)
-    blocks = find_blocks(model.eval())
-    if recipe.quantize is not None:
-        recipe.quantize.check_widths(blocks)
-        _check_unpacked(recipe.quantize, "pruning a model in memory")
-    plan = recipe.allocation.prepare(blocks, recipe.pattern)
-    check_length(blocks.model.config, recipe.calibration.length)
-    # Weights in memory have no fingerprint that is worth its time, so such a run starts afresh.
-    run = Run.open(output, {"model": str(time.time_ns())}, restart=False) if output else None
-    store = ResidentStore(blocks, output, device)
-    kept = KeptMasks(None) if recipe.keeps_masks else None
-    return Job(
-        name=model.config._name_or_path or type(model).__name__,
-        store=store,
-        plan=plan if kept is None else kept.plan(store),
-        tokenizer=tokenizer,
-        load_dense=lambda: model,
-        device=device,
-        dtype=resolve_dtype(recipe.dtype, device),
-        run=run,
-        streamed=False,
-        in_memory=True,
-        kept=kept,
-    )
+
+    @classmethod
+    def of_model(
+        cls, model: PreTrainedModel, recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None
+    ) -> Inputs:
+        """Check a model in memory against a recipe; arguments of ``prune``."""
+        if tokenizer is None:
+            raise SecateurError(
+                "Pruning a model in memory needs its tokenizer for calibration text; pass "
+                "tokenizer=."
+            )
+        device = resolve_device(recipe.device)
+        blocks = find_blocks(model.eval())
+        if recipe.quantize is not None:
+            recipe.quantize.check_widths(blocks)
+            _check_unpacked(recipe.quantize, "pruning a model in memory")
+        plan = recipe.allocation.prepare(blocks, recipe.pattern)
+        check_length(blocks.model.config, recipe.calibration.length)
+        name = model.config._name_or_path or type(model).__name__
+        dtype = resolve_dtype(recipe.dtype, device)
+        return cls(name, recipe, blocks, None, plan, tokenizer, device, dtype, False)
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoint lies."""
+        assert self.source is not None, "a model in memory lies in no folder"
+        return self.source.folder
+
+    @property
+    def whole(self) -> str | None:
+        """Why a checkpoint has to be in memory as a whole; None if it need not."""
+        if self.source is None or not isinstance(self.source.mapped, str):
+            return None
+        return self.source.mapped
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that decides the bytes of the result of a checkpoint."""
+        assert self.source is not None, "weights in memory have no fingerprint worth its time"
+        options = self.recipe.model_dump(mode="json")
+        # What these resolve to is recorded below, or decides nothing.
+        for name in ("device", "dtype", "activation_memory"):
+            options.pop(name)
+        if isinstance(self.recipe.allocation, FromFile):
+            # What a plan file says decides, not where it lies.
+            plan = self.plan.to_json().encode()
+            options["allocation"]["file"] = hashlib.sha256(plan).hexdigest()
+        masks = None
+        if self.recipe.keeps_masks:
+            masks = fingerprint_files(KeptMasks(self.source.folder).files(len(self.blocks)))
+        return decides(
+            model=self.source.reader.fingerprint(),
+            recipe=options,
+            **{"calibration text": fingerprint_files(source_files(self.recipe.calibration))},
+            masks=masks,
+            forward=f"{self.dtype} on {self.device.type}",
+        )
+
+    def check_space(self, output: Path) -> None:
+        """Raise SecateurError if the result does not fit on the disk of the output folder."""
+        assert self.source is not None
+        size = saved_bytes(self.blocks, self.source.reader, self.source.mapped, self.recipe.packing)
+        check_space(output, size, output.glob("model-*.safetensors"))
+
+    def load_dense(self, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
+        """Load the whole checkpoint, in the dtype of forward passes if no other is given."""
+        assert self.source is not None
+        device = self.device if dtype is None else "cpu"
+        return load_model(
+            self.source.folder,
+            self.dtype if dtype is None else dtype,
+            device,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def calibrate(self, progress: Progress, store: BlockStore | None = None) -> Calibration:
+        """Draw calibration text; if the model has to write it, ``store`` has been opened."""
+
+        def dense() -> PreTrainedModel:
+            assert store is not None, "text that needs no model is drawn without one"
+            in_memory = self.source is None or self.whole is not None
+            return store.blocks.model if in_memory else self.load_dense()
+
+        return load_calibration(
+            self.recipe.calibration,
+            self.tokenizer,
+            model_loader=dense,
+            max_positions=positions_of(self.blocks.model.config),
+            progress=progress,
+        )
+
+    def open(self, run: Run | None, first: Calibration | None = None) -> Job:
+        """Open the store; a checkpoint that does not give single blocks is loaded as a whole."""
+        output = None if run is None else run.output
+        store: BlockStore
+        if self.source is None:
+            store = ResidentStore(self.blocks, output, self.device)
+        elif self.whole is not None:
+            loaded = find_blocks(self.load_dense("auto"))
+            store = ResidentStore(loaded, output, self.device, side_files=self.source.folder)
+        else:
+            store = self.source.store(self.device, output, self.recipe.packing)
+        kept, plan = None, self.plan
+        if self.recipe.keeps_masks:
+            kept = KeptMasks(None if self.source is None else self.source.folder)
+            plan = kept.plan(store)
+        return Job(self, store, plan, run, kept, first)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Inputs whose blocks can be read.
+
+    Attributes:
+        inputs: what was checked.
+        store: gives out blocks and takes them back.
+        plan: the zeros in all; of kept masks, of each linear.
+        run: the output folder, None without one.
+        kept: the masks that the checkpoint has, if they are to stay.
+        first: calibration text that has been drawn already.
+    """
+
+    inputs: Inputs
+    store: BlockStore
+    plan: Plan
+    run: Run | None
+    kept: KeptMasks | None
+    first: Calibration | None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where large temporary files may go."""
+        return None if self.run is None else self.run.folder
 
 
 def check_quantize(stage: Quantize, source: Checkpoint) -> None:
@@ -111,59 +237,6 @@ def _check_unpacked(stage: Quantize, what: str) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """A checkpoint and a recipe that fit each other; nothing large has been read."""
-
-    source: Checkpoint
-    plan: Plan
-    tokenizer: PreTrainedTokenizerBase
-    texts: list[Path]
-    recipe: Recipe
-    device: torch.device
-    dtype: torch.dtype
-    kept: KeptMasks | None
-
-    @classmethod
-    def check(
-        cls,
-        name: str | Path,
-        recipe: Recipe,
-        tokenizer: PreTrainedTokenizerBase | None,
-        trust_remote_code: bool,
-    ) -> _Inputs:
-        device = resolve_device(recipe.device)
-        dtype = resolve_dtype(recipe.dtype, device)
-        source = Checkpoint.open(name, trust_remote_code=trust_remote_code, by_block=False)
-        folder, blocks = source.folder, source.blocks
-        if recipe.quantize is not None:
-            check_quantize(recipe.quantize, source)
-        plan = recipe.allocation.prepare(blocks, recipe.pattern)
-        check_length(blocks.model.config, recipe.calibration.length)
-        return cls(
-            source=source,
-            plan=plan,
-            tokenizer=tokenizer or load_tokenizer(folder, trust_remote_code=trust_remote_code),
-            texts=source_files(recipe.calibration),
-            recipe=recipe,
-            device=device,
-            dtype=dtype,
-            kept=KeptMasks(folder) if recipe.keeps_masks else None,
-        )
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Everything that decides the bytes of the result."""
-        blocks = len(self.source.blocks)
-        return {
-            "model": self.source.reader.fingerprint(),
-            "recipe": _deciding_options(self.recipe, self.plan),
-            "calibration text": fingerprint_files(self.texts),
-            "masks": fingerprint_files(self.kept.files(blocks)) if self.kept else None,
-            "forward": f"{self.dtype} on {self.device.type}",
-            "versions": package_versions(),
-        }
-
-
 def fingerprint_run(
     model: str | Path, recipe: Recipe, *, trust_remote_code: bool = False
 ) -> dict[str, Any]:
@@ -172,73 +245,4 @@ def fingerprint_run(
     Raises:
         SecateurError: whatever ``prune`` would raise before it reads weights or writes.
     """
-    return _Inputs.check(model, recipe, None, trust_remote_code).fingerprint()
-
-
-def job_from_checkpoint(
-    name: str | Path,
-    recipe: Recipe,
-    output: Path | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    restart: bool,
-    trust_remote_code: bool,
-) -> Job:
-    """Check a checkpoint and take the output folder, if one is named; arguments of ``prune``."""
-    given = _Inputs.check(name, recipe, tokenizer, trust_remote_code)
-    source, device, dtype = given.source, given.device, given.dtype
-    run = None
-    if output is not None:
-        check_apart(output, source.folder)
-        run = Run.open(output, given.fingerprint(), restart=restart)
-        size = saved_bytes(source.blocks, source.reader, source.mapped, recipe.packing)
-        _check_space(run, size)
-
-    load = partial(load_model, source.folder, trust_remote_code=trust_remote_code)
-
-    notes: list[str] = []
-    store: BlockStore
-    if isinstance(source.mapped, str):
-        notes.append(f"The whole model was loaded instead of one block at a time: {source.mapped}.")
-        resident = load("auto")
-        store = ResidentStore(find_blocks(resident), output, device, side_files=source.folder)
-    else:
-        resident = None
-        store = source.store(device, output, recipe.packing)
-    return Job(
-        name=str(name),
-        store=store,
-        plan=given.plan if given.kept is None else given.kept.plan(store),
-        tokenizer=given.tokenizer,
-        load_dense=lambda: load(dtype, device) if resident is None else resident,
-        device=device,
-        dtype=dtype,
-        run=run,
-        streamed=isinstance(store, StreamedStore),
-        in_memory=False,
-        trust_remote_code=trust_remote_code,
-        kept=given.kept,
-        notes=notes,
-    )
-
-
-def _deciding_options(recipe: Recipe, plan: Plan) -> dict[str, Any]:
-    """The options that change the bytes of the result; resolved ones are recorded apart."""
-    options = recipe.model_dump(mode="json")
-    for name in ("device", "dtype", "activation_memory"):
-        options.pop(name)
-    if isinstance(recipe.allocation, FromFile):
-        # What a plan file says decides, not where it lies.
-        options["allocation"]["file"] = hashlib.sha256(plan.to_json().encode()).hexdigest()
-    return options
-
-
-def _check_space(run: Run, size: int) -> None:
-    """Find out now, not hours later, that the checkpoint will not fit on the disk."""
-    have = shutil.disk_usage(run.output).free
-    present = sum(path.stat().st_size for path in run.output.glob("model-*.safetensors"))
-    need = size - present
-    if have < need:
-        raise SecateurError(
-            f"The result needs {need / 1e9:.1f} GB and the disk of {run.output} has "
-            f"{have / 1e9:.1f} GB free; free some space or choose another disk."
-        )
+    return Inputs.of_checkpoint(model, recipe, None, trust_remote_code).fingerprint()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,24 +17,21 @@ from secateur.blocks.streams import Batches, Stream
 from secateur.methods import GroupStage
 from secateur.models.experts import linear_shapes
 from secateur.models.inspection import inspect
-from secateur.models.skeleton import (
-    positions_of,
-)
+from secateur.models.streamed import StreamedStore
 from secateur.patterns.plan import Plan
 from secateur.pruning.block import BlockPruner, wants_dense_stream, wants_targets
-from secateur.pruning.job import Job, job_from_checkpoint, job_in_memory
+from secateur.pruning.job import Inputs, Job
 from secateur.pruning.pruned import describe_block
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.walk import pass_finished, walk
 from secateur.report.documents.prune import BlockReport, Report, SparsityReport
 from secateur.report.page import write_report
 from secateur.runs.errors import SecateurError
-from secateur.runs.files import write_json, write_text
-from secateur.runs.machine import describe_machine, peak_device_memory, peak_memory
+from secateur.runs.files import write_text
+from secateur.runs.meter import Meter
 from secateur.runs.progress import Progress, silent
-from secateur.runs.stopwatch import Stopwatch
-from secateur.text import Calibration, load_calibration
-from secateur.text.saved import calibrate_once
+from secateur.runs.run import Run, check_apart
+from secateur.text.saved import calibrate_first, calibrate_once
 
 
 @dataclass(frozen=True)
@@ -83,20 +80,42 @@ def prune(
     recipe = recipe or Recipe()
     target = None if output is None else Path(output).expanduser()
     if isinstance(model, PreTrainedModel):
-        job = job_in_memory(model, recipe, target, tokenizer)
-    elif target is None:
+        return _prune_in_memory(model, Inputs.of_model(model, recipe, tokenizer), target, progress)
+    if target is None:
         raise SecateurError("Pruning a checkpoint needs an output folder; name a new or empty one.")
-    else:
-        job = job_from_checkpoint(model, recipe, target, tokenizer, restart, trust_remote_code)
-        if job.run is not None and job.run.complete:
-            saved = (target / "report.json").read_text(encoding="utf-8")
-            return PruneResult(Report.model_validate_json(saved), target, None, {})
-    report, masks = _execute(job, recipe, progress)
-    if isinstance(model, PreTrainedModel):
-        if target is not None:
-            job.tokenizer.save_pretrained(target)
-        return PruneResult(report, target, model, masks)
+    earlier = Run.look(target, restart=restart)
+    inputs = Inputs.of_checkpoint(model, recipe, tokenizer, trust_remote_code)
+    check_apart(target, inputs.folder)
+    inputs.check_space(target)
+    first = calibrate_first(earlier, recipe.calibration, partial(inputs.calibrate, progress))
+    with Run.take(target, inputs.fingerprint(), restart=restart) as run:
+        report = run.live(
+            Report,
+            lambda: _execute(inputs.open(run, first), progress)[0],
+            page=write_report,
+            temporary=("blocks",),
+        )
     return PruneResult(report, target, None, {})
+
+
+def _prune_in_memory(
+    model: PreTrainedModel, inputs: Inputs, target: Path | None, progress: Progress
+) -> PruneResult:
+    if target is None:
+        report, found = _execute(inputs.open(None), progress)
+        return PruneResult(report, None, model, found)
+    masks: dict[str, Tensor] = {}
+
+    def work() -> Report:
+        report, found = _execute(inputs.open(run), progress)
+        masks.update(found)
+        inputs.tokenizer.save_pretrained(run.output)
+        return report
+
+    # Weights in memory have no fingerprint that is worth its time, so such a run starts afresh.
+    with Run.take(target, {"model": str(time.time_ns())}, restart=False) as run:
+        report = run.live(Report, work, page=write_report, temporary=("blocks",))
+    return PruneResult(report, target, model, masks)
 
 
 def plan(
@@ -121,37 +140,35 @@ def plan(
     """
     recipe = recipe or Recipe()
     if isinstance(model, PreTrainedModel):
-        job = job_in_memory(model, recipe, None, tokenizer)
+        inputs = Inputs.of_model(model, recipe, tokenizer)
     else:
-        job = job_from_checkpoint(model, recipe, None, tokenizer, False, trust_remote_code)
+        inputs = Inputs.of_checkpoint(model, recipe, tokenizer, trust_remote_code)
+    job = inputs.open(None)
     if not recipe.allocation.measures:
         return recipe.allocation.allocate(job.plan, job.store.blocks, None)
-    return _allocate(job, recipe, _calibrate(job, recipe, progress).tokens, progress)
+    return _allocate(job, inputs.calibrate(progress, job.store).tokens, progress)
 
 
-def _execute(job: Job, recipe: Recipe, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
+def _execute(job: Job, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
     """Walk all blocks that are not finished, then write what makes them a checkpoint."""
-    if job.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(job.device)
-    started = time.perf_counter()
-    seconds: dict[str, float] = {}
-    watch = Stopwatch(seconds, job.device)
-    calibration = _calibrate(job, recipe, progress)
-    watch.lap("calibration text")
+    inputs, run, store, folder = job.inputs, job.run, job.store, job.folder
+    recipe, device, dtype = inputs.recipe, inputs.device, inputs.dtype
+    meter = Meter(device)
+    calibration = calibrate_once(run, job.first, partial(inputs.calibrate, progress, store))
+    meter.lap("calibration text")
 
     tokens_SL = calibration.tokens
-    job.plan = _allocate(job, recipe, tokens_SL, progress)
-    watch.lap("allocation")
-    folder = job.run.folder if job.run else None
+    plan = _allocate(job, tokens_SL, progress)
+    meter.lap("allocation")
     # The stream, that of the dense model and the outputs to fit to are of the same size.
     buffers = 1 + wants_dense_stream(recipe.stages) + wants_targets(recipe.stages)
     memory = memory_budget(recipe.activation_memory) // buffers
     stream = Stream(
-        job.store,
+        store,
         tokens_SL,
         Batches.of(len(tokens_SL), tokens_SL.shape[1], recipe.batch_tokens, recipe.fitted_windows),
-        job.device,
-        job.dtype,
+        device,
+        dtype,
         folder=folder,
         memory=memory,
         sizes={s.batch_sequences for s in recipe.stages if not isinstance(s, GroupStage)},
@@ -162,112 +179,96 @@ def _execute(job: Job, recipe: Recipe, progress: Progress) -> tuple[Report, dict
         if wants_targets(recipe.stages)
         else None
     )
-    finished = [
-        BlockReport.model_validate(saved) for saved in (job.run.finished if job.run else [])
-    ]
-    resumed, count = len(finished), len(job.store.blocks)
-    for index in pass_finished(job.store, stream, dense_stream, resumed):
+    finished = [BlockReport.model_validate(saved) for saved in (run.finished if run else [])]
+    resumed, count = len(finished), len(store.blocks)
+    for index in pass_finished(store, stream, dense_stream, resumed):
         progress("Passing finished blocks", index + 1, resumed)
-    watch.lap("start")
+    meter.lap("start")
 
     masks: dict[str, Tensor] = {}
     pruner = BlockPruner(
         recipe.stages,
         recipe.pattern,
-        job.device,
-        job.dtype,
+        device,
+        dtype,
         seed=recipe.calibration.seed,
         buffer_SLD=targets_SLD,
         masks=job.kept,
     )
     progress("Pruning blocks", resumed, count)
-    for walked in walk(job.store, stream, dense_stream, job.plan, pruner, job.device):
-        prefix = job.store.blocks.name(walked.index)
+    for walked in walk(store, stream, dense_stream, plan, pruner, device):
         finished.append(describe_block(walked.index, walked.held_out_error, walked.pruned))
-        if job.in_memory:
+        if inputs.source is None:
+            prefix = store.blocks.name(walked.index)
             masks |= {f"{prefix}.{name}": mask for name, mask in walked.pruned.masks.items()}
-        if job.run is not None:
-            job.run.record(finished[-1].model_dump(mode="json"))
+        if run is not None:
+            run.record(finished[-1].model_dump(mode="json"), store.written(walked.index))
         progress("Pruning blocks", walked.index + 1, count)
-    watch.lap("blocks")
+    meter.lap("blocks")
 
-    job.store.finish()
-    sparsity = _count_zeros(job, masks, finished)
-    watch.lap("checkpoint")
-    seconds["total"] = time.perf_counter() - started
+    store.finish()
+    sparsity = _count_zeros(job, plan, masks, finished)
+    meter.lap("checkpoint")
+    if run is not None:
+        write_text(run.folder / "recipe.yaml", recipe.to_yaml())
+        plan.write(run.output / "plan.json")
+    notes = []
+    if inputs.whole is not None:
+        notes.append(f"The whole model was loaded instead of one block at a time: {inputs.whole}.")
     report = Report(
-        model=job.name,
+        model=inputs.name,
         recipe=recipe.model_dump(mode="json"),
         calibration=calibration.description,
-        forward_dtype=str(job.dtype).removeprefix("torch."),
-        streamed=job.streamed,
+        forward_dtype=str(dtype).removeprefix("torch."),
+        streamed=isinstance(store, StreamedStore),
         sparsity=sparsity,
         blocks=finished,
-        seconds={phase: round(value, 3) for phase, value in seconds.items()},
         resumed_blocks=resumed,
-        peak_memory_bytes=peak_memory(),
-        peak_device_memory_bytes=peak_device_memory(job.device),
-        machine=describe_machine(job.device),
-        notes=job.notes,
+        notes=notes,
+        **meter.costs(),
     )
-    if job.run is not None:
-        write_text(job.run.folder / "recipe.yaml", recipe.to_yaml())
-        job.plan.write(job.run.output / "plan.json")
-        write_json(job.run.output / "report.json", report.model_dump(mode="json"))
-        job.run.record_complete()
-        write_report(job.run.output)
     return report, masks
 
 
-def _calibrate(job: Job, recipe: Recipe, progress: Progress) -> Calibration:
-    return calibrate_once(
-        job.run,
-        lambda: load_calibration(
-            recipe.calibration,
-            job.tokenizer,
-            model_loader=job.load_dense,
-            max_positions=positions_of(job.store.blocks.model.config),
-            progress=progress,
-        ),
-    )
-
-
-def _allocate(job: Job, recipe: Recipe, tokens_SL: Tensor, progress: Progress) -> Plan:
+def _allocate(job: Job, tokens_SL: Tensor, progress: Progress) -> Plan:
     """Return the run's plan; what an earlier session of the run decided is used again."""
-    saved = None if job.run is None else job.run.folder / "plan.json"
-    if saved is not None and saved.is_file():
+    inputs, run, store = job.inputs, job.run, job.store
+    recipe = inputs.recipe
+    saved = None if run is None else run.folder / "plan.json"
+    if run is not None and saved is not None and run.has(saved):
         plan = Plan.from_file(saved)
-        plan.check_fits(linear_shapes(job.store.blocks))
+        plan.check_fits(linear_shapes(store.blocks))
         return plan
     dense = None
     if recipe.allocation.measures:
         dense = DenseModel(
-            job.store,
+            store,
             tokens_SL[: recipe.fitted_windows],
-            job.device,
-            job.dtype,
+            inputs.device,
+            inputs.dtype,
             batch_tokens=recipe.batch_tokens,
             seed=recipe.calibration.seed,
-            folder=job.run.folder if job.run else None,
+            folder=job.folder,
             memory=memory_budget(recipe.activation_memory),
             progress=progress,
         )
-    plan = recipe.allocation.allocate(job.plan, job.store.blocks, dense)
-    if saved is not None:
+    plan = recipe.allocation.allocate(job.plan, store.blocks, dense)
+    if run is not None and saved is not None:
         plan.write(saved)
+        run.keep([saved])
     return plan
 
 
 def _count_zeros(
-    job: Job, masks: dict[str, Tensor], blocks: Sequence[BlockReport]
+    job: Job, plan: Plan, masks: dict[str, Tensor], blocks: Sequence[BlockReport]
 ) -> SparsityReport:
     """Count zeros in the files, where there are any, and hold them against the plan."""
-    planned, weights = sum(job.plan.zeros.values()), sum(job.plan.weights.values())
+    planned, weights = sum(plan.zeros.values()), sum(plan.weights.values())
     rounded = sum(each.rounded_to_zero for block in blocks for each in block.linears.values())
     if job.run is None:
         zeros = sum(int((~mask).sum()) for mask in masks.values()) + rounded
     else:
-        counted = inspect(job.run.output, trust_remote_code=job.trust_remote_code)
+        counted = inspect(job.run.output, trust_remote_code=job.inputs.trust_remote_code)
         zeros, weights = counted.zeros, counted.weights
     if zeros < planned + rounded:
         raise SecateurError(
@@ -275,7 +276,7 @@ def _count_zeros(
             "report the model and the recipe."
         )
     return SparsityReport(
-        target=job.plan.sparsity,
+        target=plan.sparsity,
         zeros=zeros,
         weights=weights,
         counted=zeros / weights,

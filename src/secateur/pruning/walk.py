@@ -15,7 +15,7 @@ from secateur.models.store import BlockStore
 from secateur.patterns.plan import Plan
 from secateur.pruning.block import BlockPruner
 from secateur.pruning.pruned import PrunedBlock
-from secateur.runs.stopwatch import Stopwatch
+from secateur.runs.meter import Stopwatch
 
 
 @dataclass(frozen=True)

@@ -1,116 +1,258 @@
-"""The output folder of a run: whose it is, what is finished, what may be resumed."""
+"""One life of a run: look → take → work → report → page → complete → clean."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from secateur.runs.files import write_json
+from pydantic import BaseModel
+
 from secateur.runs.errors import SecateurError
+from secateur.runs.files import digest_of, remove, remove_parts, write_json, writing
+from secateur.runs.lock import LOCK, locked, require_free
+from secateur.runs.machine import package_versions
 
-# What runs write beside the checkpoint.
-_RESULTS = ("report.json", "plan.json", "curve.json", "curve.svg")
-_SAMPLES = 256
-_SAMPLE_BYTES = 65536
+_SCHEMA = 2
+_FOLDER = "secateur"
+PAGE = f"{_FOLDER}/report.html"
+
+R = TypeVar("R", bound=BaseModel)
 
 
-@dataclass
-class Run:
-    """A run's manifest, kept in ``OUTPUT/secateur/manifest.json``.
+class Manifest(BaseModel):
+    """What ``OUTPUT/secateur/manifest.json`` holds.
 
     Attributes:
-        output: the folder the checkpoint is written to.
+        schema_version: of this form.
         fingerprint: everything that decides the bytes of the result.
-        finished: what the report says of each finished block, in block order.
-        calibration: what the report says of the calibration text, once it was drawn.
-        complete: the checkpoint is whole.
+        text: what the report says of the text, once it is on disk.
+        finished: what the report says of each finished unit of work, in order.
+        files: digests, by name below the output folder, of what a later session relies on.
+        clearing: an older run is still being removed from the folder.
+        complete: the result is whole.
     """
 
-    output: Path
+    schema_version: int = _SCHEMA
     fingerprint: dict[str, Any]
-    finished: list[dict[str, Any]]
-    calibration: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = {}
+    finished: list[dict[str, Any]] = []
+    files: dict[str, str] = {}
+    clearing: bool = False
     complete: bool = False
 
-    @property
-    def folder(self) -> Path:
-        """Where everything is kept that is not the checkpoint itself."""
-        return self.output / "secateur"
 
-    @classmethod
-    def open(cls, output: Path, fingerprint: dict[str, Any], *, restart: bool) -> Run:
-        """Start a run in an empty or new folder, or go on with an interrupted one.
+class Run:
+    """A run that holds its output folder.
+
+    Attributes:
+        output: where the result goes.
+        folder: where everything is kept that is not the result itself.
+        manifest: what is finished.
+    """
+
+    def __init__(self, output: Path, manifest: Manifest) -> None:
+        self.output = output
+        self.folder = output / _FOLDER
+        self.manifest = manifest
+
+    @staticmethod
+    def look(output: Path, *, restart: bool = False) -> Manifest | None:
+        """Look at an output folder before anything else is read; nothing is changed.
+
+        Args:
+            output: the folder.
+            restart: whatever an earlier run left there is to go, so it need not be readable.
+
+        Returns:
+            The manifest of the run that began there, None in a new or empty folder.
 
         Raises:
-            SecateurError: the folder holds something else, or a run of other things.
+            SecateurError: the folder holds something else, or another process works in it.
+        """
+        with writing(output):
+            if output.is_symlink() and not output.exists():
+                raise SecateurError(
+                    f"The output {output} is a link to nothing; name a new or empty folder."
+                )
+            if not output.exists():
+                return None
+            if not output.is_dir():
+                raise SecateurError(f"The output {output} is a file; name a new or empty folder.")
+            require_free(output / _FOLDER)
+            if (output / _FOLDER / "manifest.json").is_file():
+                return _read_manifest(output, restart)
+            if not all(_is_ours(path, output) for path in output.rglob("*")):
+                raise SecateurError(
+                    f"The output folder {output} holds something that is not an interrupted run; "
+                    "name a new or empty folder."
+                )
+        return None
+
+    @classmethod
+    @contextmanager
+    def take(
+        cls, output: Path, fingerprint: dict[str, Any], *, restart: bool, joins: bool = False
+    ) -> Iterator[Run]:
+        """Hold the folder of a new run, or of an interrupted or finished one.
+
+        Args:
+            output: the folder.
+            fingerprint: everything that decides the bytes of the result.
+            restart: remove what an earlier run left.
+            joins: another process of the same run holds the folder already.
+
+        Raises:
+            SecateurError: the folder holds something else, a run of other things, or damaged
+                files; or another process works in it.
         """
         fingerprint = json.loads(json.dumps(fingerprint))
-        run = cls(output, fingerprint, [])
-        if output.exists() and not output.is_dir():
-            raise SecateurError(f"The output {output} is a file; name a new or empty folder.")
-        if not output.is_dir() or not any(output.iterdir()):
-            output.mkdir(parents=True, exist_ok=True)
-        elif not run._manifest.is_file():
-            raise SecateurError(
-                f"The output folder {output} holds something that is not an interrupted run; "
-                "name a new or empty folder."
-            )
-        elif restart:
-            run._clear()
+        if joins:
+            yield cls(output, _read_manifest(output))
+            return
+        manifest = cls.look(output, restart=restart)
+        existed = output.exists()
+        try:
+            with locked(output / _FOLDER):
+                # Another process may have been here between the look and the lock.
+                if (output / _FOLDER / "manifest.json").is_file():
+                    manifest = _read_manifest(output, restart)
+                run = cls(output, manifest or Manifest(fingerprint=fingerprint))
+                run._begin(fingerprint, is_new=manifest is None, restart=restart)
+                yield run
+        finally:
+            if not (output / _FOLDER / "manifest.json").exists():
+                _remove_empty([output / _FOLDER, *([] if existed else [output])])
+
+    def live(
+        self,
+        document: type[R],
+        work: Callable[[], R],
+        *,
+        page: Callable[[Path], object],
+        temporary: Iterable[str] = (),
+        report: str = "report.json",
+    ) -> R:
+        """Do what is left of the run; of a finished one, make sure that all of it is there.
+
+        Args:
+            document: what the report file holds.
+            work: writes the result and returns the report.
+            page: writes the page, given the output folder.
+            temporary: patterns of what only an unfinished run needs, below ``folder``.
+            report: name of the report file.
+
+        Raises:
+            SecateurError: whatever the work raises; or a file of a finished run is damaged.
+        """
+        path = self.output / report
+        if not self.manifest.complete:
+            write_json(path, work().model_dump(mode="json"))
+            page(self.output)
+            self._complete()
         else:
-            saved = json.loads(run._manifest.read_text(encoding="utf-8"))
-            changed = _differences(saved["fingerprint"], fingerprint)
-            if changed:
-                raise SecateurError(
-                    f"{output} was begun with another {', '.join(changed)}; run it as it was "
-                    "begun, choose another folder, or start over with --restart."
-                )
-            run.finished, run.complete = saved["finished"], saved["complete"]
-            run.calibration = saved["calibration"]
-        run._write()
-        return run
-
-    def record_calibration(self, description: dict[str, Any]) -> None:
-        """Note that the calibration tokens are on disk."""
-        self.calibration = description
-        self._write()
-
-    def record(self, block: dict[str, Any]) -> None:
-        """Note that the next block is on disk."""
-        self.finished.append(block)
-        self._write()
-
-    def record_complete(self) -> None:
-        """Note that the checkpoint is whole."""
-        self.complete = True
-        self._write()
+            self.check_files()
+            if not (self.output / PAGE).is_file():
+                page(self.output)
+        for pattern in temporary:
+            for left in self.folder.glob(pattern):
+                remove(left)
+        for folder in (self.output, *self._subfolders()):
+            remove_parts(folder)
+        return document.model_validate_json(path.read_text(encoding="utf-8"))
 
     @property
-    def _manifest(self) -> Path:
-        return self.folder / "manifest.json"
+    def finished(self) -> list[dict[str, Any]]:
+        """What the report says of each finished unit of work."""
+        return self.manifest.finished
+
+    def record(self, unit: dict[str, Any], files: Iterable[Path] = ()) -> None:
+        """Note that the next unit of work is on disk, in these files."""
+        self.manifest.finished.append(unit)
+        self.keep(files)
+
+    def keep(self, files: Iterable[Path], text: dict[str, Any] | None = None) -> None:
+        """Note files that a later session goes on from, and what the report says of a text."""
+        for path in files:
+            self.manifest.files[str(path.relative_to(self.output))] = digest_of(path)
+        if text is not None:
+            self.manifest.text = text
+        self._write()
+
+    def has(self, path: Path) -> bool:
+        """Whether ``keep`` has noted a file."""
+        return str(path.relative_to(self.output)) in self.manifest.files
+
+    def check_files(self) -> None:
+        """Hold every noted file against its digest.
+
+        Raises:
+            SecateurError: one is missing or has other bytes.
+        """
+        for name, digest in self.manifest.files.items():
+            path = self.output / name
+            if not path.is_file():
+                problem = "is missing"
+            elif digest_of(path) != digest:
+                problem = "is damaged or was changed, its bytes are not those that the run wrote"
+            else:
+                continue
+            raise SecateurError(f"{path} {problem}; put it back, or start over with --restart.")
+
+    def _begin(self, fingerprint: dict[str, Any], *, is_new: bool, restart: bool) -> None:
+        changed = _differences(self.manifest.fingerprint, fingerprint)
+        if changed and not restart:
+            raise SecateurError(
+                f"{self.output} was begun with another {', '.join(changed)}; run it as it was "
+                "begun, choose another folder, or start over with --restart."
+            )
+        if not is_new and (restart or self.manifest.clearing):
+            earlier = self.manifest.files
+            # Killed while it clears, the run clears on when it is started again.
+            self.manifest = Manifest(fingerprint=fingerprint, files=earlier, clearing=True)
+            self._write()
+            self._clear(earlier)
+            self.manifest = Manifest(fingerprint=fingerprint)
+        elif not is_new and not self.manifest.complete:
+            self.check_files()
+        self._write()
+
+    def _complete(self) -> None:
+        """Note that the result is whole, with the digests of its files."""
+        noted = self.manifest.files
+        written = [path for path in self.output.rglob("*") if path.is_file()]
+        names = [str(path.relative_to(self.output)) for path in written]
+        self.manifest.files = {
+            name: noted.get(name) or digest_of(path)
+            for name, path in zip(names, written, strict=True)
+            if not name.startswith(f"{_FOLDER}/") or name.startswith(f"{_FOLDER}/masks/")
+        }
+        self.manifest.complete = True
+        self._write()
+
+    def _clear(self, names: Iterable[str]) -> None:
+        """Remove what the earlier run wrote, and nothing else; the lock stays."""
+        for name in names:
+            remove(self.output / name)
+        for pattern in ("model*.safetensors*", *_REPORTS):
+            for path in self.output.glob(pattern):
+                remove(path)
+        for path in self.folder.iterdir():
+            if path.name not in (LOCK, "manifest.json"):
+                remove(path)
+        remove_parts(self.output)
+
+    def _subfolders(self) -> list[Path]:
+        return [path for path in self.output.rglob("*") if path.is_dir()]
 
     def _write(self) -> None:
-        write_json(
-            self._manifest,
-            {
-                "fingerprint": self.fingerprint,
-                "calibration": self.calibration,
-                "complete": self.complete,
-                "finished": self.finished,
-            },
-        )
+        write_json(self.folder / "manifest.json", self.manifest.model_dump(mode="json"))
 
-    def _clear(self) -> None:
-        """Remove what runs write into this folder, and nothing else."""
-        files = [*self.output.glob("model*.safetensors*")]
-        others = [self.output / name for name in _RESULTS]
-        for path in [*files, *others]:
-            path.unlink(missing_ok=True)
-        shutil.rmtree(self.folder)
+
+_REPORTS = ("report.json", "plan.json", "curve.json", "curve.svg")
 
 
 def check_apart(output: Path, model: Path) -> None:
@@ -119,21 +261,63 @@ def check_apart(output: Path, model: Path) -> None:
         raise SecateurError(f"The output folder {output} is the model itself; name another.")
 
 
-def fingerprint_files(paths: list[Path]) -> str:
-    """Hash names, sizes and evenly spread samples of the files' bytes.
+def check_space(
+    output: Path, need: int, present: Iterable[Path] = (), what: str = "The result"
+) -> None:
+    """Find out now, not hours later, that a result will not fit on the disk.
 
-    Reading hundreds of gigabytes to begin a run would take longer than pruning a block; the
-    samples cover the header and every region of each file.
+    Args:
+        output: folder that it goes to, which need not exist.
+        need: bytes of all files.
+        present: those of them that are there already.
+        what: needs the space.
+
+    Raises:
+        SecateurError: too little is free.
     """
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
-            for sample in range(_SAMPLES):
-                file.seek(size * sample // _SAMPLES)
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.hexdigest()
+    there = output.resolve()
+    while not there.exists():
+        there = there.parent
+    have = shutil.disk_usage(there).free
+    need -= sum(path.stat().st_size for path in present)
+    if have < need:
+        raise SecateurError(
+            f"{what} needs {need / 1e9:.1f} GB and the disk of {output} has {have / 1e9:.1f} GB "
+            "free; free some space or choose another disk."
+        )
+
+
+def decides(**parts: Any) -> dict[str, Any]:
+    """The fingerprint of a run: what decides its bytes, and the versions that made them."""
+    return {**parts, "versions": package_versions()}
+
+
+def _read_manifest(output: Path, restart: bool = False) -> Manifest:
+    path = output / _FOLDER / "manifest.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and values.get("schema_version") == _SCHEMA:
+            return Manifest.model_validate(values)
+        problem = f"The run in {output} was begun by another version of secateur"
+    except (ValueError, RecursionError):
+        problem = f"{path} is damaged"
+    if restart:
+        return Manifest(fingerprint={})
+    raise SecateurError(f"{problem}; choose another folder, or start over with --restart.")
+
+
+def _is_ours(path: Path, output: Path) -> bool:
+    """Whether a path is left of a run that was killed before it began."""
+    inside = path.relative_to(output).parts
+    return inside in ((_FOLDER,), (_FOLDER, LOCK)) or (
+        len(inside) > 1 and inside[0] == _FOLDER and inside[1] == ".manifest.json.part"
+    )
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:

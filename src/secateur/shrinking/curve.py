@@ -11,10 +11,10 @@ from secateur.report.documents.shrink import CurvePoint, SizeCurve, TriedSubMode
 from secateur.report.page import write_report
 from secateur.report.plot import Series, draw, fit_axis
 from secateur.runs.errors import SecateurError
-from secateur.runs.files import write_json, write_text
+from secateur.runs.files import write_text
 from secateur.runs.machine import describe_machine, peak_memory
 from secateur.runs.progress import Progress, silent
-from secateur.shrinking.job import Job, prepare
+from secateur.shrinking.job import Job, taken
 from secateur.shrinking.nested import SurveyedModel, describe_survey, survey_model
 from secateur.shrinking.options import ShrinkOptions
 from secateur.shrinking.units import all_units, block_parameters, kept_parameters
@@ -63,22 +63,22 @@ def size_curve(
     if options.budget != "parameters":
         raise SecateurError("A curve is of parameters; leave out --budget.")
     target = Path(output).expanduser()
-    job = prepare(model, target, options, tokenizer, restart, trust_remote_code, curve=True)
-    if job.run.complete:
-        saved = (target / "curve.json").read_text(encoding="utf-8")
-        return SizeCurve.model_validate_json(saved)
-    curve = _measure(job, progress)
-    write_json(target / "curve.json", curve.model_dump(mode="json"))
-    write_text(target / "curve.svg", _plot(curve))
-    job.run.record_complete()
-    write_report(target)
-    return curve
+    with taken(
+        model, target, options, tokenizer, restart, trust_remote_code, progress, curve=True
+    ) as job:
+
+        def work() -> SizeCurve:
+            curve = _measure(job, progress)
+            write_text(target / "curve.svg", _plot(curve))
+            return curve
+
+        return job.run.live(SizeCurve, work, page=write_report, report="curve.json")
 
 
 def _measure(job: Job, progress: Progress) -> SizeCurve:
     started = time.perf_counter()
     options = job.options
-    calibration = job.calibrate(options.calibration.samples, job.load, progress)
+    calibration = job.calibrate(job.load, progress)
     low, high = _TRIED
     count = options.sub_models
     sparsities = [low + (high - low) * (number + 0.5) / count for number in range(count)]

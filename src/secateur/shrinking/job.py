@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from secateur.report.documents.shrink import (
 )
 from secateur.runs.device import resolve_device, resolve_dtype
 from secateur.runs.errors import SecateurError
-from secateur.runs.machine import package_versions
+from secateur.runs.files import fingerprint_files
 from secateur.runs.progress import Progress
-from secateur.runs.run import Run, check_apart, fingerprint_files
+from secateur.runs.run import Run, check_apart, check_space, decides
+from secateur.shrinking.bonsai import round_shares
 from secateur.shrinking.export import plan_layout
 from secateur.shrinking.masking import check_cuttable
 from secateur.shrinking.options import ShrinkOptions
@@ -39,7 +41,7 @@ from secateur.shrinking.units import (
 )
 from secateur.shrinking.widths import width_grids
 from secateur.text import Calibration, load_calibration, source_files
-from secateur.text.saved import calibrate_once
+from secateur.text.saved import calibrate_first, calibrate_once
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Job:
         device: of forward passes.
         dtype: of forward passes.
         run: the output folder.
+        first: calibration text that has been drawn already.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     run: Run
+    first: Calibration | None
 
     def grids(self) -> list[list[Width]]:
         """Widths that the sub-blocks may have in the default preset."""
@@ -92,19 +96,13 @@ class Job:
         return load_model(self.source.folder, self.dtype, self.device, trust_remote_code=trust)
 
     def calibrate(
-        self, samples: int, model_loader: Callable[[], PreTrainedModel], progress: Progress
+        self, model_loader: Callable[[], PreTrainedModel], progress: Progress
     ) -> Calibration:
-        """Draw ``samples`` windows of calibration text, or take those of an earlier session."""
-        options = self.options.calibration.model_copy(update={"samples": samples})
+        """Draw calibration text, or take that of an earlier session."""
         return calibrate_once(
             self.run,
-            lambda: load_calibration(
-                options,
-                self.tokenizer,
-                model_loader=model_loader,
-                max_positions=positions_of(self.source.blocks.model.config),
-                progress=progress,
-            ),
+            self.first,
+            lambda: _draw(self.source, self.options, self.tokenizer, progress, model_loader),
         )
 
 
@@ -137,17 +135,19 @@ class Chosen:
     notes: Sequence[str] = ()
 
 
-def prepare(
+@contextmanager
+def taken(
     name: str | Path,
     output: Path,
     options: ShrinkOptions,
     tokenizer: PreTrainedTokenizerBase | None,
     restart: bool,
     trust_remote_code: bool,
+    progress: Progress,
     *,
     curve: bool = False,
-) -> Job:
-    """Check everything that can be checked before work starts, and open the output folder.
+) -> Iterator[Job]:
+    """Check everything that can be checked before work starts, then hold the output folder.
 
     For a ``curve`` nothing is to go yet, and any target will do.
 
@@ -155,6 +155,7 @@ def prepare(
         SecateurError: the model cannot be cut, the target not be met, the result not be stored,
             or the folder holds something else.
     """
+    earlier = Run.look(output, restart=restart)
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
     source = open_source(name, trust_remote_code=trust_remote_code)
@@ -165,20 +166,42 @@ def prepare(
     target = Target(0, None) if curve else _target(source, sub_blocks, options)
     check_cuttable(source.store(device), sub_blocks, queries=not _whole_groups(options))
     check_length(source.blocks.model.config, options.calibration.length)
-    tokenizer = tokenizer or load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
-    run = Run.open(
-        output,
-        {
-            "model": source.reader.fingerprint(),
-            "options": options.model_dump(mode="json", exclude={"device", "dtype"}),
-            "calibration text": fingerprint_files(source_files(options.calibration)),
-            "forward": f"{dtype} on {device.type}",
-            "versions": package_versions(),
-            "result": "curve" if curve else "model",
-        },
-        restart=restart,
+    if not curve:
+        size = source.reader.bytes_of(source.reader.files)
+        check_space(output, round(size * (1 - options.sparsity)), output.glob("model-*"))
+    own = tokenizer or load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+    fingerprint = decides(
+        model=source.reader.fingerprint(),
+        options=options.model_dump(mode="json", exclude={"device", "dtype"}),
+        **{"calibration text": fingerprint_files(source_files(options.calibration))},
+        forward=f"{dtype} on {device.type}",
+        result="curve" if curve else "model",
     )
-    return Job(str(name), source, sub_blocks, target, options, tokenizer, device, dtype, run)
+    first = calibrate_first(
+        earlier, options.calibration, lambda: _draw(source, options, own, progress)
+    )
+    with Run.take(output, fingerprint, restart=restart) as run:
+        yield Job(str(name), source, sub_blocks, target, options, own, device, dtype, run, first)
+
+
+def _draw(
+    source: Source,
+    options: ShrinkOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Progress,
+    model_loader: Callable[[], PreTrainedModel] | None = None,
+) -> Calibration:
+    samples = options.calibration.samples
+    if options.preset == "paper":
+        # Every round has text of its own.
+        samples *= len(round_shares(options.sparsity, options.step))
+    return load_calibration(
+        options.calibration.model_copy(update={"samples": samples}),
+        tokenizer,
+        model_loader=model_loader,
+        max_positions=positions_of(source.blocks.model.config),
+        progress=progress,
+    )
 
 
 def _target(source: Source, sub_blocks: Sequence[SubBlock], options: ShrinkOptions) -> Target:

@@ -18,12 +18,12 @@ from torch import Tensor
 from secateur.blocks.activations import memory_budget
 from secateur.blocks.streams import Batches, Stream
 from secateur.report.documents.shrink import LatencyReport, SurveyReport
+from secateur.runs.meter import Stopwatch
 from secateur.runs.progress import Progress
-from secateur.runs.stopwatch import Stopwatch
 from secateur.shrinking.job import Chosen, Job
 from secateur.shrinking.latency import Timing, time_widths
 from secateur.shrinking.penalties import Penalties, fit_penalties
-from secateur.shrinking.refitting import CutSubBlock, cut_blocks, pass_cut_blocks
+from secateur.shrinking.refitting import CutSubBlock, cut_blocks, pass_cut_blocks, refitted_file
 from secateur.shrinking.report import describe_sub_block
 from secateur.shrinking.sub_models import draw_widths
 from secateur.shrinking.survey import Survey, Trials, survey
@@ -41,7 +41,7 @@ def choose_nested(job: Job, watch: Stopwatch, progress: Progress) -> Chosen:
     Attention and feed-forward of every block get widths within the target, unless it has them
     already; then the blocks are cut one after the other.
     """
-    calibration = job.calibrate(job.options.calibration.samples, job.load, progress)
+    calibration = job.calibrate(job.load, progress)
     watch.lap("calibration text")
     resumed = max(0, len(job.run.finished) - 1)
     if not job.run.finished:
@@ -194,7 +194,8 @@ def _cut(job: Job, widths: Sequence[Width], tokens_SL: Tensor, progress: Progres
         earlier = job.sub_blocks[: len(finished)]
         pass_cut_blocks(store, earlier, [_units(each) for each in finished], stream, folder)
     for cut in cut_blocks(store, job.sub_blocks, widths, stream, folder):
-        job.run.record({"sub_blocks": [_describe(each) for each in cut]})
+        written = [refitted_file(folder, stream.position - 1)]
+        job.run.record({"sub_blocks": [_describe(each) for each in cut]}, written)
         progress("Cutting blocks", stream.position, len(store.blocks))
 
 

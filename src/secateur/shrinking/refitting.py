@@ -81,7 +81,7 @@ def cut_blocks(
             advance_stream(block, stream, [], store.blocks.name(index))
         store.release(index)
         new = {name: tensor for each in done for name, tensor in each.refitted.items()}
-        write_safetensors(_refitted_file(folder, index), new)
+        write_safetensors(refitted_file(folder, index), new)
         yield done
 
 
@@ -115,10 +115,11 @@ def pass_cut_blocks(
 
 def read_refitted(folder: Path, index: int) -> dict[str, Tensor]:
     """Return the parameters of a block that ``cut_blocks`` gave new values."""
-    return load_file(_refitted_file(folder, index))
+    return load_file(refitted_file(folder, index))
 
 
-def _refitted_file(folder: Path, index: int) -> Path:
+def refitted_file(folder: Path, index: int) -> Path:
+    """Where the new parameters of a block are."""
     return folder / f"block-{index:03d}.safetensors"
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from secateur.models.structure import find_blocks
 from secateur.report.documents.shrink import RoundReport
+from secateur.runs.meter import Stopwatch
 from secateur.runs.progress import Progress
 from secateur.runs.run import Run
-from secateur.runs.stopwatch import Stopwatch
 from secateur.shrinking.bonsai import (
     Parent,
     Round,
@@ -36,8 +36,7 @@ def choose_in_rounds(job: Job, watch: Stopwatch, progress: Progress) -> Chosen:
     model = job.load()
     watch.lap("loading")
     shares = round_shares(options.sparsity, options.step)
-    samples = options.calibration.samples * len(shares)
-    calibration = job.calibrate(samples, lambda: model, progress)
+    calibration = job.calibrate(lambda: model, progress)
     watch.lap("calibration text")
     resumed = len(job.run.finished)
     kept = run_rounds(

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from secateur.models.reader import CheckpointReader
 from secateur.report.documents.shrink import ShrinkReport
 from secateur.report.page import write_report
-from secateur.runs.files import write_json
-from secateur.runs.machine import describe_machine, peak_device_memory, peak_memory
+from secateur.runs.meter import Meter
 from secateur.runs.progress import Progress, silent
-from secateur.runs.stopwatch import Stopwatch
 from secateur.shrinking.export import as_they_were, check_saved, export, plan_layout
-from secateur.shrinking.job import Job, prepare
+from secateur.shrinking.job import Job, taken
 from secateur.shrinking.nested import choose_nested
 from secateur.shrinking.options import ShrinkOptions
 from secateur.shrinking.refitting import read_refitted
@@ -69,26 +64,21 @@ def shrink(
     """
     options = options or ShrinkOptions()
     target = Path(output).expanduser()
-    job = prepare(model, target, options, tokenizer, restart, trust_remote_code)
-    if job.run.complete:
-        saved = (target / "report.json").read_text(encoding="utf-8")
-        return ShrinkResult(ShrinkReport.model_validate_json(saved), target)
-    report = _execute(job, progress)
-    write_json(target / "report.json", report.model_dump(mode="json"))
-    job.run.record_complete()
-    write_report(target)
+    with taken(model, target, options, tokenizer, restart, trust_remote_code, progress) as job:
+        report = job.run.live(
+            ShrinkReport,
+            lambda: _execute(job, progress),
+            page=write_report,
+            temporary=("refitted",),
+        )
     return ShrinkResult(report, target)
 
 
 def _execute(job: Job, progress: Progress) -> ShrinkReport:
     options = job.options
-    if job.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(job.device)
-    started = time.perf_counter()
-    seconds: dict[str, float] = {}
-    watch = Stopwatch(seconds, job.device)
+    meter = Meter(job.device)
     choose = choose_in_rounds if options.preset == "paper" else choose_nested
-    chosen = choose(job, watch, progress)
+    chosen = choose(job, meter, progress)
     widths = [
         sub_block.width_of(units)
         for sub_block, units in zip(job.sub_blocks, chosen.kept, strict=True)
@@ -98,10 +88,7 @@ def _execute(job: Job, progress: Progress) -> ShrinkReport:
     new = as_they_were if chosen.refitted is None else partial(read_refitted, chosen.refitted)
     export(job.source, job.sub_blocks, chosen.kept, layout, job.run.output, new)
     check_saved(job.source, layout, job.run.output)
-    if chosen.refitted is not None:
-        shutil.rmtree(chosen.refitted)
-    watch.lap("checkpoint")
-    seconds["total"] = time.perf_counter() - started
+    meter.lap("checkpoint")
     return ShrinkReport(
         model=job.name,
         options=options.model_dump(mode="json"),
@@ -120,12 +107,9 @@ def _execute(job: Job, progress: Progress) -> ShrinkReport:
         survey=chosen.survey,
         latency=chosen.latency,
         forward_tokens=chosen.tokens,
-        seconds={phase: round(value, 3) for phase, value in seconds.items()},
         resumed=chosen.resumed,
-        peak_memory_bytes=peak_memory(),
-        peak_device_memory_bytes=peak_device_memory(job.device),
-        machine=describe_machine(job.device),
         notes=[*chosen.notes, *_notes(job, layout.config)],
+        **meter.costs(),
     )
 
 

@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from secateur.runs.errors import SecateurError
-from secateur.runs.files import write_safetensors
-from secateur.runs.run import fingerprint_files
+from secateur.runs.files import fingerprint_files, write_safetensors
 from secateur.text.packing import CHARACTERS_PER_TOKEN, TokenStream
 
 # Raised when the tokens of one and the same text become others.

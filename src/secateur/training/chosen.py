@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import nn
 
-from secateur.runs.files import write_safetensors
+from secateur.runs.files import read_sealed, write_safetensors
 
 
 class Chosen:
@@ -34,11 +33,11 @@ class Chosen:
             self._lowest = loss
             weights = {f"weight.{name}": each for name, each in self._parameters.items()}
             number = torch.tensor(loss, dtype=torch.float64)
-            write_safetensors(self._path, {"loss": number, **weights})
+            write_safetensors(self._path, {"loss": number, **weights}, sealed=True)
 
     def take(self) -> float:
         """Put the chosen weights into the parameters; returns their loss."""
-        state = load_file(self._path)
+        state = read_sealed(self._path)
         for name, parameter in self._parameters.items():
             parameter.data.copy_(state[f"weight.{name}"])
         return float(state["loss"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from secateur.models.skeleton import positions_of
 from secateur.models.structure import BlockList
 from secateur.runs.device import resolve_dtype
 from secateur.runs.errors import SecateurError
-from secateur.runs.files import cache_folder
-from secateur.runs.machine import package_versions
+from secateur.runs.files import cache_folder, fingerprint_files
 from secateur.runs.progress import Progress
-from secateur.runs.run import Run, check_apart, fingerprint_files
+from secateur.runs.run import Run, check_apart, check_space, decides
 from secateur.text.sources import HubDataset, resolve_source
 from secateur.text.training import TrainingText, find_texts, load_text
 from secateur.training.options import Training
@@ -31,6 +30,15 @@ from secateur.training.sharding import check_shardable
 from secateur.training.start import check_model, named_linears, pruned_masks
 from secateur.training.teacher import cache_bytes
 from secateur.training.tensorboard import check_installed
+
+# Below the run's folder: what only an unfinished run needs, larger than the model.
+TEMPORARY = (
+    "training/state*",
+    "training/targets-*",
+    "training/start",
+    "training/chosen.safetensors",
+    "blocks",
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,8 @@ def work_folder(output: Path) -> Path:
     return output / "secateur" / "training"
 
 
-def prepare(
+@contextmanager
+def taken(
     name: str | Path,
     options: Training,
     output: Path,
@@ -122,12 +131,15 @@ def prepare(
     ranks: Ranks,
     deciding: Mapping[str, Any] | None = None,
     trained: int | None = None,
-) -> Job:
-    """Check everything that can be checked before work starts; arguments as for ``train``.
+) -> Iterator[Job]:
+    """Check everything that can be checked before work starts, then hold the output folder.
 
-    ``deciding`` is what else decides the bytes of the result, and ``trained`` how many parameters
-    are trained, all of the model's if None.
+    Arguments are those of ``train``. ``deciding`` is what else decides the bytes of the result,
+    and ``trained`` how many parameters are trained, all of the model's if None. The first process
+    of a run holds the folder; the others join it.
     """
+    path = work_folder(output) / "text.safetensors"
+    earlier = Run.look(output, restart=restart) if ranks.first else None
     check_installed(options.log_to)
     dtype = resolve_dtype(options.dtype, device)
     model = _find_model(name, options, trust_remote_code, ranks)
@@ -141,10 +153,11 @@ def prepare(
         )
     parts = find_texts(data)
     own = None if validation is None else resolve_source(validation)
-    # Too little text must show before the folder is taken.
-    path = work_folder(output) / "text.safetensors"
+    if ranks.first and not (earlier and earlier.complete):
+        _check_space(model, named, options, output, trained)
+    # Text that is too short or unreadable must show before the folder is taken.
     text = None
-    if restart or not path.is_file():
+    if ranks.first and (restart or earlier is None or not earlier.text):
         text = load_text(
             parts,
             load_tokenizer(model.folder, trust_remote_code=trust_remote_code),
@@ -156,30 +169,21 @@ def prepare(
             cache=cache_folder() / "tokens",
             progress=progress,
         )
-    dense = None if named is None else CheckpointReader(named[1]).fingerprint()
-    run = Run.open(
-        output,
-        {
-            "model": model.checkpoint.reader.fingerprint(),
-            "teacher": dense,
-            "options": _deciding_options(options),
-            "text": [[part.weight, *map(_identity, part.sources)] for part in parts],
-            "validation text": None if own is None else _identity(own),
-            "forward": f"{dtype} on {device.type}",
-            "versions": package_versions(),
-            **(deciding or {}),
-        },
-        restart=restart,
+    fingerprint = decides(
+        model=model.checkpoint.reader.fingerprint(),
+        teacher=None if named is None else CheckpointReader(named[1]).fingerprint(),
+        options=_deciding_options(options),
+        text=[[part.weight, *map(_identity, part.sources)] for part in parts],
+        **{"validation text": None if own is None else _identity(own)},
+        forward=f"{dtype} on {device.type}",
+        **(deciding or {}),
     )
-    if text is not None:
-        run.record_calibration({"tokens": text.train_WL.numel(), "parts": text.parts})
-        text.write(path)
-    job = Job(
-        model, named, options, TrainingText.read(path), run, device, dtype, trust_remote_code, ranks
-    )
-    if not run.complete:
-        _check_space(job, trained)
-    return job
+    with Run.take(output, fingerprint, restart=restart, joins=not ranks.first) as run:
+        if text is not None and not run.has(path):
+            text.write(path)
+            run.keep([path], text={"tokens": text.train_WL.numel(), "parts": text.parts})
+        windows = TrainingText.read(path)
+        yield Job(model, named, options, windows, run, device, dtype, trust_remote_code, ranks)
 
 
 def _find_model(
@@ -250,21 +254,24 @@ def _check_vocabularies(student: Path, teacher: Path, trust_remote_code: bool) -
         )
 
 
-def _check_space(job: Job, trained: int | None) -> None:
+def _check_space(
+    model: Model,
+    teacher: tuple[str, Path] | None,
+    options: Training,
+    output: Path,
+    trained: int | None,
+) -> None:
     """Find out now, not hours later, that states and checkpoint will not fit on the disk."""
-    options, reader = job.options, job.model.checkpoint.reader
+    reader = model.checkpoint.reader
     if trained is None:
         trained = sum(torch.Size(shape).numel() for shape in reader.shapes.values())
+    prunes_first = options.start == "auto" and not model.masks
     # Weights, two moments and what a dual variable takes in fp32, masks; and a new state is whole
     # before the old one goes.
     each = 13 if options.admm is None else 17
-    need = 2 * each * trained + reader.bytes_of(reader.files) * (1 + job.prunes_first)
-    if options.distillation.top_k is not None and job.teacher is not None:
-        need += cache_bytes(len(job.text.train_WL), options.length, options.distillation.top_k)
-    need -= sum(path.stat().st_size for path in job.work.rglob("*.safetensors"))
-    have = shutil.disk_usage(job.run.output).free
-    if have < need:
-        raise SecateurError(
-            f"Training needs {need / 1e9:.1f} GB and the disk of {job.run.output} has "
-            f"{have / 1e9:.1f} GB free; free some space or choose another disk."
-        )
+    need = 2 * each * trained + reader.bytes_of(reader.files) * (1 + prunes_first)
+    if options.distillation.top_k is not None and teacher is not None:
+        windows = options.steps * options.step_windows
+        need += cache_bytes(windows, options.length, options.distillation.top_k)
+    present = work_folder(output).rglob("*.safetensors")
+    check_space(output, need, present, "Training")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from torch import Tensor
@@ -31,7 +30,7 @@ def prune_first(job: Job, progress: Progress) -> tuple[Path, Report]:
     Returns:
         The folder of the pruned checkpoint, and its report.
     """
-    work = start_folder(job.work)
+    work = job.work / "start"
     text, output = work / "text.jsonl", work / "pruned"
     if not text.is_file():
         work.mkdir(parents=True, exist_ok=True)
@@ -58,16 +57,6 @@ def prune_first(job: Job, progress: Progress) -> tuple[Path, Report]:
         progress=progress,
     )
     return output, result.report
-
-
-def start_folder(work: Path) -> Path:
-    """Where the checkpoint to start from lies while the run is not finished."""
-    return work / "start"
-
-
-def forget_start(job: Job) -> None:
-    """Remove what ``prune_first`` made."""
-    shutil.rmtree(start_folder(job.work), ignore_errors=True)
 
 
 def _as_documents(job: Job) -> str:

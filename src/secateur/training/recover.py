@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,18 +24,18 @@ from secateur.report.documents.recovery import (
     RecoveryValidation,
 )
 from secateur.report.page import write_report
-from secateur.runs.files import copy_file, write_json
-from secateur.runs.machine import describe_machine, peak_device_memory, peak_memory
+from secateur.runs.files import copy_file
+from secateur.runs.meter import Meter, Stopwatch
 from secateur.runs.progress import Progress, silent
-from secateur.runs.stopwatch import Stopwatch
 from secateur.training.adapters import Adapted, Adapters
 from secateur.training.block_fitting import FittedBlock, fit_blocks, pass_fitted
 from secateur.training.chosen import Chosen
 from secateur.training.holding import Whole
-from secateur.training.recovery_job import Job, prepare
+from secateur.training.job import TEMPORARY
+from secateur.training.recovery_job import Job, taken
 from secateur.training.recovery_options import Recovery
 from secateur.training.saving import file_names, round_to_stored, save
-from secateur.training.state import forget_states, read_state
+from secateur.training.state import read_state
 from secateur.training.train import curve, do_steps, find_teacher
 from secateur.training.trainer import Trainer
 
@@ -90,7 +89,7 @@ def recover(
         SecateurError: anything the user can mend, before work starts where that is possible.
     """
     target = Path(output).expanduser()
-    job = prepare(
+    with taken(
         model,
         options or Recovery(),
         target,
@@ -99,35 +98,31 @@ def recover(
         restart=restart,
         trust_remote_code=trust_remote_code,
         progress=progress,
-    )
-    if not job.run.complete:
-        report = _execute(job, progress)
-        write_json(target / "report.json", report.model_dump(mode="json"))
-        job.run.record_complete()
-        _clear(job)
-        write_report(target)
-    saved = (target / "report.json").read_text(encoding="utf-8")
-    return RecoverResult(RecoveryReport.model_validate_json(saved), target)
+    ) as job:
+        report = job.run.live(
+            RecoveryReport,
+            lambda: _execute(job, progress),
+            page=write_report,
+            temporary=TEMPORARY,
+        )
+    return RecoverResult(report, target)
 
 
 def _execute(job: Job, progress: Progress) -> RecoveryReport:
     run, options, device = job.run, job.options, job.training.device
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    seconds: dict[str, float] = {}
-    watch = Stopwatch(seconds, device)
+    meter = Meter(device)
     resumed = max(0, len(run.finished) - 1)
     if not run.finished:
         folders = {"dense": job.dense.folder, "before": job.cut.folder}
         run.record({name: _loss_of(job, folder) for name, folder in folders.items()})
-    watch.lap("start")
+    meter.lap("start")
     before = run.finished[0]["before"]
     checkpoint, after, after_blocks = job.cut, before, None
     notes: list[str] = []
     if options.blocks is not None:
         fitted = _fit_blocks(job, options.blocks, progress)
         after_blocks = _loss_of(job, fitted.folder)
-        watch.lap("blocks")
+        meter.lap("blocks")
         if after_blocks < before:
             checkpoint, after = fitted, after_blocks
         else:
@@ -136,17 +131,17 @@ def _execute(job: Job, progress: Progress) -> RecoveryReport:
     if options.network == "none":
         _copy(job, checkpoint)
     else:
-        network = _train(job, checkpoint, watch, progress)
+        network = _train(job, checkpoint, meter, progress)
         after = network.loss
     kept = job.cut.folder / "secateur" / _KEPT
     if kept.is_file():
         copy_file(kept, run.folder / _KEPT)
-    watch.lap("checkpoint")
+    meter.lap("checkpoint")
     return RecoveryReport(
         model=job.training.model.name,
         teacher=job.teacher,
         options=options.model_dump(mode="json"),
-        text=run.calibration,
+        text=run.manifest.text,
         forward_dtype=str(job.training.dtype).removeprefix("torch."),
         blocks=[FittedBlockReport.model_validate(each) for each in run.finished[1:]],
         network=network,
@@ -158,13 +153,9 @@ def _execute(job: Job, progress: Progress) -> RecoveryReport:
             after_blocks=after_blocks,
             after=after,
         ),
-        seconds={phase: round(value, 3) for phase, value in seconds.items()}
-        | {"total": round(sum(seconds.values()), 3)},
         resumed_blocks=resumed,
-        peak_memory_bytes=peak_memory(),
-        peak_device_memory_bytes=peak_device_memory(device),
-        machine=describe_machine(device),
         notes=notes,
+        **meter.costs(),
     )
 
 
@@ -188,7 +179,7 @@ def _fit_blocks(job: Job, stage: Reconstruct, progress: Progress) -> Checkpoint:
         pass_fitted(store, dense, stream, dense_stream, done)
         progress("Fitting blocks", done, count)
         for fitted in fit_blocks(store, dense, stream, dense_stream, stage, job.options.seed):
-            run.record(_described(fitted))
+            run.record(_described(fitted), store.written(fitted.index))
             progress("Fitting blocks", fitted.index + 1, count)
         store.finish()
     return Checkpoint.open(folder, trust_remote_code=job.training.trust_remote_code)
@@ -271,13 +262,3 @@ def _train(job: Job, checkpoint: Checkpoint, watch: Stopwatch, progress: Progres
         validations=validations,
         resumed_steps=resumed,
     )
-
-
-def _clear(job: Job) -> None:
-    """Remove what only an unfinished run needs; it is larger than the model."""
-    shutil.rmtree(job.run.folder / "blocks", ignore_errors=True)
-    work = job.training.work
-    forget_states(work)
-    for left in ("chosen.safetensors", "targets-*.safetensors"):
-        for path in work.glob(left):
-            path.unlink()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,8 @@ class Job:
         return checkpoint.store(self.training.device, output)
 
 
-def prepare(
+@contextmanager
+def taken(
     name: str | Path,
     options: Recovery,
     output: Path,
@@ -68,8 +70,12 @@ def prepare(
     restart: bool,
     trust_remote_code: bool,
     progress: Progress,
-) -> Job:
-    """Check everything that can be checked before work starts; arguments as for ``recover``."""
+) -> Iterator[Job]:
+    """Check everything that can be checked before work starts, then hold the output folder.
+
+    Arguments are those of ``recover``.
+    """
+    Run.look(output, restart=restart)
     if options.network == "lora":
         check_installed()
     cut = Checkpoint.open(name, trust_remote_code=trust_remote_code)
@@ -82,7 +88,7 @@ def prepare(
     if options.blocks is not None:
         _check_alike(cut, dense)
     trained = {"lora": count_parameters(cut.blocks, options.rank), "none": 0}
-    job = training.prepare(
+    with training.taken(
         name,
         options.training,
         output,
@@ -100,8 +106,8 @@ def prepare(
             )
         },
         trained=trained.get(options.network),
-    )
-    return Job(options, cut, dense, job)
+    ) as job:
+        yield Job(options, cut, dense, job)
 
 
 def _check_alike(cut: Checkpoint, dense: Checkpoint) -> None:

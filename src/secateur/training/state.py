@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.hf_storage import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from secateur.runs.files import full_disk_explained, write_safetensors
+from secateur.runs.files import check_folder, move_folder, write_safetensors, writing
 from secateur.training.ranks import Ranks
 from secateur.training.trainer import Trainer
 
@@ -36,11 +36,12 @@ def write_state(work: Path, trainer: Trainer, ranks: Ranks) -> None:
         write_safetensors(part / "state.safetensors", _tensors(trainer))
     else:
         writer = HuggingFaceStorageWriter(str(part), save_distributed=True)
-        with full_disk_explained(part):
+        with writing(part):
             save(_tensors(trainer), storage_writer=writer)
     if ranks.first:
         # Nothing is there under this name: a run goes on from the latest state.
-        part.replace(whole)
+        with writing(whole):
+            move_folder(part, whole)
         for path in before:
             shutil.rmtree(path)
     ranks.wait()
@@ -51,17 +52,13 @@ def read_state(work: Path, trainer: Trainer, ranks: Ranks) -> None:
     found = states(work)
     if not found:
         return
+    if ranks.first:
+        check_folder(found[-1])
     reader = HuggingFaceStorageReader(str(found[-1]))
     trainer.go_on_from(int(found[-1].name.removeprefix("state-")))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         load(_tensors(trainer), storage_reader=reader, no_dist=ranks.world == 1)
-
-
-def forget_states(work: Path) -> None:
-    """Delete what states there are, and what a killed run left of one."""
-    for path in work.glob("state*"):
-        shutil.rmtree(path)
 
 
 def states(work: Path) -> list[Path]:

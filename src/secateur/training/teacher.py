@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from secateur.blocks.precision import forward_precision
 from secateur.evaluation.readout import Readout, find_readout
-from secateur.runs.files import write_safetensors
+from secateur.runs.files import read_sealed, write_safetensors
 from secateur.runs.progress import Progress
 from secateur.training.distillation import FullTarget, Target, TopTarget
 from secateur.training.holding import Holding
@@ -103,14 +103,18 @@ class CachedTeacher:
                 continue
             windows = windows_WL[first : first + _FILE_WINDOWS]
             path = _part(folder, first)
-            if not path.is_file():
+            if path.is_file():
+                read_sealed(path)
+            else:
                 with forward_precision(dtype, model.device):
                     rows = [
                         _likeliest(readout, tokens.to(model.device), temperature, count)
                         for tokens in windows.split(batch)
                     ]
                 write_safetensors(
-                    path, {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+                    path,
+                    {name: torch.cat([row[name] for row in rows]) for name in rows[0]},
+                    sealed=True,
                 )
             progress("Asking the teacher", first + len(windows), len(windows_WL))
         ranks.wait()

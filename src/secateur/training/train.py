@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
 
 from secateur.models.inspection import inspect
 from secateur.models.structure import find_blocks
@@ -16,21 +15,19 @@ from secateur.report.documents.training import LowRankReport, TrainingReport, Va
 from secateur.report.page import write_report
 from secateur.runs.device import resolve_device
 from secateur.runs.errors import SecateurError
-from secateur.runs.files import write_json
-from secateur.runs.machine import describe_machine, peak_device_memory, peak_memory
+from secateur.runs.meter import Meter
 from secateur.runs.progress import Progress, silent
-from secateur.runs.stopwatch import Stopwatch
 from secateur.training.boosts import fit_boosts
 from secateur.training.holding import Whole
-from secateur.training.job import Job, prepare
+from secateur.training.job import TEMPORARY, Job, taken
 from secateur.training.loading import load_student, load_teacher
 from secateur.training.log import Log
-from secateur.training.one_shot import forget_start, prune_first
+from secateur.training.one_shot import prune_first
 from secateur.training.options import Training
 from secateur.training.ranks import joined
 from secateur.training.saving import ADAPTER, file_names, round_to_stored, save
 from secateur.training.start import count_zeros
-from secateur.training.state import forget_states, read_state, states, write_state
+from secateur.training.state import read_state, states, write_state
 from secateur.training.teacher import CachedTeacher, ResidentTeacher, Teacher
 from secateur.training.tensorboard import follower
 from secateur.training.trainer import Trainer, held_out_loss
@@ -88,44 +85,51 @@ def train(
             loss that is not finite, with the last good state kept.
     """
     target = Path(output).expanduser()
-    with joined(resolve_device(options.device)) as (ranks, device):
+    with joined(resolve_device(options.device)) as (ranks, device), ExitStack() as held:
         # The first process takes the folder; the others find it as it was left.
         for mine in ranks.in_turn():
             if mine:
-                job = prepare(
-                    model,
-                    options,
-                    target,
-                    data=data,
-                    validation=validation,
-                    teacher=teacher,
-                    restart=restart and ranks.first,
-                    trust_remote_code=trust_remote_code,
-                    progress=progress,
-                    device=device,
-                    ranks=ranks,
+                job = held.enter_context(
+                    taken(
+                        model,
+                        options,
+                        target,
+                        data=data,
+                        validation=validation,
+                        teacher=teacher,
+                        restart=restart and ranks.first,
+                        trust_remote_code=trust_remote_code,
+                        progress=progress,
+                        device=device,
+                        ranks=ranks,
+                    )
                 )
-        if not job.run.complete:
+
+        def work() -> TrainingReport:
+            report = _execute(job, progress)
+            assert report is not None, "the first process reports"
+            return report
+
+        if ranks.first:
+            job.run.live(TrainingReport, work, page=write_report, temporary=TEMPORARY)
+        elif not job.run.manifest.complete:
             _execute(job, progress)
         ranks.wait()
     saved = (target / "report.json").read_text(encoding="utf-8")
     return TrainResult(TrainingReport.model_validate_json(saved), target)
 
 
-def _execute(job: Job, progress: Progress) -> None:
-    """Train, and write checkpoint and report."""
-    if job.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(job.device)
-    seconds: dict[str, float] = {}
-    watch = Stopwatch(seconds, job.device)
+def _execute(job: Job, progress: Progress) -> TrainingReport | None:
+    """Train and write the checkpoint; the first process returns the report."""
+    meter = Meter(job.device)
     source, start = job.model.folder, None
     if job.prunes_first:
         for mine in job.ranks.in_turn():
             if mine:
                 source, start = prune_first(job, progress)
-        watch.lap("one-shot")
+        meter.lap("one-shot")
     holding = load_student(job, source)
-    watch.lap("start")
+    meter.lap("start")
     if job.options.fits_boosts and not states(job.work):
         fit_boosts(
             holding.blocks,
@@ -136,15 +140,15 @@ def _execute(job: Job, progress: Progress) -> None:
             dtype=job.dtype,
             progress=progress,
         )
-        watch.lap("low rank")
+        meter.lap("low rank")
     teacher, dense_loss = find_teacher(job, progress)
-    watch.lap("teacher")
+    meter.lap("teacher")
 
     trainer = Trainer(holding, teacher, job.text.train_WL, job.options, job.dtype, job.ranks)
     read_state(job.work, trainer, job.ranks)
     resumed = trainer.done
     log = do_steps(job, trainer, progress)
-    watch.lap("steps")
+    meter.lap("steps")
 
     trainer.remove()
     checkpoint = job.model.checkpoint
@@ -155,16 +159,16 @@ def _execute(job: Job, progress: Progress) -> None:
     save(holding, reader, tensors, names, job.run.output, job.ranks)
     zeros = job.ranks.total(count_zeros(holding.linears))
     if log is None:
-        return
+        return None
     sparsity = _count_zeros(job, zeros)
-    watch.lap("checkpoint")
+    meter.lap("checkpoint")
     validations = log.with_key("validation_loss")
-    report = TrainingReport(
+    return TrainingReport(
         model=job.model.name,
         teacher=None if job.teacher is None else job.teacher[0],
         options=job.options.model_dump(mode="json"),
         start=start,
-        text=job.run.calibration,
+        text=job.run.manifest.text,
         forward_dtype=str(job.dtype).removeprefix("torch."),
         sparsity=sparsity,
         low_rank=_low_rank(trainer),
@@ -179,22 +183,10 @@ def _execute(job: Job, progress: Progress) -> None:
         ),
         curve=curve(log),
         validations=[dict(entry) for entry in validations],
-        seconds={phase: round(value, 3) for phase, value in seconds.items()}
-        | {"total": round(sum(seconds.values()), 3)},
         resumed_steps=resumed,
-        peak_memory_bytes=peak_memory(),
-        peak_device_memory_bytes=peak_device_memory(job.device),
-        machine=describe_machine(job.device),
         notes=_notes(job.options),
+        **meter.costs(),
     )
-    write_json(job.run.output / "report.json", report.model_dump(mode="json"))
-    job.run.record_complete()
-    # Only an unfinished run needs them, and they are larger than the model.
-    forget_states(job.work)
-    for targets in job.work.glob("targets-*.safetensors"):
-        targets.unlink()
-    forget_start(job)
-    write_report(job.run.output)
 
 
 def find_teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None]:
