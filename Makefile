@@ -12,13 +12,14 @@ pip := $(bin)/python -m pip --disable-pip-version-check -qq
 torch := $(shell grep '^torch==' constraints.txt)
 say = @printf '%s\n'
 
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test soak lint docs clean
 .DEFAULT_GOAL := help
 
 help:
 	$(say) \
 	  'make demo    prune a small language model, evaluate it, write a report' \
 	  'make test    lint, types and all tests' \
+	  'make soak    kill every command at random, for an hour or two' \
 	  'make lint    ruff, mypy and the layers of imports' \
 	  'make docs    build the site into site/, links checked' \
 	  'make clean   remove the environment and everything built' \
@@ -31,6 +32,10 @@ demo: $(venv)/.ready
 test: lint
 	$(say) '==> pytest'
 	@$(if $(filter-out 0,$(JOBS)),OMP_NUM_THREADS=1 )$(bin)/pytest -q -n $(JOBS) $(PYTEST_ARGS)
+
+soak: $(venv)/.ready
+	$(say) '==> kills, pairs and full disks; SOAK_KILLS, SOAK_PAIRS and SOAK_DISKS say how many'
+	@OMP_NUM_THREADS=1 $(bin)/pytest -q -m soak tests/soak $(PYTEST_ARGS)
 
 lint: $(venv)/.ready
 	$(say) '==> ruff, mypy, import-linter'

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from secateur.patterns.pattern import check_mask
 from secateur.runs.progress import silent
 from secateur.training import Training, train
-from secateur.training.job import prepare
+from secateur.training.job import taken
 from secateur.training.loading import load_student
 from secateur.training.ranks import joined
 from secateur.training.trainer import Trainer
@@ -77,21 +78,23 @@ def run(source: Path, text: Path, output: Path, chosen: Training, kill_at: int =
 
 def check_parts(source: Path, text: Path, output: Path, chosen: Training) -> None:
     """In every process: it has its share of everything, and no group or row is split."""
-    with joined(torch.device("cpu")) as (ranks, device):
+    with joined(torch.device("cpu")) as (ranks, device), ExitStack() as held:
         for mine in ranks.in_turn():
             if mine:
-                job = prepare(
-                    source,
-                    chosen,
-                    output,
-                    data=[str(text)],
-                    validation=None,
-                    teacher=None,
-                    restart=False,
-                    trust_remote_code=False,
-                    progress=silent,
-                    device=device,
-                    ranks=ranks,
+                job = held.enter_context(
+                    taken(
+                        source,
+                        chosen,
+                        output,
+                        data=[str(text)],
+                        validation=None,
+                        teacher=None,
+                        restart=False,
+                        trust_remote_code=False,
+                        progress=silent,
+                        device=device,
+                        ranks=ranks,
+                    )
                 )
         student = load_student(job, source)
         trainer = Trainer(student, None, job.text.train_WL, chosen, job.dtype, ranks)
