@@ -44,6 +44,7 @@ from secateur.models.structure import find_blocks, find_linears
 from secateur.patterns.pattern import Budget, Pattern, parse_pattern, select
 from secateur.patterns.plan import uniform_plan
 from secateur.pruning.block import BlockPruner
+from secateur.pruning.pruned import OpenBlock, PrunedBlock
 from secateur.runs.device import resolve_device, resolve_dtype
 
 BATCH = 4
@@ -174,7 +175,17 @@ def sparsegpt(problem: Problem) -> None:
     pruner = BlockPruner(stages, task.pattern, task.device, task.stream.dtype, seed=0)
     targets = pruner.look(task.block, task.stream, None)
     with Replay(task.block) as replay:
-        pruner.prune(task.block, task.name, task.stream, targets, task.zeros, task.stored, replay)
+        work = OpenBlock(
+            task.name,
+            task.block,
+            task.linears,
+            task.stream,
+            task.zeros,
+            task.stored,
+            replay,
+            PrunedBlock(),
+        )
+        pruner.prune(work, targets)
 
 
 def main() -> None:

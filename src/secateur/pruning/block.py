@@ -19,15 +19,14 @@ from secateur.blocks.inputs import (
     judged_tokens,
     observed_inputs,
 )
-from secateur.blocks.replay import Replay
 from secateur.blocks.streams import Stream
 from secateur.methods import AnyStage, BlockStage, DenseStage, GroupStage
 from secateur.methods.quantize import Quantize
 from secateur.models.masks import KeptMasks
-from secateur.models.structure import Linear, find_linears
+from secateur.models.structure import find_linears
 from secateur.patterns.pattern import Pattern
 from secateur.pruning.groups import GroupPruner
-from secateur.pruning.pruned import PrunedBlock
+from secateur.pruning.pruned import OpenBlock
 from secateur.runs.meter import Stopwatch
 
 # So many tokens say how large the inputs of a linear are; a Gram matrix would take more.
@@ -140,78 +139,50 @@ class BlockPruner:
             for linear in group.linears
         }
 
-    def prune(
-        self,
-        block: nn.Module,
-        name: str,
-        stream: Stream,
-        targets: BlockTargets,
-        zeros: Mapping[str, int],
-        stored: torch.dtype,
-        replay: Replay,
-    ) -> PrunedBlock:
+    def prune(self, work: OpenBlock, targets: BlockTargets) -> None:
         """Apply all stages to the block.
 
         Args:
-            block: with dense fp32 weights; they are replaced.
-            name: full name of the block, for messages.
-            stream: hidden states that enter the block in the model pruned so far.
+            work: the block with its dense weights; they are replaced.
             targets: what `look` saw.
-            zeros: exact number of zeros of each linear, by name inside the block.
-            stored: dtype that weights are saved in; they are rounded to it at once, so that what
-                follows sees the weights of the file.
-            replay: remembers the parts of the block that are finished.
         """
-        pruned = PrunedBlock(
-            masks=dict(self._masks.of(stream.position, block)) if self._masks else {}
-        )
+        pruned, stream = work.pruned, work.stream
+        if self._masks is not None:
+            pruned.masks.update(self._masks.of(stream.position, work.block))
         watch = Stopwatch(pruned.seconds, self._device)
-        linears = tuple(find_linears(block))
         generator = torch.Generator().manual_seed(self._seed + stream.position)
         for stage in self._dense_stages:
             stage.apply(
                 DenseTask(
-                    block=block,
+                    block=work.block,
                     groups=[group.linears for group in targets.groups],
                     pattern=self._pattern,
                     mean_squares=targets.mean_squares,
-                    run=partial(stream.exact, block, slice(0, stage.batch_sequences)),
+                    run=partial(stream.exact, work.block, slice(0, stage.batch_sequences)),
                     generator=generator,
                     notes=pruned.notes,
                 )
             )
             watch.lap(stage.method)
         # The first weights that count as dense are those in their final order.
-        dense = None
         if self._block_stages:
-            dense = {linear.name: linear.weight_OI.clone() for linear in linears}
+            work.dense = {linear.name: linear.weight_OI.clone() for linear in work.linears}
         for phase in self._phases:
-            replay.forget()
+            work.replay.forget()
             if isinstance(phase, GroupPruner):
-                phase.prune(
-                    block,
-                    name,
-                    stream,
-                    targets.groups,
-                    dense,
-                    zeros,
-                    stored,
-                    replay,
-                    pruned,
-                    watch,
-                )
+                phase.prune(work, targets.groups, watch)
                 continue
-            assert dense is not None
+            assert work.dense is not None
             phase.apply(
                 BlockTask(
-                    name=name,
-                    block=block,
-                    linears=linears,
-                    dense=dense,
+                    name=work.name,
+                    block=work.block,
+                    linears=work.linears,
+                    dense=work.dense,
                     masks=pruned.masks,
-                    zeros=zeros,
+                    zeros=work.zeros,
                     pattern=self._pattern,
-                    stored=stored,
+                    stored=work.stored,
                     mean_squares=targets.mean_squares,
                     stream=stream,
                     targets=targets.outputs,
@@ -225,23 +196,18 @@ class BlockPruner:
                 )
             )
             watch.lap(phase.method)
-        if dense is not None and isinstance(self._phases[-1], BlockStage):
-            pruned.errors = linear_errors(block, linears, stream, targets.groups, dense)
-        return pruned
+        if work.dense is not None and isinstance(self._phases[-1], BlockStage):
+            pruned.errors = linear_errors(work, targets.groups, work.dense)
 
 
 def linear_errors(
-    block: nn.Module,
-    linears: Iterable[Linear],
-    stream: Stream,
-    groups: list[LinearGroup],
-    dense: Mapping[str, Tensor],
+    work: OpenBlock, groups: list[LinearGroup], dense: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """Relative squared output error of each linear on tokens of the first held-out batch.
 
     Both versions of a linear get the input that the pruned block gives it.
     """
-    errors = {linear.name: float("nan") for linear in linears}
+    errors = {linear.name: float("nan") for linear in work.linears}
 
     def measure(number: int, x_NI: Tensor) -> None:
         for linear in groups[number].linears:
@@ -252,7 +218,7 @@ def linear_errors(
             errors[linear.name] = float(error / power)
 
     with observed_inputs(groups, measure):
-        stream.forward(block, stream.batches.held_out[0])
+        work.stream.forward(work.block, work.stream.batches.held_out[0])
     return errors
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.blocks.group_task import GroupTask
 from secateur.blocks.inputs import (
@@ -18,13 +18,11 @@ from secateur.blocks.inputs import (
     steps,
     visit_inputs,
 )
-from secateur.blocks.replay import Replay
-from secateur.blocks.streams import Stream
 from secateur.methods import GroupStage
 from secateur.methods.magnitude import Magnitude
 from secateur.models.structure import Linear
 from secateur.patterns.pattern import Budget, Pattern
-from secateur.pruning.pruned import PrunedBlock
+from secateur.pruning.pruned import OpenBlock, PrunedBlock
 from secateur.runs.errors import SecateurError
 from secateur.runs.meter import Stopwatch
 from secateur.solvers.grids import Clipping
@@ -47,48 +45,30 @@ class GroupPruner:
         order: list[Needs] = ["nothing", "norms", "gram"]
         self._needs = max((stage.needs for stage in stages), key=order.index)
 
-    def prune(
-        self,
-        block: nn.Module,
-        name: str,
-        stream: Stream,
-        groups: Sequence[LinearGroup],
-        dense: Mapping[str, Tensor] | None,
-        zeros: Mapping[str, int],
-        stored: torch.dtype,
-        replay: Replay,
-        pruned: PrunedBlock,
-        watch: Stopwatch,
-    ) -> None:
+    def prune(self, work: OpenBlock, groups: Sequence[LinearGroup], watch: Stopwatch) -> None:
         """Apply the stages to the block's linears in the order they run.
 
         Args:
-            block: with fp32 weights; they are replaced.
-            name: full name of the block, for messages.
-            stream: hidden states that enter the block in the model pruned so far.
+            work: the block; its weights are replaced.
             groups: linears by shared input, in the order of execution.
-            dense: original weights by linear name; None if the block still holds them.
-            zeros: exact number of zeros of each linear, by name inside the block.
-            stored: dtype that weights are saved in; they are rounded to it at once, so that what
-                follows sees the weights of the file.
-            replay: remembers the parts of the block that are finished.
-            pruned: what happened to the block so far; its masks are those to go on with.
             watch: times the phases.
         """
         done: set[str] = set()
         for step in steps(groups):
-            statistics, held_out = self._inputs(block, stream, step, replay)
-            _require_finite(name, step, statistics)
+            statistics, held_out = self._inputs(work, step)
+            _require_finite(work.name, step, statistics)
             watch.lap("statistics")
             for group, seen, x_NI in zip(step, statistics, held_out, strict=True):
-                self._solve(group, seen, x_NI, dense, zeros, stored, pruned)
+                self._solve(work, group, seen, x_NI)
                 done |= {linear.name for linear in group.linears}
-            replay.finish(done)
+            work.replay.finish(done)
             watch.lap("solve")
 
     def _inputs(
-        self, block: nn.Module, stream: Stream, step: Sequence[LinearGroup], replay: Replay
+        self, work: OpenBlock, step: Sequence[LinearGroup]
     ) -> tuple[list[InputStatistics], list[Tensor]]:
+        stream = work.stream
+        run = partial(stream.forward, work.block, replay=work.replay)
         widths = [group.linears[0].weight_OI.shape[1] for group in step]
         sums = [InputAccumulator(w, self._needs, self._device, self._dtype) for w in widths]
         held_out = [torch.empty(0, w, device=self._device, dtype=self._dtype) for w in widths]
@@ -101,21 +81,19 @@ class GroupPruner:
 
         if self._needs != "nothing":
             for batch in stream.batches.fitted:
-                visit_inputs(step, partial(stream.forward, block, batch, replay), add)
+                visit_inputs(step, partial(run, batch), add)
         first = stream.batches.held_out[0]
-        visit_inputs(step, partial(stream.forward, block, first, replay), keep)
+        visit_inputs(step, partial(run, first), keep)
         return [each.result() for each in sums], held_out
 
     def _solve(
         self,
+        work: OpenBlock,
         group: LinearGroup,
         statistics: InputStatistics,
         held_out_NI: Tensor,
-        dense: Mapping[str, Tensor] | None,
-        zeros: Mapping[str, int],
-        stored: torch.dtype,
-        pruned: PrunedBlock,
     ) -> None:
+        dense, pruned = work.dense, work.pruned
         linears = group.linears
         names = tuple(linear.name for linear in linears)
         w_OI = torch.cat([linear.weight_OI for linear in linears])
@@ -127,11 +105,11 @@ class GroupPruner:
             budget=Budget(
                 self._pattern,
                 rows=tuple(len(linear.weight_OI) for linear in linears),
-                zeros=tuple(zeros[linear.name] for linear in linears),
+                zeros=tuple(work.zeros[linear.name] for linear in linears),
             ),
             statistics=statistics,
             held_out_NI=held_out_NI,
-            stored=stored,
+            stored=work.stored,
         )
         if names[0] in pruned.masks:
             task.mask_OI = torch.cat([pruned.masks[name] for name in names]).to(w_OI.device)
@@ -150,7 +128,7 @@ class GroupPruner:
         else:
             for stage in self._stages:
                 stage.apply(task)
-        task.w_OI.copy_(task.w_OI.to(stored))
+        task.w_OI.copy_(task.w_OI.to(work.stored))
         self._write_back(linears, task, pruned)
 
     def _write_back(self, linears: Sequence[Linear], task: GroupTask, pruned: PrunedBlock) -> None:

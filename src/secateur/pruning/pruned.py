@@ -1,12 +1,17 @@
-"""What pruning a block leaves behind."""
+"""A block while it is pruned, and what that leaves behind."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isnan
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from secateur.blocks.replay import Replay
+from secateur.blocks.streams import Stream
+from secateur.models.structure import Linear
 from secateur.report.documents.prune import BlockReport, LinearReport
 from secateur.solvers.grids import Clipping
 from secateur.solvers.quantise import QuantisedSolution
@@ -33,6 +38,34 @@ class PrunedBlock:
     errors: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class OpenBlock:
+    """A block while it is pruned.
+
+    Attributes:
+        name: full name of the block, for messages.
+        block: the module, with fp32 weights that stages replace.
+        linears: its prunable linears.
+        stream: hidden states that enter it in the model pruned so far.
+        zeros: exact number of zeros of each linear, by name inside the block.
+        stored: dtype that weights are saved in; new weights are rounded to it at once, so that
+            what follows sees the weights of the file.
+        replay: remembers the parts of the block that are finished.
+        pruned: what happened to it so far; its masks are those to go on with.
+        dense: original weights by linear name; None while the block holds them and no stage asks.
+    """
+
+    name: str
+    block: nn.Module
+    linears: tuple[Linear, ...]
+    stream: Stream
+    zeros: Mapping[str, int]
+    stored: torch.dtype
+    replay: Replay
+    pruned: PrunedBlock
+    dense: Mapping[str, Tensor] | None = None
 
 
 def describe_block(index: int, held_out_error: float, pruned: PrunedBlock) -> BlockReport:

@@ -12,9 +12,10 @@ from secateur.blocks.replay import Replay
 from secateur.blocks.streams import Stream
 from secateur.models.experts import unstacked_experts
 from secateur.models.store import BlockStore
+from secateur.models.structure import find_linears
 from secateur.patterns.plan import Plan
 from secateur.pruning.block import BlockPruner
-from secateur.pruning.pruned import PrunedBlock
+from secateur.pruning.pruned import OpenBlock, PrunedBlock
 from secateur.runs.meter import Stopwatch
 
 
@@ -64,9 +65,11 @@ def walk(
         with unstacked_experts(block), Replay(block) as replay:
             targets = pruner.look(block, stream, dense_stream)
             watch.lap("dense outputs")
-            pruned = pruner.prune(
-                block, name, stream, targets, zeros, store.weight_dtype(index), replay
-            )
+            pruned = PrunedBlock()
+            linears = tuple(find_linears(block))
+            stored = store.weight_dtype(index)
+            work = OpenBlock(name, block, linears, stream, zeros, stored, replay, pruned)
+            pruner.prune(work, targets)
             watch = Stopwatch(seconds, device)
             error = advance_stream(block, stream, targets.held_out, name, replay)
             watch.lap("advance")
