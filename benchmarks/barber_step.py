@@ -183,7 +183,7 @@ def sparsegpt(problem: Problem) -> None:
             task.zeros,
             task.stored,
             replay,
-            PrunedBlock(),
+            PrunedBlock(0),
         )
         pruner.prune(work, targets)
 

@@ -29,13 +29,13 @@ from secateur.pruning.groups import GroupPruner
 from secateur.pruning.pruned import OpenBlock
 from secateur.runs.meter import Stopwatch
 
-# So many tokens say how large the inputs of a linear are; a Gram matrix would take more.
+# Tokens that suffice to tell how large the inputs of a linear are.
 _NORM_TOKENS = 8192
 
 
 @dataclass(frozen=True)
 class BlockTargets:
-    """What the dense block says before it is pruned.
+    """What the dense block returns, before anything in it changes.
 
     Attributes:
         groups: its linears by shared input, in the order of execution.
@@ -119,7 +119,7 @@ class BlockPruner:
     def _pass_fitted(
         self, block: nn.Module, stream: Stream, groups: Sequence[LinearGroup]
     ) -> dict[str, Tensor]:
-        """Run fitted sequences once for what stages want of them: outputs, input norms."""
+        """Run the fitted sequences once, for the outputs and input norms that stages ask for."""
         if not (self._dense_stages or any(stage.needs_norms for stage in self._block_stages)):
             groups = []
         if not groups and self._buffer_SLD is None:

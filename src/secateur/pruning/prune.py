@@ -196,14 +196,14 @@ def _execute(job: Job, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
         masks=job.kept,
     )
     progress("Pruning blocks", resumed, count)
-    for walked in walk(store, stream, dense_stream, plan, pruner, device):
-        finished.append(describe_block(walked.index, walked.held_out_error, walked.pruned))
+    for pruned in walk(store, stream, dense_stream, plan, pruner, device):
+        finished.append(describe_block(pruned))
         if inputs.source is None:
-            prefix = store.blocks.name(walked.index)
-            masks |= {f"{prefix}.{name}": mask for name, mask in walked.pruned.masks.items()}
+            prefix = store.blocks.name(pruned.index)
+            masks |= {f"{prefix}.{name}": mask for name, mask in pruned.masks.items()}
         if run is not None:
-            run.record(finished[-1].model_dump(mode="json"), store.written(walked.index))
-        progress("Pruning blocks", walked.index + 1, count)
+            run.record(finished[-1].model_dump(mode="json"), store.written(pruned.index))
+        progress("Pruning blocks", pruned.index + 1, count)
     meter.lap("blocks")
 
     store.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isnan
+from math import isnan, nan
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ class PrunedBlock:
     """What happened to a block.
 
     Attributes:
+        index: its number in the model.
+        held_out_error: of its output against that of the dense block on the same held-out hidden
+            states (``state_error``), mean over tokens.
         masks: by linear name inside the block; bool, True = kept.
         quantised: weights as levels of a grid, by linear name.
         clippings: learned ranges of the grids to come, by linear name.
@@ -31,6 +34,8 @@ class PrunedBlock:
         seconds: time by phase.
     """
 
+    index: int
+    held_out_error: float = nan
     masks: dict[str, Tensor] = field(default_factory=dict)
     quantised: dict[str, QuantisedSolution] = field(default_factory=dict)
     clippings: dict[str, Clipping] = field(default_factory=dict)
@@ -68,11 +73,11 @@ class OpenBlock:
     dense: Mapping[str, Tensor] | None = None
 
 
-def describe_block(index: int, held_out_error: float, pruned: PrunedBlock) -> BlockReport:
+def describe_block(pruned: PrunedBlock) -> BlockReport:
     """Put a pruned block into the report's terms."""
     return BlockReport(
-        index=index,
-        held_out_error=held_out_error,
+        index=pruned.index,
+        held_out_error=pruned.held_out_error,
         linears={
             name: LinearReport(
                 zeros=(zeros := mask_OI.numel() - int(mask_OI.sum())),

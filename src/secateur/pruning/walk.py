@@ -1,9 +1,8 @@
-"""Walk through a model's blocks, leaving each pruned behind."""
+"""Walk through the blocks of a model and prune one after the other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
@@ -19,22 +18,6 @@ from secateur.pruning.pruned import OpenBlock, PrunedBlock
 from secateur.runs.meter import Stopwatch
 
 
-@dataclass(frozen=True)
-class WalkedBlock:
-    """A block the walk has left behind.
-
-    Attributes:
-        index: its number in the model.
-        pruned: masks, errors and notes.
-        held_out_error: of its output against that of the dense block on the same held-out hidden
-            states (``state_error``), mean over tokens.
-    """
-
-    index: int
-    pruned: PrunedBlock
-    held_out_error: float
-
-
 def walk(
     store: BlockStore,
     stream: Stream,
@@ -42,7 +25,7 @@ def walk(
     plan: Plan,
     pruner: BlockPruner,
     device: torch.device,
-) -> Iterator[WalkedBlock]:
+) -> Iterator[PrunedBlock]:
     """Prune the blocks that ``stream`` has not passed yet, one after the other.
 
     Every block is saved before it is yielded, and the stream then holds the hidden states that
@@ -65,19 +48,19 @@ def walk(
         with unstacked_experts(block), Replay(block) as replay:
             targets = pruner.look(block, stream, dense_stream)
             watch.lap("dense outputs")
-            pruned = PrunedBlock()
+            pruned = PrunedBlock(index)
             linears = tuple(find_linears(block))
             stored = store.weight_dtype(index)
             work = OpenBlock(name, block, linears, stream, zeros, stored, replay, pruned)
             pruner.prune(work, targets)
             watch = Stopwatch(seconds, device)
-            error = advance_stream(block, stream, targets.held_out, name, replay)
+            pruned.held_out_error = advance_stream(block, stream, targets.held_out, name, replay)
             watch.lap("advance")
         store.save(index, pruned.masks, pruned.quantised)
         store.release(index)
         watch.lap("write")
         pruned.seconds = {**seconds, **pruned.seconds}
-        yield WalkedBlock(index, pruned, error)
+        yield pruned
 
 
 def pass_finished(
