@@ -1,8 +1,8 @@
 # One environment, one line per step. Any PIP_* setting is respected; a CPU-only torch is had with
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
 PYTHON ?= python3
-# test processes; 0 keeps all tests in one, more have a thread each
-JOBS ?= 0
+# test processes, which have a thread each: as many as cores; 0 keeps all tests in one
+JOBS ?= auto
 # more arguments for pytest, such as PYTEST_ARGS='-m "not slow"'
 PYTEST_ARGS ?=
 
@@ -24,14 +24,14 @@ help:
 	  'make docs    build the site into site/, links checked' \
 	  'make clean   remove the environment and everything built' \
 	  '' \
-	  'PYTHON=python3.12 picks the interpreter, JOBS=2 spreads the tests over processes'
+	  'PYTHON=python3.12 picks the interpreter, JOBS=0 keeps all tests in one process'
 
 demo: $(venv)/.ready
 	@$(bin)/secateur demo
 
 test: lint
 	$(say) '==> pytest'
-	@$(if $(filter-out 0,$(JOBS)),OMP_NUM_THREADS=1 )$(bin)/pytest -q -n $(JOBS) $(PYTEST_ARGS)
+	@$(if $(filter-out 0,$(JOBS)),OMP_NUM_THREADS=1 )$(bin)/pytest -q -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 soak: $(venv)/.ready
 	$(say) '==> kills, pairs and full disks; SOAK_KILLS, SOAK_PAIRS and SOAK_DISKS say how many'
