@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from torch import Tensor
 
 from secateur.blocks.group_task import GroupTask
 from secateur.blocks.inputs import InputStatistics
-from secateur.methods import STAGES, GroupStage
 from secateur.methods.admm import ADMM
-from secateur.methods.keep import Keep
-from secateur.methods.quantize import Quantize
 from secateur.methods.refit import Refit
 from secateur.methods.sparsegpt import SparseGPT
 from secateur.methods.wanda import Wanda
 from secateur.patterns.pattern import Budget, Pattern, check_mask, parse_pattern, select
 
-# keep has no budget of its own to meet, and quantize rounds kept weights to zero as well.
-GROUP_STAGES = [
-    stage
-    for stage in STAGES.values()
-    if issubclass(stage, GroupStage) and stage not in (Keep, Quantize)
-]
 WIDTH = 32
 ROWS = (12, 8)
 
@@ -47,31 +36,6 @@ def make_task(pattern: Pattern, fitted_NI: Tensor | None = None) -> GroupTask:
         statistics=InputStatistics(len(fitted_NI), gram_II.diagonal().clone(), gram_II),
         held_out_NI=inputs(200, 2),
     )
-
-
-@pytest.mark.parametrize("pattern", ["0.5", "0.37", "2:4", "1:4"])
-@pytest.mark.parametrize(
-    "stages",
-    [
-        (first, *rest)
-        for first in GROUP_STAGES
-        if first.chooses_mask
-        for rest in [(), *itertools.product(s for s in GROUP_STAGES if not s.chooses_mask)]
-    ],
-    ids=lambda stages: "+".join(stage.model_fields["method"].default for stage in stages),
-)
-def test_every_recipe_leaves_an_exact_mask_and_zeros_only_under_it(
-    stages: tuple[type[GroupStage], ...], pattern: str
-) -> None:
-    task = make_task(parse_pattern(pattern))
-    dense_OI = task.dense_OI.clone()
-    for stage in stages:
-        stage().apply(task)
-    assert task.mask_OI is not None
-    check_mask(task.mask_OI, task.budget)
-    assert torch.equal(task.w_OI != 0, task.mask_OI)
-    assert torch.equal(task.dense_OI, dense_OI)
-    assert torch.isfinite(task.w_OI).all()
 
 
 def test_refit_lowers_the_held_out_error() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import secateur
-from interruption import interrupted_after
 from secateur.patterns.plan import Plan
 from secateur.runs.errors import SecateurError
 from tiny import make_tokenizer
@@ -75,32 +74,6 @@ def test_an_edited_plan_is_executed_to_the_zero(
     assert Plan.from_file(tmp_path / "out" / "plan.json").zeros == asked
     assert result.report.sparsity.zeros == values["zeros"]
     assert result.report.blocks[0].linears[gone.removeprefix("model.layers.0.")].sparsity == 1
-
-
-@pytest.mark.parametrize("rule", ["sensitivity", "loss"])
-def test_a_run_follows_its_allocation_and_resumes_to_the_same_bytes(
-    rule: str,
-    checkpoints: Callable[..., Path],
-    text_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    source, recipe = checkpoints("llama"), make_recipe(text_file, allocation=rule)
-    secateur.prune(source, recipe, tmp_path / "whole")
-    plan = secateur.plan(source, recipe)
-    assert counted(tmp_path / "whole") == plan.zeros
-    assert Plan.from_file(tmp_path / "whole" / "plan.json") == plan
-
-    with interrupted_after(blocks=1):
-        secateur.prune(source, recipe, tmp_path / "out")
-    # What was decided is used again, not measured again.
-    monkeypatch.delattr("secateur.pruning.prune.DenseModel")
-    result = secateur.prune(source, recipe, tmp_path / "out")
-    assert result.report.resumed_blocks == 1
-    assert weights_in(tmp_path / "out") == weights_in(tmp_path / "whole")
-    assert (tmp_path / "out" / "plan.json").read_bytes() == (
-        tmp_path / "whole" / "plan.json"
-    ).read_bytes()
 
 
 def test_auto_keeps_the_total_that_each_block_gets_by_the_final_loss(

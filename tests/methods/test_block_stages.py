@@ -179,29 +179,6 @@ def test_weights_that_training_makes_worse_stay_dense_with_the_better_rates(
         assert all(map(torch.equal, vectors, after))
 
 
-@pytest.mark.parametrize(
-    "stage",
-    [
-        BESARates(steps=3, probe_sequences=4),
-        BESAReconstruct(reference="pruned", probe_sequences=4),
-        BESA(),
-    ],
-)
-def test_rates_repeat_with_the_seed(stage: BlockStage, checkpoints: Callable[..., Path]) -> None:
-    masks = []
-    for _ in range(2):
-        with block_task(checkpoints("llama")) as task:
-            stage.apply(task)
-            masks.append(task.masks)
-    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
-
-
-@pytest.mark.parametrize("method", ["besa", "besa-rates", "besa-reconstruct"])
-def test_rates_refuse_groups(method: str) -> None:
-    with pytest.raises(SecateurError, match=rf"{method} moves zeros between rows.*2:4"):
-        Recipe.from_mapping({"pattern": "2:4", "stages": [{"method": method}]})
-
-
 def test_a_sparsity_that_the_released_parameterisation_cannot_reach_is_refused() -> None:
     stage = {"method": "besa", "parameterisation": "paper"}
     Recipe.from_mapping({"pattern": 0.6, "stages": [stage]})

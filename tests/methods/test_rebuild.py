@@ -292,32 +292,6 @@ def test_a_linear_that_no_token_reached_stays_as_it_is(
         assert all(torch.equal(task.masks[name], masks[name]) for name in idle)
 
 
-@pytest.mark.parametrize("text", PATTERNS)
-@pytest.mark.parametrize("stage", [{"method": "barber"}, {"method": "swaps"}], ids=str)
-def test_refit_fits_the_weights_of_the_new_masks(
-    stage: dict[str, object],
-    text: str,
-    checkpoints: Callable[..., Path],
-    text_file: Path,
-    tmp_path: Path,
-) -> None:
-    recipe = Recipe.from_mapping(
-        {
-            "pattern": text,
-            "stages": [{"method": "wanda"}, {"method": "refit"}, stage, {"method": "refit"}],
-            "calibration": {"source": str(text_file), "samples": 8, "length": 32},
-            "dtype": "float32",
-        }
-    )
-    report = secateur.prune(checkpoints("llama"), recipe, tmp_path / "pruned").report
-    inspection = secateur.inspect(tmp_path / "pruned")
-    assert inspection.zeros == round(parse_pattern(text).sparsity * inspection.weights)
-    if text == "2:4":
-        assert "2:4" in inspection.patterns
-    for block in report.blocks:
-        assert sum("held-out error from" in note for note in block.notes) == 1
-
-
 def test_zeros_may_move_between_the_linears_of_a_part(
     checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
@@ -343,12 +317,6 @@ def test_granularities_that_leave_groups_are_refused() -> None:
     Recipe.from_mapping({"pattern": "0.5", "stages": stages})
     with pytest.raises(SecateurError, match=r"2:4 barber exchanges weights within groups"):
         Recipe.from_mapping({"pattern": "2:4", "stages": stages})
-
-
-@pytest.mark.parametrize("method", ["barber", "swaps"])
-def test_there_must_be_a_mask_to_rebuild(method: str) -> None:
-    with pytest.raises(SecateurError, match="first stage must choose a mask"):
-        Recipe.from_mapping({"stages": [{"method": method}]})
 
 
 def test_ratios_outside_their_range_are_refused() -> None:

@@ -38,6 +38,7 @@ class ResidentStore:
         self._side_files = side_files
         self._device = device
         self._home = {name: p.device for name, p in blocks.model.named_parameters()}
+        self._trained = {n for n, p in blocks.model.named_parameters() if p.requires_grad}
         self._dtypes = [
             {name: tensor.dtype for name, tensor in block.state_dict().items()} for block in blocks
         ]
@@ -99,8 +100,9 @@ class ResidentStore:
     def release(self, index: int) -> None:
         block = self.blocks[index]
         for name, parameter in block.named_parameters():
-            home = self._home[f"{self.blocks.name(index)}.{name}"]
-            parameter.data = parameter.data.to(home, self._dtypes[index][name])
+            full_name = f"{self.blocks.name(index)}.{name}"
+            parameter.data = parameter.data.to(self._home[full_name], self._dtypes[index][name])
+            parameter.requires_grad_(full_name in self._trained)
 
     def finish(self) -> None:
         if self._output is None:
@@ -119,6 +121,8 @@ class ResidentStore:
     def _give_out(self, block: nn.Module) -> nn.Module:
         block.to(self._device)
         for parameter in block.parameters():
+            # As a streamed block's: gradients that nobody reads would take as much memory again.
+            parameter.requires_grad_(False)
             if parameter.is_floating_point():
                 parameter.data = parameter.data.float()
         return block
