@@ -322,3 +322,21 @@ def test_granularities_that_leave_groups_are_refused() -> None:
 def test_ratios_outside_their_range_are_refused() -> None:
     with pytest.raises(SecateurError, match="ratio"):
         Recipe.from_mapping({"stages": [{"method": "wanda"}, {"method": "barber", "ratio": 1.5}]})
+
+
+def test_fewer_windows_than_a_step_takes_are_enough(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    stages = [
+        {"method": "besa-rates", "batch_sequences": 8},
+        {"method": "barber", "granularity": "row", "windows": 2},
+    ]
+    recipe = Recipe.from_mapping(
+        {
+            "stages": stages,
+            "calibration": {"source": str(text_file), "samples": 4, "length": 32},
+            "batch_tokens": 64,
+        }
+    )
+    report = secateur.prune(checkpoints("llama"), recipe, tmp_path / "out").report
+    assert report.sparsity.counted == 0.5

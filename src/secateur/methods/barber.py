@@ -58,6 +58,9 @@ class Barber(BlockStage):
         """The ratios to try."""
         return _RATIOS if self.ratio == "best" else (self.ratio,)
 
+    def step_size(self, sequences: int) -> int:
+        return min(super().step_size(sequences), self.windows)
+
     def passes(self, sequences: int) -> float:
         # Each part as it is, dense, and backwards; attention once more on the way to the MLP.
         # Then the held-out third, before and after each offer to one of two parts.

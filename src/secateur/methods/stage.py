@@ -53,6 +53,10 @@ class DenseStage(Stage):
     chooses_mask: ClassVar[bool] = False
     batch_sequences: ClassVar[int] = 1
 
+    def step_size(self, sequences: int) -> int:
+        """Calibration windows that it runs the block on at a time."""
+        return self.batch_sequences
+
     @abstractmethod
     def apply(self, task: DenseTask) -> None:
         """Change the dense weights and what is known of their inputs."""
@@ -71,6 +75,10 @@ class BlockStage(Stage):
         "or that of the dense model",
     )
     batch_sequences: int = Field(4, ge=1, description="calibration windows in one step")
+
+    def step_size(self, sequences: int) -> int:
+        """Windows in one step where there are this many fitted sequences."""
+        return min(self.batch_sequences, sequences)
 
     @abstractmethod
     def apply(self, task: BlockTask) -> None:

@@ -171,7 +171,11 @@ def _execute(job: Job, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
         dtype,
         folder=folder,
         memory=memory,
-        sizes={s.batch_sequences for s in recipe.stages if not isinstance(s, GroupStage)},
+        sizes={
+            stage.step_size(recipe.fitted_windows)
+            for stage in recipe.stages
+            if not isinstance(stage, GroupStage)
+        },
     )
     dense_stream = stream.twin(folder, memory) if wants_dense_stream(recipe.stages) else None
     targets_SLD = (
