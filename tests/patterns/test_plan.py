@@ -86,12 +86,18 @@ FIRST = "model.layers.0.self_attn.q_proj"
         ('"pattern": "0.5"', '"pattern": "1:4"', "line 6: pattern 1:4 puts exactly 768 zeros"),
         ('"zeros": 512}', '"zeros": "512"}', "line 6: .* needs two whole numbers"),
         ('"zeros": 512}', '"zeros": 512.0}', "line 6: .* needs two whole numbers"),
+        ('"zeros": 512}', '"zeros": {"a": [1]}}', "line 6: .* needs two whole numbers"),
+        ('"zeros": 512}', '"zeros": 1, "zeros": 512}', "zeros is there a second time"),
         ('"zeros": 512}', '"zero": 512}', "line 6: .* needs two whole numbers"),
         ('"zeros": 13824', '"zeros": true', 'line 4: "zeros" must be a whole number'),
         ('  "zeros": 13824,\n', "", 'lacks the key "zeros"'),
         ('"pattern"', '"patern"', "line 2: unknown key patern; did you mean pattern?"),
         ("k_proj", "q_proj", "line 7: .* is there a second time; remove one"),
         ('512},', '512}', "line 7: this is not valid JSON"),
+        ('"zeros": 512}', '"zeros": ' + "[" * 100_000, "is no plan"),
+        ('"zeros": 512}', '"zeros": ' + "9" * 5000 + "}", "is no plan"),
+        ('"zeros": 512}', '"zeros": 1' + "0" * 400 + "}", "line 6: 10+ zeros do not fit"),
+        ("q_proj", r"\\ud83d", ": the model has no linear"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_its_line(
@@ -123,6 +129,7 @@ def test_files_that_are_no_plans(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(SecateurError, match=message):
             Plan.from_file(path)
-    path.write_text('{"pattern": "0.5", "weights": 1, "zeros": 1,\n"linears": []}')
-    with pytest.raises(SecateurError, match='line 2: "linears" must be an object'):
-        Plan.from_file(path)
+    for linears in ("[]", "[1]", '"all"', "null"):
+        path.write_text(f'{{"pattern": "0.5", "weights": 1, "zeros": 1,\n"linears": {linears}}}')
+        with pytest.raises(SecateurError, match='line 2: "linears" must be an object'):
+            Plan.from_file(path)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from secateur.patterns.pattern import (
     NM,
@@ -21,6 +24,8 @@ from secateur.runs.errors import SecateurError
 from secateur.runs.files import write_text
 
 _HEADER = ("pattern", "weights", "zeros", "linears")
+_FORM = '{"pattern": …, "weights": …, "zeros": …, "linears": {…}}'
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,32 @@ class PlanFile:
 
     Attributes:
         path: the file.
+        text: what it holds.
         weights: weights of all linears, as its header says.
         zeros: zeros of all linears, as its header says.
-        lines: line number of each header key and each linear.
     """
 
     path: Path
-    weights: int
-    zeros: int
-    lines: Mapping[str, int]
+    text: str
+    weights: int = 0
+    zeros: int = 0
+
+    def at(self, key: str) -> str:
+        """Name the place of a linear or a header key."""
+        line = self._lines().get(key)
+        return str(self.path) if line is None else f"{self.path}, line {line}"
+
+    def _lines(self) -> dict[str, int]:
+        # JSON is YAML, whose parser keeps the places. It refuses tabs and broken surrogates.
+        try:
+            root = yaml.compose(self.text.replace("\t", " "), Loader=_Loader)
+        except yaml.YAMLError:
+            return {}
+        members = list(root.value)
+        for key, value in root.value:
+            if key.value == "linears" and isinstance(value, yaml.MappingNode):
+                members += value.value
+        return {key.value: key.start_mark.line + 1 for key, _ in members}
 
 
 @dataclass(frozen=True)
@@ -89,14 +111,9 @@ class Plan:
         """
         try:
             text = path.read_text(encoding="utf-8")
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise SecateurError(
-                f"{path}, line {error.lineno}: this is not valid JSON ({error.msg}); mend the line."
-            ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise SecateurError(f"The plan {path} cannot be read; check the path.") from error
-        return _read(path, text, values)
+        return _read(PlanFile(path, text))
 
     def check_fits(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Hold the plan against a model and its own totals.
@@ -161,8 +178,7 @@ class Plan:
             )
 
     def _at(self, key: str) -> str:
-        """Name the place of a linear or a header key."""
-        return "The plan" if self.file is None else f"{self.file.path}, line {self.file.lines[key]}"
+        return "The plan" if self.file is None else self.file.at(key)
 
 
 def uniform_plan(shapes: Mapping[str, tuple[int, int]], pattern: Pattern) -> Plan:
@@ -191,74 +207,68 @@ def uniform_plan(shapes: Mapping[str, tuple[int, int]], pattern: Pattern) -> Pla
     return Plan(pattern, weights, dict(zip(weights, zeros, strict=True)))
 
 
-def _read(path: Path, text: str, values: Any) -> Plan:
-    form = '{"pattern": …, "weights": …, "zeros": …, "linears": {…}}'
+def _read(file: PlanFile) -> Plan:
+    values = _load(file)
     if not isinstance(values, dict):
-        raise SecateurError(f"{path} is no plan; {form} was expected.")
-    lines: dict[str, int] = {}
-    linears_at = 0
-    for key, line, at in _members(text, _skip_space(text, 0)):
+        raise SecateurError(f"{file.path} is no plan; {_FORM} was expected.")
+    for key in values:
         if key not in _HEADER:
             near = difflib.get_close_matches(key, _HEADER, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"a plan is {form}."
-            raise SecateurError(f"{path}, line {line}: unknown key {key}; {hint}")
-        lines[key] = line
-        linears_at = at if key == "linears" else linears_at
+            hint = f"did you mean {near[0]}?" if near else f"a plan is {_FORM}."
+            raise SecateurError(f"{file.at(key)}: unknown key {key}; {hint}")
     for key in _HEADER:
-        if key not in lines:
-            raise SecateurError(f'{path} lacks the key "{key}"; a plan is {form}.')
-    if not isinstance(values["linears"], dict):
+        if key not in values:
+            raise SecateurError(f'{file.path} lacks the key "{key}"; a plan is {_FORM}.')
+    linears = values["linears"]
+    if not isinstance(linears, dict):
         raise SecateurError(
-            f'{path}, line {lines["linears"]}: "linears" must be an object with one entry per '
-            "linear."
+            f'{file.at("linears")}: "linears" must be an object with one entry per linear.'
         )
     for key in ("weights", "zeros"):
         if type(values[key]) is not int:
-            raise SecateurError(f'{path}, line {lines[key]}: "{key}" must be a whole number.')
+            raise SecateurError(f'{file.at(key)}: "{key}" must be a whole number.')
     try:
         pattern = parse_pattern(str(values["pattern"]))
     except SecateurError as error:
-        raise SecateurError(f"{path}, line {lines['pattern']}: {error}") from error
-
-    weights: dict[str, int] = {}
-    zeros: dict[str, int] = {}
-    for name, line, _ in _members(text, linears_at):
-        entry = values["linears"][name]
-        if name in weights:
-            raise SecateurError(
-                f"{path}, line {line}: {name} is there a second time; remove one of the lines."
-            )
+        raise SecateurError(f"{file.at('pattern')}: {error}") from error
+    for name, entry in linears.items():
         if (
             not isinstance(entry, dict)
             or entry.keys() != {"weights", "zeros"}
             or any(type(count) is not int for count in entry.values())
         ):
             raise SecateurError(
-                f'{path}, line {line}: {name} needs two whole numbers, {{"weights": …, '
-                '"zeros": …}.'
+                f'{file.at(name)}: {name} needs two whole numbers, {{"weights": …, "zeros": …}}.'
             )
-        lines[name] = line
-        weights[name], zeros[name] = entry["weights"], entry["zeros"]
-    return Plan(pattern, weights, zeros, PlanFile(path, values["weights"], values["zeros"], lines))
+    return Plan(
+        pattern,
+        {name: entry["weights"] for name, entry in linears.items()},
+        {name: entry["zeros"] for name, entry in linears.items()},
+        replace(file, weights=values["weights"], zeros=values["zeros"]),
+    )
 
 
-def _members(text: str, at: int) -> Iterator[tuple[str, int, int]]:
-    """Keys of the valid JSON object at a position: key, line number, position of its value."""
-    decoder = json.JSONDecoder()
-    line, counted = 1, 0
-    at = _skip_space(text, at + 1)
-    while text[at] != "}":
-        line, counted = line + text.count("\n", counted, at), at
-        key, at = decoder.raw_decode(text, at)
-        at = _skip_space(text, _skip_space(text, at) + 1)
-        yield key, line, at
-        _, at = decoder.raw_decode(text, at)
-        at = _skip_space(text, at)
-        if text[at] == ",":
-            at = _skip_space(text, at + 1)
+def _load(file: PlanFile) -> Any:
+    repeated: list[str] = []
 
+    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        counts = Counter(key for key, _ in pairs)
+        repeated.extend(key for key, count in counts.items() if count > 1)
+        return dict(pairs)
 
-def _skip_space(text: str, at: int) -> int:
-    while text[at] in " \t\r\n":
-        at += 1
-    return at
+    try:
+        values = json.loads(file.text, object_pairs_hook=members)
+    except json.JSONDecodeError as error:
+        raise SecateurError(
+            f"{file.path}, line {error.lineno}: this is not valid JSON ({error.msg}); mend the "
+            "line."
+        ) from error
+    except (RecursionError, ValueError) as error:
+        # Thousands of brackets inside each other, or thousands of digits.
+        raise SecateurError(f"{file.path} is no plan; {_FORM} was expected.") from error
+    if repeated:
+        name = repeated[0]
+        raise SecateurError(
+            f"{file.at(name)}: {name} is there a second time; remove one of the lines."
+        )
+    return values
