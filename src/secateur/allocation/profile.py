@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from secateur.blocks.inputs import (
     find_groups,
     visit_inputs,
 )
+from secateur.blocks.loop import loaded_blocks
 from secateur.blocks.precision import forward_precision
 from secateur.blocks.probes import RowSensitivity, random_projection
 from secateur.blocks.streams import Batches, Stream
@@ -123,17 +123,16 @@ class DenseModel:
         stream = self._stream(self._some(sequences))
         generator = torch.Generator().manual_seed(self._seed)
         count = len(self._store.blocks)
-        for index in range(count):
-            with self._given_out(index) as block:
-                linears = find_linears(block)
-                inputs = _input_statistics(linears, block, stream, self._device, self._dtype)
-                gradients = RowSensitivity(linears if probes else [])
-                for batch in stream.batches.all:
-                    for _ in range(probes):
-                        gradients.add(partial(self._probe, block, stream, batch, generator))
-                yield self._seen(index, linears, inputs, gradients)
-                for batch in stream.batches.all:
-                    stream.advance(block, batch)
+        for index, block in self._dense_blocks(range(count)):
+            linears = find_linears(block)
+            inputs = _input_statistics(linears, block, stream, self._device, self._dtype)
+            gradients = RowSensitivity(linears if probes else [])
+            for batch in stream.batches.all:
+                for _ in range(probes):
+                    gradients.add(partial(self._probe, block, stream, batch, generator))
+            yield self._seen(index, linears, inputs, gradients)
+            for batch in stream.batches.all:
+                stream.advance(block, batch)
             stream.position += 1
             self._progress("Measuring blocks", index + 1, count)
 
@@ -152,29 +151,27 @@ class DenseModel:
         count = len(self._store.blocks)
         x_KSLD = allocate((count, *stream.x_SLD.shape), self._folder, self._memory)
         inputs: list[dict[str, InputStatistics]] = []
-        for index in range(count):
-            with self._given_out(index) as block:
-                linears = find_linears(block)
-                inputs.append(_input_statistics(linears, block, stream, self._device, self._dtype))
-                x_KSLD[index].copy_(stream.x_SLD)
-                for batch in stream.batches.all:
-                    stream.advance(block, batch)
+        for index, block in self._dense_blocks(range(count)):
+            linears = find_linears(block)
+            inputs.append(_input_statistics(linears, block, stream, self._device, self._dtype))
+            x_KSLD[index].copy_(stream.x_SLD)
+            for batch in stream.batches.all:
+                stream.advance(block, batch)
             stream.position += 1
             self._progress("Measuring blocks", index + 1, 2 * count)
 
         gradient_SLD = self._loss_gradient(tokens_SL, stream.x_SLD)
-        for index in reversed(range(count)):
+        for index, block in self._dense_blocks(reversed(range(count))):
             stream.position = index
-            with self._given_out(index) as block:
-                linears = find_linears(block)
-                gradients = RowSensitivity(linears)
-                for batch in stream.batches.all:
-                    x_BLD = x_KSLD[index][batch].to(self._device, copy=True).requires_grad_()
-                    outer_BLD = gradient_SLD[batch].to(self._device)
-                    gradients.add(partial(_product, stream, block, x_BLD, outer_BLD))
-                    assert x_BLD.grad is not None
-                    gradient_SLD[batch].copy_(x_BLD.grad)
-                yield self._seen(index, linears, inputs[index], gradients)
+            linears = find_linears(block)
+            gradients = RowSensitivity(linears)
+            for batch in stream.batches.all:
+                x_BLD = x_KSLD[index][batch].to(self._device, copy=True).requires_grad_()
+                outer_BLD = gradient_SLD[batch].to(self._device)
+                gradients.add(partial(_product, stream, block, x_BLD, outer_BLD))
+                assert x_BLD.grad is not None
+                gradient_SLD[batch].copy_(x_BLD.grad)
+            yield self._seen(index, linears, inputs[index], gradients)
             self._progress("Measuring blocks", 2 * count - index, 2 * count)
 
     def _some(self, sequences: int) -> Tensor:
@@ -194,20 +191,18 @@ class DenseModel:
             self._memory,
         )
 
-    @contextmanager
-    def _given_out(self, index: int) -> Iterator[nn.Module]:
-        """A dense block with its experts as linears and no gradients of its weights."""
-        block = self._store.load(index)
-        wanted = [parameter for parameter in block.parameters() if parameter.requires_grad]
-        try:
-            for parameter in wanted:
-                parameter.requires_grad_(False)
-            with unstacked_experts(block):
-                yield block
-        finally:
-            for parameter in wanted:
-                parameter.requires_grad_()
-            self._store.release(index)
+    def _dense_blocks(self, indices: Iterable[int]) -> Iterator[tuple[int, nn.Module]]:
+        """Dense blocks with their experts as linears and no gradients of their weights."""
+        for index, _, block in loaded_blocks(self._store, indices):
+            wanted = [parameter for parameter in block.parameters() if parameter.requires_grad]
+            try:
+                for parameter in wanted:
+                    parameter.requires_grad_(False)
+                with unstacked_experts(block):
+                    yield index, block
+            finally:
+                for parameter in wanted:
+                    parameter.requires_grad_()
 
     def _seen(
         self,

@@ -1,16 +1,50 @@
-"""Move a stream of hidden states past a block."""
+"""The loop over the blocks of a model, and a stream of hidden states that moves past each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from secateur.blocks.replay import Replay
 from secateur.blocks.streams import Stream
+from secateur.models.store import BlockStore
 from secateur.runs.errors import SecateurError
 from secateur.solvers.block_loss import state_error
+
+
+@contextmanager
+def loaded(store: BlockStore, index: int, *, finished: bool = False) -> Iterator[nn.Module]:
+    """Within the context a block has weights: its dense ones, or those saved for it before."""
+    block = store.load_finished(index) if finished else store.load(index)
+    try:
+        yield block
+    finally:
+        store.release(index)
+
+
+def loaded_blocks(
+    store: BlockStore, indices: Iterable[int] | None = None, *, finished: bool = False
+) -> Iterator[tuple[int, str, nn.Module]]:
+    """Give out blocks, each loaded for its turn alone: index, full name, module.
+
+    Args:
+        store: the model.
+        indices: which blocks, in which order; all of them if None.
+        finished: give out the blocks as they were saved before.
+    """
+    for index in range(len(store.blocks)) if indices is None else indices:
+        with loaded(store, index, finished=finished) as block:
+            yield index, store.blocks.name(index), block
+
+
+def pass_block(store: BlockStore, stream: Stream, *, finished: bool = False) -> None:
+    """Load the block that the stream enters next, and move the stream past it."""
+    index = stream.position
+    with loaded(store, index, finished=finished) as block:
+        advance_stream(block, stream, [], store.blocks.name(index))
 
 
 def advance_stream(

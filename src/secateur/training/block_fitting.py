@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.blocks.block_task import BlockTask
-from secateur.blocks.loop import advance_stream
+from secateur.blocks.loop import advance_stream, loaded, pass_block
 from secateur.blocks.streams import Stream
 from secateur.methods.reconstruct import Reconstruct
 from secateur.models.store import BlockStore
@@ -79,36 +79,35 @@ def fit_blocks(
         SecateurError: weights or hidden states are not finite.
     """
     for index in range(stream.position, len(store.blocks)):
-        _pass_dense(dense, dense_stream)
-        block = store.load(index)
-        name = store.blocks.name(index)
-        linears = tuple(find_linears(block))
-        task = BlockTask(
-            name=name,
-            block=block,
-            linears=linears,
-            dense={},
-            # Nothing is removed inside a block that was cut.
-            masks={
-                each.name: torch.ones_like(each.weight_OI, dtype=torch.bool) for each in linears
-            },
-            zeros={},
-            pattern=Unstructured(0.0),
-            stored=store.weight_dtype(index),
-            mean_squares={},
-            stream=stream,
-            targets={"dense": dense_stream.x_SLD},
-            generator=torch.Generator().manual_seed(seed + index),
-            error=bounded_error,
-        )
-        before = after = task.held_out_error("dense")
-        # Nothing is left in a block that was removed as a whole.
-        if linears:
-            stage.apply(task)
-            after = task.held_out_error("dense")
-        advance_stream(block, stream, [], name)
-        store.save(index, {})
-        store.release(index)
+        pass_block(dense, dense_stream)
+        with loaded(store, index) as block:
+            name = store.blocks.name(index)
+            linears = tuple(find_linears(block))
+            task = BlockTask(
+                name=name,
+                block=block,
+                linears=linears,
+                dense={},
+                # Nothing is removed inside a block that was cut.
+                masks={
+                    each.name: torch.ones_like(each.weight_OI, dtype=torch.bool) for each in linears
+                },
+                zeros={},
+                pattern=Unstructured(0.0),
+                stored=store.weight_dtype(index),
+                mean_squares={},
+                stream=stream,
+                targets={"dense": dense_stream.x_SLD},
+                generator=torch.Generator().manual_seed(seed + index),
+                error=bounded_error,
+            )
+            before = after = task.held_out_error("dense")
+            # Nothing is left in a block that was removed as a whole.
+            if linears:
+                stage.apply(task)
+                after = task.held_out_error("dense")
+            advance_stream(block, stream, [], name)
+            store.save(index, {})
         yield FittedBlock(index, before, after, tuple(task.notes))
 
 
@@ -116,13 +115,6 @@ def pass_fitted(
     store: BlockStore, dense: BlockStore, stream: Stream, dense_stream: Stream, count: int
 ) -> None:
     """Carry both streams through the blocks that an earlier session fitted."""
-    for index in range(count):
-        _pass_dense(dense, dense_stream)
-        advance_stream(store.load_finished(index), stream, [], store.blocks.name(index))
-        store.release(index)
-
-
-def _pass_dense(dense: BlockStore, stream: Stream) -> None:
-    index = stream.position
-    advance_stream(dense.load(index), stream, [], dense.blocks.name(index))
-    dense.release(index)
+    for _ in range(count):
+        pass_block(dense, dense_stream)
+        pass_block(store, stream, finished=True)
