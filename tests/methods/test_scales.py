@@ -13,8 +13,8 @@ from methods.blocks import block_task
 from secateur.blocks.block_task import BlockTask
 from secateur.methods.rows import uniform_masks
 from secateur.methods.scales import Scales
-from secateur.solvers.grids import GridOptions, make_grid
-from secateur.solvers.quantise import QuantisedSolution, round_to_grid
+from secateur.solvers.grids import GridOptions, QuantisedSolution, make_grid
+from secateur.solvers.quantise import round_to_grid
 
 FAMILIES = ("llama", "gpt2", "mixtral")
 

@@ -14,8 +14,7 @@ from secateur.models.structure import Linear
 from secateur.patterns.pattern import Pattern
 from secateur.runs.errors import SecateurError
 from secateur.solvers.block_loss import state_error
-from secateur.solvers.grids import Clipping, GridOptions
-from secateur.solvers.quantise import QuantisedSolution
+from secateur.solvers.grids import Clipping, GridOptions, QuantisedSolution
 
 Reference = Literal["pruned", "dense"]
 

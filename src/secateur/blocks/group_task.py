@@ -10,8 +10,7 @@ from torch import Tensor
 
 from secateur.blocks.inputs import InputStatistics
 from secateur.patterns.pattern import Budget
-from secateur.solvers.grids import Clipping
-from secateur.solvers.quantise import QuantisedSolution
+from secateur.solvers.grids import Clipping, QuantisedSolution
 from secateur.solvers.solution import SparseSolution
 
 

@@ -13,8 +13,8 @@ from secateur.methods.stage import GroupStage
 from secateur.models.experts import unstacked_experts
 from secateur.models.structure import BlockList, find_linears
 from secateur.runs.errors import SecateurError
-from secateur.solvers.grids import GridOptions, make_grid, search_clipping
-from secateur.solvers.quantise import QuantisedSolution, quantise, round_to_grid
+from secateur.solvers.grids import GridOptions, QuantisedSolution, make_grid, search_clipping
+from secateur.solvers.quantise import quantise, round_to_grid
 
 
 class Quantize(GroupStage):

@@ -15,8 +15,7 @@ from secateur.methods.descent import descend, relative_rate
 from secateur.methods.stage import BlockStage
 from secateur.models.forwards import replaced_forwards
 from secateur.models.structure import Linear
-from secateur.solvers.grids import representable
-from secateur.solvers.quantise import QuantisedSolution
+from secateur.solvers.grids import QuantisedSolution, representable
 
 
 class Scales(BlockStage):

@@ -16,7 +16,7 @@ from secateur.models.store import check_finite, least_precise
 from secateur.models.streamed import copy_side_files
 from secateur.models.structure import BlockList
 from secateur.runs.files import move_file, write_safetensors, writing
-from secateur.solvers.quantise import QuantisedSolution
+from secateur.solvers.grids import QuantisedSolution
 
 
 class ResidentStore:

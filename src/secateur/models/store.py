@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.models.structure import BlockList
 from secateur.runs.errors import SecateurError
-from secateur.solvers.quantise import QuantisedSolution
+from secateur.solvers.grids import QuantisedSolution
 
 
 class BlockStore(Protocol):

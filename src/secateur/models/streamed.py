@@ -19,8 +19,7 @@ from secateur.models.store import check_finite, least_precise
 from secateur.models.structure import BlockList, find_linears
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import copy_file, write_json, write_safetensors
-from secateur.solvers.grids import GridOptions
-from secateur.solvers.quantise import QuantisedSolution
+from secateur.solvers.grids import GridOptions, QuantisedSolution
 
 _COPIED = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
 

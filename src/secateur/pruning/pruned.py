@@ -13,8 +13,7 @@ from secateur.blocks.replay import Replay
 from secateur.blocks.streams import Stream
 from secateur.models.structure import Linear
 from secateur.report.documents.prune import BlockReport, LinearReport
-from secateur.solvers.grids import Clipping
-from secateur.solvers.quantise import QuantisedSolution
+from secateur.solvers.grids import Clipping, QuantisedSolution
 
 
 @dataclass

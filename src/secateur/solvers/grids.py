@@ -152,6 +152,36 @@ class _Nearest(Function):
 
 
 @dataclass(frozen=True)
+class QuantisedSolution:
+    """Weights on a grid.
+
+    Attributes:
+        level_OI: Multiples of the scale, integers as floating point, 0 outside the mask.
+        grid: The grid with its final scales.
+        notes: Fallbacks that were needed, one sentence each.
+    """
+
+    level_OI: Tensor
+    grid: Grid
+    notes: tuple[str, ...] = ()
+
+    @property
+    def w_OI(self) -> Tensor:
+        """The weights."""
+        return self.grid.values(self.level_OI)
+
+    def rows(self, rows: slice) -> QuantisedSolution:
+        """The solution for some rows."""
+        return replace(self, level_OI=self.level_OI[rows], grid=self.grid.rows(rows))
+
+    def rows_from(self, other: QuantisedSolution, rows: slice) -> QuantisedSolution:
+        """The solution with some rows of another one."""
+        level_OI, scale_OG = self.level_OI.clone(), self.grid.scale_OG.clone()
+        level_OI[rows], scale_OG[rows] = other.level_OI[rows], other.grid.scale_OG[rows]
+        return replace(self, level_OI=level_OI, grid=self.grid.with_scales(scale_OG))
+
+
+@dataclass(frozen=True)
 class Clipping:
     """How much of the range of its kept weights each group's grid covers.
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor
 
 from secateur.solvers.damping import damped_cholesky, live_columns, mean_diagonal
 from secateur.solvers.finite import check_finite
-from secateur.solvers.grids import Grid, representable
+from secateur.solvers.grids import Grid, QuantisedSolution, representable
 
 # Columns below this are settled one by one, above it halves are coupled by one GEMM.
 _LEAF = 16
@@ -17,36 +15,6 @@ _LEAF = 16
 _BLOCK = 128
 # Numbers in the largest temporary of a refit of scales.
 _TEMPORARY = 2**24
-
-
-@dataclass(frozen=True)
-class QuantisedSolution:
-    """Weights on a grid.
-
-    Attributes:
-        level_OI: Multiples of the scale, integers as floating point, 0 outside the mask.
-        grid: The grid with its final scales.
-        notes: Fallbacks that were needed, one sentence each.
-    """
-
-    level_OI: Tensor
-    grid: Grid
-    notes: tuple[str, ...] = ()
-
-    @property
-    def w_OI(self) -> Tensor:
-        """The weights."""
-        return self.grid.values(self.level_OI)
-
-    def rows(self, rows: slice) -> QuantisedSolution:
-        """The solution for some rows."""
-        return replace(self, level_OI=self.level_OI[rows], grid=self.grid.rows(rows))
-
-    def rows_from(self, other: QuantisedSolution, rows: slice) -> QuantisedSolution:
-        """The solution with some rows of another one."""
-        level_OI, scale_OG = self.level_OI.clone(), self.grid.scale_OG.clone()
-        level_OI[rows], scale_OG[rows] = other.level_OI[rows], other.grid.scale_OG[rows]
-        return replace(self, level_OI=level_OI, grid=self.grid.with_scales(scale_OG))
 
 
 def round_to_grid(w_OI: Tensor, mask_OI: Tensor, grid: Grid) -> QuantisedSolution:

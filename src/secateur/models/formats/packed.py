@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from secateur.models.structure import BlockList, find_linears
 from secateur.runs.errors import SecateurError
-from secateur.solvers.grids import GridOptions
-from secateur.solvers.quantise import QuantisedSolution
+from secateur.solvers.grids import GridOptions, QuantisedSolution
 
 _FORMAT = "pack-quantized"
 _WEIGHT = "weight"
