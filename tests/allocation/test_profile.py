@@ -13,12 +13,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from secateur.allocation.profile import DenseModel
+from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import unstacked_experts
-from secateur.models.reader import CheckpointReader
 from secateur.models.resident import ResidentStore
-from secateur.models.skeleton import build_skeleton, map_tensors
 from secateur.models.store import BlockStore
-from secateur.models.streamed import StreamedStore
 from secateur.models.structure import find_blocks, find_linears
 from secateur.solvers.scores import wanda_score
 from tiny import FAMILIES
@@ -28,13 +26,11 @@ CPU = torch.device("cpu")
 
 def make_store(folder: Path) -> BlockStore:
     """A streaming store where the family allows it."""
-    reader = CheckpointReader(folder)
-    blocks = find_blocks(build_skeleton(folder))
-    tensors = map_tensors(blocks, reader)
-    if isinstance(tensors, str):
+    found = Checkpoint.at(folder)
+    if isinstance(found.mapped, str):
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
         return ResidentStore(find_blocks(model), None, CPU)
-    return StreamedStore(blocks, reader, tensors, None, CPU)
+    return found.store(CPU)
 
 
 def tokens(count: int = 8, length: int = 20) -> Tensor:

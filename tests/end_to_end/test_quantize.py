@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import secateur
 from fresh import IDS, logits_of
 from interruption import interrupted_after
-from secateur.models.formats import packed
+from secateur.models.formats import format
 from secateur.models.masks import masks_path, read_masks
 from secateur.models.reader import CheckpointReader
 from secateur.pruning.recipe import Recipe
@@ -154,7 +154,7 @@ def test_a_packed_checkpoint_is_evaluated_and_not_pruned_again(
         for each in (name, name.replace("packed", "dequantized"))
     ]
     assert perplexities[0].model.perplexity == perplexities[1].model.perplexity
-    with pytest.raises(SecateurError, match="prune the unquantised checkpoint it was made from"):
+    with pytest.raises(SecateurError, match="prune the plain, unquantised checkpoint"):
         secateur.prune(quantised[name], Recipe(), tmp_path / "again")
 
 
@@ -309,7 +309,7 @@ def test_packing_needs_its_package(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(packed, "find_spec", lambda name: None)
+    monkeypatch.setattr(format, "find_spec", lambda name: None)
     recipe = recipe_for(text_file, [{"method": "wanda"}, quantize()])
     with pytest.raises(SecateurError, match=r"install secateur\[quantize\]"):
         secateur.prune(checkpoints(), recipe, tmp_path / "out")

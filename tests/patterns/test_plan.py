@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import secateur
+from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import linear_shapes
-from secateur.models.skeleton import build_skeleton
 from secateur.models.structure import BlockList, find_blocks
 from secateur.patterns.plan import Plan, uniform_plan
 from secateur.runs.errors import SecateurError
@@ -27,7 +27,7 @@ def test_skeleton_and_loaded_model_have_the_same_plan(
 ) -> None:
     folder = checkpoints(family)
     pattern = secateur.parse_pattern("0.3")
-    skeleton = uniform_plan(linear_shapes(find_blocks(build_skeleton(folder))), pattern)
+    skeleton = uniform_plan(linear_shapes(Checkpoint.at(folder).blocks), pattern)
     loaded = uniform_plan(
         linear_shapes(find_blocks(AutoModelForCausalLM.from_pretrained(folder))), pattern
     )
@@ -39,7 +39,7 @@ def test_skeleton_and_loaded_model_have_the_same_plan(
 def test_zeros_add_up_to_the_rounded_share(
     sparsity: float, checkpoints: Callable[..., Path]
 ) -> None:
-    blocks = find_blocks(build_skeleton(checkpoints("llama")))
+    blocks = Checkpoint.at(checkpoints("llama")).blocks
     plan = uniform_plan(linear_shapes(blocks), secateur.Unstructured(sparsity))
     weights = sum(plan.weights.values())
     assert sum(plan.zeros.values()) == round(sparsity * weights)
@@ -49,7 +49,7 @@ def test_zeros_add_up_to_the_rounded_share(
 
 @pytest.fixture(scope="module")
 def blocks(checkpoints: Callable[..., Path]) -> BlockList:
-    return find_blocks(build_skeleton(checkpoints("llama")))
+    return Checkpoint.at(checkpoints("llama")).blocks
 
 
 @pytest.mark.parametrize("pattern", ["0.5", "0.123456789", "2:4"])

@@ -11,6 +11,7 @@ from pydantic import BaseModel, computed_field
 from torch import Tensor
 
 from secateur.deploy.accelerator import Accelerator, Formula, dense_cycles, pruned_cycles
+from secateur.models.checkpoint import Checkpoint
 from secateur.models.inspection import StoredLinear, stored_linears
 from secateur.models.reader import CheckpointReader
 
@@ -76,11 +77,11 @@ def simulate(
         SecateurError: the folder is no readable checkpoint of a causal language model.
     """
     accelerator = accelerator or Accelerator()
-    reader = CheckpointReader(folder)
+    found = Checkpoint.at(folder, trust_remote_code=trust_remote_code, use="read")
     linears = [
         linear
-        for stored in stored_linears(folder, reader, trust_remote_code=trust_remote_code)
-        for linear in _simulated(stored, reader, accelerator)
+        for stored in stored_linears(found)
+        for linear in _simulated(stored, found.reader, accelerator)
     ]
     projections: dict[str, list[LinearCycles]] = {}
     for linear in linears:

@@ -20,8 +20,8 @@ from secateur.evaluation.options import EvaluationOptions
 from secateur.evaluation.perplexity import split_windows
 from secateur.evaluation.tasks import TaskChoice, lm_eval_version
 from secateur.evaluation.text import EvaluationText, read_dataset, read_text
-from secateur.models.locate import load_config, load_tokenizer, locate_checkpoint
-from secateur.models.skeleton import positions_of
+from secateur.models.locate import find_folder, load_config, load_tokenizer
+from secateur.models.structure import positions_of
 from secateur.runs.device import DtypeName, resolve_device, resolve_dtype
 from secateur.runs.errors import SecateurError
 
@@ -157,8 +157,8 @@ class Subject:
         if isinstance(model, PreTrainedModel):
             name = model.config.name_or_path or type(model).__name__
             return cls(name, model, model.config, trust_remote_code)
-        folder = locate_checkpoint(model, trust_remote_code=trust_remote_code, packed=True)
-        config = load_config(folder, trust_remote_code=trust_remote_code, packed=True)
+        folder = find_folder(model)
+        config = load_config(folder, trust_remote_code=trust_remote_code, use="load")
         return cls(str(model), folder, config, trust_remote_code)
 
     @property

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.blocks.precision import forward_precision
 from secateur.evaluation.readout import Readout, find_readout
-from secateur.models.skeleton import positions_of
+from secateur.models.structure import positions_of
 from secateur.runs.errors import SecateurError
 from secateur.runs.progress import Progress, silent
 from secateur.text.generation import evaluation_mode

@@ -11,6 +11,7 @@ from secateur.blocks.group_task import GroupTask
 from secateur.blocks.inputs import Needs
 from secateur.methods.stage import GroupStage
 from secateur.models.experts import unstacked_experts
+from secateur.models.formats import FormatName
 from secateur.models.structure import BlockList, find_linears
 from secateur.runs.errors import SecateurError
 from secateur.solvers.grids import GridOptions, QuantisedSolution, make_grid, search_clipping
@@ -38,7 +39,7 @@ class Quantize(GroupStage):
     )
     damping: float = Field(0.01, gt=0, description="added to the Gram diagonal, share of its mean")
     rounds: int = Field(2, ge=0, description="refits of the scales, each with a pass over weights")
-    format: Literal["packed", "dequantized"] = Field(
+    format: FormatName = Field(
         "packed",
         description="packed is compressed-tensors' pack-quantized; dequantized saves the grid's "
         "values in the checkpoint's own dtype",

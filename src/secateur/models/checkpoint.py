@@ -1,19 +1,23 @@
-"""A checkpoint on disk whose headers and configuration have been looked at."""
+"""A checkpoint on disk: opened and checked here, once, before anything works on it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import init_empty_weights
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 
-from secateur.models.locate import locate_checkpoint
+from secateur.models.formats.format import WeightFormat
+from secateur.models.locate import Use, find_folder, load_config
 from secateur.models.reader import CheckpointReader
-from secateur.models.skeleton import TensorMap, build_skeleton, map_tensors
-from secateur.models.streamed import StreamedStore
-from secateur.models.structure import BlockList, find_blocks
+from secateur.models.streamed import StreamedStore, TensorMap
+from secateur.models.structure import BlockList, find_blocks, find_linears
 from secateur.runs.errors import SecateurError
-from secateur.solvers.grids import GridOptions
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Checkpoint:
 
     Attributes:
         folder: where it lies.
-        reader: its tensors.
+        reader: its tensors, and its configuration.
         blocks: its structure, with parameters on the meta device.
         mapped: which tensor of the files belongs where, or a phrase that says why none can be
             read without loading the whole model.
@@ -37,33 +41,47 @@ class Checkpoint:
     def open(
         cls, name: str | Path, *, trust_remote_code: bool = False, by_block: bool = True
     ) -> Checkpoint:
-        """Look at a checkpoint in a folder or on the hub.
+        """Look at a checkpoint in a folder, on the hub or in a GGUF file.
 
         Args:
-            name: folder or name on the hub.
+            name: folder, name on the hub or file.
             trust_remote_code: let the checkpoint's own Python code run.
             by_block: refuse one that cannot be read block by block.
 
         Raises:
             SecateurError: it cannot be read, or not as asked.
         """
-        folder = locate_checkpoint(name, trust_remote_code=trust_remote_code)
-        found = cls.at(folder, trust_remote_code=trust_remote_code)
+        found = cls.at(find_folder(name), trust_remote_code=trust_remote_code)
         if by_block and isinstance(found.mapped, str):
             raise SecateurError(
-                f"{folder} cannot be read block by block: {found.mapped}; save the model anew with "
-                "transformers if that stores its tensors plainly."
+                f"{found.folder} cannot be read block by block: {found.mapped}; save the model "
+                "anew with transformers if that stores its tensors plainly."
             )
         return found
 
     @classmethod
     def at(
-        cls, folder: Path, *, trust_remote_code: bool = False, dtype: torch.dtype | None = None
+        cls,
+        folder: Path,
+        *,
+        trust_remote_code: bool = False,
+        dtype: torch.dtype | None = None,
+        use: Use = "prune",
     ) -> Checkpoint:
-        """Look at a folder that is known to hold a checkpoint; arguments of ``build_skeleton``."""
+        """Look at a folder.
+
+        Args:
+            folder: the checkpoint.
+            trust_remote_code: let the checkpoint's own Python code run.
+            dtype: the model is to be loaded in; the checkpoint's own if None.
+            use: what is to be done with it.
+
+        Raises:
+            SecateurError: it cannot be read, or not used so.
+        """
+        config = load_config(folder, trust_remote_code=trust_remote_code, use=use)
         reader = CheckpointReader(folder)
-        model = build_skeleton(folder, trust_remote_code=trust_remote_code, dtype=dtype)
-        blocks = find_blocks(model)
+        blocks = find_blocks(_skeleton(config, trust_remote_code, dtype))
         return cls(folder, reader, blocks, map_tensors(blocks, reader))
 
     @property
@@ -76,12 +94,114 @@ class Checkpoint:
         self,
         device: torch.device,
         output: Path | None = None,
-        packing: GridOptions | None = None,
+        format: WeightFormat | None = None,
     ) -> StreamedStore:
         """Give out its blocks one at a time; arguments of ``StreamedStore``."""
-        return StreamedStore(self.blocks, self.reader, self.tensors, output, device, packing)
+        return StreamedStore(self.blocks, self.reader, self.tensors, output, device, format)
+
+    def saved_bytes(self, format: WeightFormat, zeros: Mapping[str, int]) -> int:
+        """Bytes of all its tensors with linears in a format, zeros given by full linear name."""
+        size = self.reader.bytes_of(self.reader.files)
+        if isinstance(self.mapped, str):
+            return size
+        for index, (block, names) in enumerate(zip(self.blocks, self.mapped.blocks, strict=True)):
+            for linear in find_linears(block):
+                if linear.transposed:
+                    continue
+                file = names[f"{linear.name}.weight"]
+                rows, columns = linear.weight_OI.shape
+                kept = rows * columns - zeros[f"{self.blocks.name(index)}.{linear.name}"]
+                tensors = format.layout((rows, columns), self.reader.dtypes[file], kept)
+                size += sum(each.nbytes for each in tensors.values()) - self.reader.bytes_of([file])
+        return size
 
     @property
     def hidden_size(self) -> int:
         """Width of what blocks hand on."""
         return int(self.blocks.model.config.get_text_config().hidden_size)
+
+
+def _skeleton(
+    config: PreTrainedConfig, trust_remote_code: bool, dtype: torch.dtype | None
+) -> PreTrainedModel:
+    """The model with parameters on the meta device and real buffers."""
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    # Buffers such as embedding scales are rounded to the model's dtype, as they are on loading.
+    loaded = dtype or config.dtype or torch.float32
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=trust_remote_code, dtype=loaded
+        )
+    model.eval()
+    return model
+
+
+def map_tensors(blocks: BlockList, reader: CheckpointReader) -> TensorMap | str:
+    """Match parameters and file tensors one to one, or say in a phrase why that fails.
+
+    Raises:
+        SecateurError: a tensor has another shape than the configuration asks for.
+    """
+    model = blocks.model
+    transforms = get_model_conversion_mapping(model)
+    for transform in transforms:
+        if isinstance(transform, WeightConverter):
+            for name in reader.files:
+                if transform.rename_source_key(name)[1] is not None:
+                    return f"{name} is stored apart and joined with others on loading"
+
+    base = model.base_model
+    base_prefix = f"{model.base_model_prefix}." if base is not model else ""
+
+    def in_file(name: str) -> str | None:
+        for candidate in (name, name.removeprefix(base_prefix), base_prefix + name):
+            if candidate in reader.files:
+                return candidate
+        return None
+
+    in_blocks: list[dict[str, str]] = []
+    outside: dict[str, str] = {}
+    for index, block in enumerate(blocks):
+        prefix = blocks.name(index)
+        names: dict[str, str] = {}
+        # Parameters and persistent buffers: what a checkpoint holds of a block.
+        for name, parameter in block.state_dict().items():
+            found = in_file(f"{prefix}.{name}")
+            if found is None:
+                return f"{prefix}.{name} is not in the files under that name"
+            _check_shape(reader, found, tuple(parameter.shape))
+            names[name] = found
+        in_blocks.append(names)
+    for name, parameter in base.named_parameters():
+        full = base_prefix + name
+        if full.startswith(f"{blocks.prefix}."):
+            continue
+        found = in_file(full)
+        if found is None:
+            return f"{full} is not in the files under that name"
+        _check_shape(reader, found, tuple(parameter.shape))
+        outside[name] = found
+
+    own_names = {name for name, _ in model.named_parameters()} - {
+        base_prefix + name for name, _ in base.named_parameters()
+    }
+    used = {file_name for names in in_blocks for file_name in names.values()}
+    rest = [name for name in reader.files if name not in used]
+    head = {}
+    for name in rest:
+        # Some heads have another name in the file than in the model.
+        renamed = name
+        for transform in transforms:
+            renamed, _ = transform.rename_source_key(renamed)
+        if renamed in own_names:
+            head[renamed] = name
+    return TensorMap(in_blocks, outside, head, rest)
+
+
+def _check_shape(reader: CheckpointReader, name: str, expected: tuple[int, ...]) -> None:
+    if reader.shapes[name] != expected:
+        raise SecateurError(
+            f"{name} in {reader.folder} has shape {list(reader.shapes[name])} where config.json "
+            f"asks for {list(expected)}; the configuration and the weights do not belong together."
+        )

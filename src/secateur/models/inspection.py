@@ -10,9 +10,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from secateur.models.checkpoint import Checkpoint
 from secateur.models.reader import CheckpointReader
-from secateur.models.skeleton import build_skeleton, map_tensors
-from secateur.models.structure import ROUTERS, find_blocks, find_linears
+from secateur.models.structure import ROUTERS, find_linears
 from secateur.patterns.pattern import NM
 
 _KNOWN_PATTERNS = (NM(1, 4), NM(2, 4), NM(2, 8), NM(4, 8))
@@ -53,11 +53,8 @@ def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
     Raises:
         SecateurError: the folder is no readable checkpoint of a causal language model.
     """
-    reader = CheckpointReader(folder)
-    linears = [
-        _count(stored, reader)
-        for stored in stored_linears(folder, reader, trust_remote_code=trust_remote_code)
-    ]
+    found = Checkpoint.at(folder, trust_remote_code=trust_remote_code, use="read")
+    linears = [_count(stored, found.reader) for stored in stored_linears(found)]
     zeros = sum(linear.zeros for linear in linears)
     weights = sum(linear.weights for linear in linears)
     return Inspection(
@@ -111,17 +108,9 @@ class StoredLinear:
         return tensor.T if self.transposed else tensor
 
 
-def stored_linears(
-    folder: Path, reader: CheckpointReader, *, trust_remote_code: bool = False
-) -> Iterator[StoredLinear]:
-    """Name the linears in the blocks of a checkpoint, block after block.
-
-    Raises:
-        SecateurError: the folder is no readable checkpoint of a causal language model.
-    """
-    skeleton = build_skeleton(folder, trust_remote_code=trust_remote_code, packed=True)
-    blocks = find_blocks(skeleton)
-    tensors = map_tensors(blocks, reader)
+def stored_linears(checkpoint: Checkpoint) -> Iterator[StoredLinear]:
+    """Name the linears in the blocks of a checkpoint, block after block."""
+    reader, blocks, tensors = checkpoint.reader, checkpoint.blocks, checkpoint.mapped
     if isinstance(tensors, str):
         # Joined on loading: the parts in the files are linears of their own.
         for name, shape in reader.shapes.items():

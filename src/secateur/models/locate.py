@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from secateur.models.formats.packed import packed_bits, require_package
+from secateur.models.formats import FORMATS, recognise
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import cache_folder
 
@@ -36,45 +36,53 @@ _WANTED = [
 ]
 
 
-def locate_checkpoint(
-    model: str | Path, *, trust_remote_code: bool = False, packed: bool = False
-) -> Path:
+Use = Literal["prune", "load", "read"]
+"""What is done with weights: plain ones can be pruned, transformers loads some formats more, and
+``CheckpointReader`` reads all that are registered."""
+
+
+def locate_checkpoint(model: str | Path, *, trust_remote_code: bool = False) -> Path:
+    """Return the folder of a causal language model with plain weights; see ``find_folder``."""
+    folder = find_folder(model)
+    load_config(folder, trust_remote_code=trust_remote_code)
+    return folder
+
+
+def find_folder(model: str | Path) -> Path:
     """Return a local folder with ``config.json`` and safetensors for ``model``.
 
     A hub id is downloaded by huggingface_hub into its cache; a GGUF file is dequantised once
-    into a folder of the user's cache. ``packed`` is as for ``load_config``.
+    into a folder of the user's cache.
 
     Raises:
-        SecateurError: nothing of that name, or not a causal language model.
+        SecateurError: nothing of that name.
     """
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
-        folder = _from_gguf(path)
-    elif path.is_dir():
-        folder = path
-    elif path.exists():
+        return _from_gguf(path)
+    if path.is_dir():
+        return path
+    if path.exists():
         raise SecateurError(
             f"{path} is a file; name a checkpoint folder, a .gguf file or a hub id such as "
             "HuggingFaceTB/SmolLM2-135M."
         )
-    else:
-        folder = _from_hub(str(model))
-    load_config(folder, trust_remote_code=trust_remote_code, packed=packed)
-    return folder
+    return _from_hub(str(model))
 
 
 def load_config(
-    folder: Path, *, trust_remote_code: bool = False, packed: bool = False
+    folder: Path, *, trust_remote_code: bool = False, use: Use = "prune"
 ) -> PreTrainedConfig:
     """Return the configuration of a causal language model.
 
     Args:
         folder: the checkpoint.
         trust_remote_code: let the checkpoint's own Python code run.
-        packed: allow weights in the pack-quantized form of compressed-tensors.
+        use: what is to be done with the weights.
 
     Raises:
-        SecateurError: no readable configuration, another kind of model, or quantised weights.
+        SecateurError: no readable configuration, another kind of model, or weights in a format
+            that does not serve the use.
     """
     if not (folder / "config.json").is_file():
         raise SecateurError(f"{folder} has no config.json; name a Hugging Face checkpoint folder.")
@@ -102,16 +110,23 @@ def load_config(
     described = getattr(config, "quantization_config", None)
     if described is None:
         return config
-    if not packed:
+    found = recognise(described)
+    if use == "prune":
+        form = "quantised weights" if found is None else f"weights in the format {found.names[0]}"
         raise SecateurError(
-            f"{folder} holds quantised weights; prune the unquantised checkpoint it was made from."
+            f"{folder} holds {form}; prune the plain, unquantised checkpoint it was made from."
         )
-    if packed_bits(described) is None:
+    if found is None:
         raise SecateurError(
-            f"{folder} holds quantised weights in a form that is not read; integers of one width, "
-            "packed by compressed-tensors, were expected."
+            f"{folder} holds quantised weights in a form that is not read; the formats "
+            f"{', '.join(FORMATS)} are."
         )
-    require_package()
+    if use == "load" and not found.loads:
+        raise SecateurError(
+            f"{folder} holds weights in the format {found.names[0]}, which transformers does not "
+            "load; make the checkpoint again in the format plain."
+        )
+    found.require_package()
     return config
 
 

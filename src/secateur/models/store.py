@@ -46,7 +46,7 @@ class BlockStore(Protocol):
     ) -> None:
         """Write a loaded block, whose weights are rounded to their dtype, and its masks.
 
-        Quantised weights, by linear name, are for a store that packs them.
+        Quantised weights, by linear name, are for formats that hold their levels.
         """
 
     def written(self, index: int) -> list[Path]:

@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import ctypes
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from secateur.models.formats.packed import describe, pack, packed_bytes, unpacked_linears
+from secateur.models.formats.format import FinishedLinear, WeightFormat, stored_name
+from secateur.models.formats.plain import Plain
 from secateur.models.masks import masks_path, write_masks
 from secateur.models.reader import CheckpointReader
-from secateur.models.skeleton import TensorMap
 from secateur.models.store import check_finite, least_precise
 from secateur.models.structure import BlockList, find_linears
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import copy_file, write_json, write_safetensors
-from secateur.solvers.grids import GridOptions, QuantisedSolution
+from secateur.solvers.grids import QuantisedSolution
 
 _COPIED = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """Names in the files of the tensors that the block walk needs.
+
+    Attributes:
+        blocks: for each block, parameter name inside the block -> name in the files.
+        outside: parameter name in the base model, outside the blocks -> name in the files.
+        head: parameter name in the model, outside the base model -> name in the files; a head
+            that is tied to the embeddings is not among them.
+        rest: names in the files that belong to no block; the head is among them.
+    """
+
+    blocks: list[dict[str, str]]
+    outside: dict[str, str]
+    head: dict[str, str]
+    rest: list[str]
 
 
 class StreamedStore:
     """Blocks are read from the source's files and written as one shard each.
 
-    The output holds the same tensors under the same names and dtypes as the source; whatever is
-    not part of a block is copied as it is. Without an output nothing can be saved. With
-    ``packing`` the linears of the blocks are saved as integers of that grid instead.
+    The output holds the same tensors under the same names and dtypes as the source, linears in
+    the given format; whatever is not part of a block is copied as it is. Without an output
+    nothing can be saved.
     """
 
     def __init__(
@@ -39,10 +57,10 @@ class StreamedStore:
         tensors: TensorMap,
         output: Path | None,
         device: torch.device,
-        packing: GridOptions | None = None,
+        format: WeightFormat | None = None,
     ) -> None:
         self.blocks = blocks
-        self._packing = packing
+        self._format = format or Plain()
         self._reader = reader
         self._tensors = tensors
         self._folder = output
@@ -80,9 +98,8 @@ class StreamedStore:
         return self._give_out(index, state)
 
     def load_finished(self, index: int) -> nn.Module:
-        shard = self._written(self._shard(index))
         names = self._tensors.blocks[index]
-        tensors = shard.read(names.values())
+        tensors = self._written(index).read(names.values())
         return self._give_out(index, {name: tensors[file] for name, file in names.items()})
 
     def weight_dtype(self, index: int) -> torch.dtype:
@@ -98,19 +115,22 @@ class StreamedStore:
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write a block; the tensors it holds, or those given by name."""
-        state = self.blocks[index].state_dict() if state is None else state
-        names = self._tensors.blocks[index]
-        quantised = quantised or {}
+        block = self.blocks[index]
+        state = block.state_dict() if state is None else state
         if masks:
             write_masks(masks_path(self._output, index), masks)
+        linears = {f"{each.name}.weight" for each in find_linears(block) if not each.transposed}
         tensors: dict[str, Tensor] = {}
-        for name, file in names.items():
-            dtype = self._reader.dtypes[file]
-            linear = name.removesuffix(".weight")
-            if self._packing is not None and linear in quantised:
-                tensors |= pack(file, quantised[linear], dtype)
-            else:
+        for name, file in self._tensors.blocks[index].items():
+            dtype, linear = self._reader.dtypes[file], name.removesuffix(".weight")
+            if name not in linears:
                 tensors[file] = state[name].to(dtype)
+                continue
+            mask_OI = masks[linear].to(state[name].device) if linear in masks else None
+            levels = None if quantised is None else quantised.get(linear)
+            finished = FinishedLinear(state[name], dtype, mask_OI, levels)
+            for piece, tensor in self._format.encode(finished).items():
+                tensors[stored_name(file, piece)] = tensor
         write_safetensors(self._output / self._shard(index), tensors)
 
     def written(self, index: int) -> list[Path]:
@@ -127,17 +147,15 @@ class StreamedStore:
         Args:
             changed: tensors by name in the file that are not to be copied from the source.
         """
-        rest = self._shard(len(self.blocks))
+        count = len(self.blocks)
         changed = changed or {}
         copied = self._reader.read(name for name in self._tensors.rest if name not in changed)
-        write_safetensors(self._output / rest, {**copied, **changed})
-        shards = [*(self._shard(index) for index in range(len(self.blocks))), rest]
-        written = [self._written(shard) for shard in shards]
+        write_safetensors(self._output / self._shard(count), {**copied, **changed})
+        written = [self._written(index) for index in range(count + 1)]
         copy_side_files(self._reader.folder, self._output)
-        if self._packing is not None:
-            config = json.loads((self._reader.folder / "config.json").read_text(encoding="utf-8"))
-            described = describe(self._packing, unpacked_linears(self.blocks))
-            write_json(self._output / "config.json", {**config, "quantization_config": described})
+        if described := self._format.describe(self.blocks):
+            config = {**self._reader.config, "quantization_config": described}
+            write_json(self._output / "config.json", config)
         # The index comes last: a folder that has one is complete.
         write_index(
             self._output,
@@ -145,9 +163,8 @@ class StreamedStore:
             sum(shard.bytes_of(shard.files) for shard in written),
         )
 
-    def _written(self, shard: str) -> CheckpointReader:
-        bits = None if self._packing is None else self._packing.bits
-        return CheckpointReader.of_file(self._output / shard, bits)
+    def _written(self, index: int) -> CheckpointReader:
+        return CheckpointReader(self._output, [self._shard(index)], self._format)
 
     @property
     def _output(self) -> Path:
@@ -193,25 +210,6 @@ class StreamedStore:
     def _inside_base(self) -> str:
         model = self.blocks.model
         return self.blocks.prefix.removeprefix(f"{model.base_model_prefix}.") + "."
-
-
-def saved_bytes(
-    blocks: BlockList,
-    reader: CheckpointReader,
-    tensors: TensorMap | str,
-    packing: GridOptions | None,
-) -> int:
-    """Bytes of all tensors of a result; only a ``StreamedStore`` packs."""
-    size = reader.bytes_of(reader.files)
-    if packing is None or isinstance(tensors, str):
-        return size
-    for block, names in zip(blocks, tensors.blocks, strict=True):
-        for linear in find_linears(block):
-            file = names[f"{linear.name}.weight"]
-            rows, width = linear.weight_OI.shape
-            size += packed_bytes((rows, width), packing, reader.dtypes[file])
-            size -= reader.bytes_of([file])
-    return size
 
 
 def shard_name(index: int, blocks: int) -> str:

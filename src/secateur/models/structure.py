@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from secateur.runs.errors import SecateurError
@@ -117,3 +117,20 @@ def find_blocks(model: PreTrainedModel) -> BlockList:
             "use a causal language model built from a stack of blocks."
         )
     return best
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """Largest number of positions the model was made for, None if it has no bound."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    return int(positions) if positions else None
+
+
+def check_length(config: PreTrainedConfig, length: int) -> None:
+    """Raise SecateurError if calibration windows are longer than the model's positions."""
+    positions = positions_of(config)
+    if positions is not None and length > positions:
+        raise SecateurError(
+            f"Calibration windows of {length} tokens are longer than the model's {positions} "
+            f"positions; give --length {positions} or less."
+        )

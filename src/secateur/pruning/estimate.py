@@ -11,11 +11,10 @@ from secateur.blocks.activations import memory_budget
 from secateur.methods import BlockStage, GroupStage
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import linear_shapes, unstacked_experts
-from secateur.models.streamed import saved_bytes
 from secateur.models.structure import find_linears
 from secateur.patterns.plan import uniform_plan
 from secateur.pruning.block import wants_dense_stream, wants_targets
-from secateur.pruning.job import check_quantize
+from secateur.pruning.job import check_saving
 from secateur.pruning.recipe import Recipe
 from secateur.report.documents.estimate import Estimate
 
@@ -43,8 +42,7 @@ def estimate(
     recipe = recipe or Recipe()
     source = Checkpoint.open(model, trust_remote_code=trust_remote_code, by_block=False)
     reader, blocks, tensors = source.reader, source.blocks, source.mapped
-    if recipe.quantize is not None:
-        check_quantize(recipe.quantize, source)
+    check_saving(recipe, source.blocks, source.mapped)
     plan = uniform_plan(linear_shapes(blocks), recipe.pattern)
     streamed = not isinstance(tensors, str)
 
@@ -98,7 +96,7 @@ def estimate(
         activations_in="a mapped file" if mapped else "memory",
         forward_flops=2.0 * tokens * sum(plan.weights.values()) * passes,
         statistics_flops=1.5 * tokens * squares if needs_gram else 0.0,
-        output_bytes=saved_bytes(blocks, reader, tensors, recipe.packing),
+        output_bytes=source.saved_bytes(recipe.weight_format, plan.zeros),
     )
 
 

@@ -11,16 +11,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.allocation.plan_file import FromFile
-from secateur.methods.quantize import Quantize
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.formats.packed import check_packable
 from secateur.models.locate import load_model, load_tokenizer
 from secateur.models.masks import KeptMasks
 from secateur.models.resident import ResidentStore
-from secateur.models.skeleton import check_length, positions_of
 from secateur.models.store import BlockStore
-from secateur.models.streamed import saved_bytes
-from secateur.models.structure import BlockList, find_blocks
+from secateur.models.streamed import TensorMap
+from secateur.models.structure import BlockList, check_length, find_blocks, positions_of
 from secateur.patterns.plan import Plan
 from secateur.pruning.recipe import Recipe
 from secateur.runs.device import resolve_device, resolve_dtype
@@ -69,8 +66,7 @@ class Inputs:
         device = resolve_device(recipe.device)
         dtype = resolve_dtype(recipe.dtype, device)
         source = Checkpoint.open(name, trust_remote_code=trust_remote_code, by_block=False)
-        if recipe.quantize is not None:
-            check_quantize(recipe.quantize, source)
+        check_saving(recipe, source.blocks, source.mapped)
         plan = recipe.allocation.prepare(source.blocks, recipe.pattern)
         check_length(source.blocks.model.config, recipe.calibration.length)
         if tokenizer is None:
@@ -99,9 +95,7 @@ class Inputs:
             )
         device = resolve_device(recipe.device)
         blocks = find_blocks(model.eval())
-        if recipe.quantize is not None:
-            recipe.quantize.check_widths(blocks)
-            _check_unpacked(recipe.quantize, "pruning a model in memory")
+        check_saving(recipe, blocks, "it was given in memory")
         plan = recipe.allocation.prepare(blocks, recipe.pattern)
         check_length(blocks.model.config, recipe.calibration.length)
         name = model.config._name_or_path or type(model).__name__
@@ -146,7 +140,7 @@ class Inputs:
     def check_space(self, output: Path) -> None:
         """Raise SecateurError if the result does not fit on the disk of the output folder."""
         assert self.source is not None
-        size = saved_bytes(self.blocks, self.source.reader, self.source.mapped, self.recipe.packing)
+        size = self.source.saved_bytes(self.recipe.weight_format, self.plan.zeros)
         check_space(output, size, output.glob("model-*.safetensors"))
 
     def load_dense(self, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
@@ -186,7 +180,7 @@ class Inputs:
             loaded = find_blocks(self.load_dense("auto"))
             store = ResidentStore(loaded, output, self.device, side_files=self.source.folder)
         else:
-            store = self.source.store(self.device, output, self.recipe.packing)
+            store = self.source.store(self.device, output, self.recipe.weight_format)
         kept, plan = None, self.plan
         if self.recipe.keeps_masks:
             kept = KeptMasks(None if self.source is None else self.source.folder)
@@ -220,21 +214,18 @@ class Job:
         return None if self.run is None else self.run.folder
 
 
-def check_quantize(stage: Quantize, source: Checkpoint) -> None:
-    """Raise SecateurError if the grid or the format does not take the model."""
-    stage.check_widths(source.blocks)
-    if isinstance(source.mapped, str):
-        _check_unpacked(stage, f"this one ({source.mapped})")
-    if stage.format == "packed":
-        check_packable(source.blocks)
+def check_saving(recipe: Recipe, blocks: BlockList, mapped: TensorMap | str) -> None:
+    """Raise SecateurError if the grid or the format of the result does not take the model.
 
-
-def _check_unpacked(stage: Quantize, what: str) -> None:
-    if stage.format == "packed":
-        raise SecateurError(
-            f"Packed weights need a checkpoint that is read block by block, and {what} is not "
-            "that; use --quantized-format dequantized."
-        )
+    Args:
+        recipe: what to do.
+        blocks: of the model.
+        mapped: as of ``Checkpoint``; why the model is in memory as a whole, if it is.
+    """
+    if recipe.quantize is not None:
+        recipe.quantize.check_widths(blocks)
+    whole = mapped if isinstance(mapped, str) else None
+    recipe.weight_format.check(blocks, recipe.pattern, whole)
 
 
 def fingerprint_run(

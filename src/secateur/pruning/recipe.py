@@ -26,11 +26,12 @@ from secateur.methods.quantize import Quantize
 from secateur.methods.refit import Refit
 from secateur.methods.scales import Scales
 from secateur.methods.wanda import Wanda
+from secateur.models.formats import FORMATS, FormatName
+from secateur.models.formats.format import WeightFormat
 from secateur.patterns.pattern import NM, Pattern, Unstructured, parse_pattern
 from secateur.pruning.auto import automatic_allocation, automatic_stages
 from secateur.runs.device import DtypeName
 from secateur.runs.errors import SecateurError
-from secateur.solvers.grids import GridOptions
 from secateur.text import CalibrationOptions
 from secateur.text.options import fitted_share
 
@@ -72,6 +73,10 @@ class Recipe(BaseModel):
     )
     calibration: CalibrationOptions = Field(
         default_factory=CalibrationOptions, description="the text that statistics come from"
+    )
+    format: FormatName | None = Field(
+        None,
+        description="how linears are saved; as quantize says, and plain without it, if not given",
     )
     held_out: int | None = Field(
         None,
@@ -153,6 +158,11 @@ class Recipe(BaseModel):
             raise ValueError("keep leaves no zeros to divide; leave the allocation out")
         return self
 
+    @model_validator(mode="after")
+    def _format_holds_the_weights(self) -> Recipe:
+        _ = self.weight_format
+        return self
+
     @property
     def fitted_windows(self) -> int:
         """Calibration windows that methods fit to; the held-out ones come behind them."""
@@ -170,10 +180,12 @@ class Recipe(BaseModel):
         return next((stage for stage in self.stages if isinstance(stage, Quantize)), None)
 
     @property
-    def packing(self) -> GridOptions | None:
-        """The grid whose integers are saved, None if weights are."""
+    def weight_format(self) -> WeightFormat:
+        """What the linears look like in the files."""
         stage = self.quantize
-        return stage.grid if stage is not None and stage.format == "packed" else None
+        if stage is None:
+            return FORMATS[self.format or "plain"].of(None)
+        return FORMATS[self.format or stage.format].of(stage.grid)
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> Recipe:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.models.locate import load_model, load_tokenizer
-from secateur.models.skeleton import check_length, positions_of
+from secateur.models.structure import check_length, positions_of
 from secateur.report.documents.shrink import (
     LatencyReport,
     RoundReport,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,7 @@ def open_source(model: str | Path, *, trust_remote_code: bool = False) -> Source
         SecateurError: it cannot be read, or it is stored in a way that cannot be cut.
     """
     found = Checkpoint.open(model, trust_remote_code=trust_remote_code)
-    config = json.loads((found.folder / "config.json").read_text(encoding="utf-8"))
+    config = found.reader.config
     if "per_layer_config" in config:
         raise SecateurError(
             f"The blocks of {found.folder} differ in width already; shrink the model it was made "

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from secateur.blocks.inputs import InputAccumulator, find_groups, visit_inputs
 from secateur.blocks.precision import forward_precision
+from secateur.models.checkpoint import map_tensors
 from secateur.models.reader import CheckpointReader
-from secateur.models.skeleton import map_tensors
 from secateur.models.structure import BlockList, find_linears
 from secateur.runs.errors import SecateurError
 from secateur.runs.progress import Progress

@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.locate import load_config, load_model, load_tokenizer, locate_checkpoint
 from secateur.models.reader import CheckpointReader
-from secateur.models.skeleton import positions_of
-from secateur.models.structure import BlockList
+from secateur.models.structure import BlockList, positions_of
 from secateur.runs.device import resolve_dtype
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import cache_folder, fingerprint_files

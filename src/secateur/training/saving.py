@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from secateur.models.reader import CheckpointReader
-from secateur.models.skeleton import TensorMap
-from secateur.models.streamed import StreamedStore
+from secateur.models.streamed import StreamedStore, TensorMap
 from secateur.models.structure import BlockList
 from secateur.runs.files import write_json, write_safetensors
 from secateur.training.holding import Holding
