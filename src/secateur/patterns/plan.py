@@ -52,7 +52,7 @@ class PlanFile:
     def _lines(self) -> dict[str, int]:
         # JSON is YAML, whose parser keeps the places. It refuses tabs and broken surrogates.
         try:
-            root = yaml.compose(self.text.replace("\t", " "), Loader=_Loader)
+            root: Any = yaml.compose(self.text.replace("\t", " "), Loader=_Loader)
         except yaml.YAMLError:
             return {}
         members = list(root.value)
