@@ -73,7 +73,7 @@ def test_loss_keeps_blocks_within_its_limit(
         ("owll", "no known method 'owll'; did you mean owl"),
         ({"method": "owl", "limitt": 1}, "unknown key allocation.owl.limitt; did you mean limit"),
         ({"method": "owl", "limit": -1}, "allocation.owl.limit is not valid"),
-        ({"limit": 0.1}, "names no known method"),
+        ({"limit": 0.1}, "allocation lacks the key method; each method is one of uniform, ramp"),
         ("plan", "allocation.plan.file is not valid"),
     ],
 )

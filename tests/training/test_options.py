@@ -9,7 +9,8 @@ import pytest
 
 from secateur.patterns.pattern import NM
 from secateur.runs.errors import SecateurError
-from secateur.training.options import PRESETS, Training, read_options
+from secateur.runs.options import read_mapping
+from secateur.training.options import PRESETS, Training
 
 
 def test_the_paper_preset_is_the_paper() -> None:
@@ -44,7 +45,10 @@ def test_values_are_put_over_a_preset_one_by_one() -> None:
         ({"tokens": 1000}, "1000 tokens are less than one step of 4096"),
         ({"tokens": 10**6, "batch_tokens": 512}, "512 tokens holds no window of 1024"),
         ({"tokens": 10**6, "pattern": "5:4"}, "keeps 5 of every 4"),
-        ({"tokens": 10**6, "masks": {"refresh": 3}}, r"masks\.refresh is not valid"),
+        (
+            {"tokens": 10**6, "masks": {"refresh": 3}},
+            r"unknown key masks\.refresh; did you mean refresh_steps",
+        ),
         ({"tokens": 10**6, "train": "vectors"}, "use the preset keep-mask"),
         ({"tokens": 10**6, "decay": {"norm": "l1", "place": "inside"}}, "needs place: outside"),
         ({"tokens": 10**6, "masks": {"forward": "dense", "frozen_share": 0}}, "frozen_share betw"),
@@ -73,4 +77,4 @@ def test_unreadable_options(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         path.write_text(content)
     with pytest.raises(SecateurError, match=r"options\.yaml"):
-        read_options(path)
+        read_mapping(path, "training options")

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from secateur.allocation.counts import bounded_counts
 from secateur.allocation.profile import DenseModel
@@ -16,12 +16,11 @@ from secateur.models.structure import BlockList
 from secateur.patterns.pattern import NM, Pattern
 from secateur.patterns.plan import Plan, uniform_plan
 from secateur.runs.errors import SecateurError
+from secateur.runs.options import Options
 
 
-class Allocation(BaseModel, ABC):
+class Allocation(Options, ABC):
     """Options of a rule that divides the zeros among linears, and the rule itself."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     measures: ClassVar[bool] = False
 

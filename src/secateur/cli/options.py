@@ -186,7 +186,8 @@ def recipe_from_flags(
         SecateurError: flags that exclude each other, or an invalid value.
     """
     from secateur.patterns.plan import Plan
-    from secateur.pruning.recipe import Recipe, read_mapping
+    from secateur.pruning.recipe import Recipe
+    from secateur.runs.options import read_mapping
 
     if plan is not None and allocate is not None:
         raise SecateurError("Give either --plan or --allocate, not both.")
@@ -205,7 +206,7 @@ def recipe_from_flags(
         asked["allocation"] = {"method": "plan", "file": str(plan)}
         if "pattern" not in asked:
             asked["pattern"] = str(Plan.from_file(plan).pattern)
-    written = read_mapping(file) if file else {}
+    written = read_mapping(file, Recipe.noun) if file else {}
     if method is not None:
         written["stages"] = method if method == "auto" else [{"method": method}]
     # What auto stands for follows the pattern; other stages of a file may yet lose what it forbids.

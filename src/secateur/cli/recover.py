@@ -76,7 +76,7 @@ def recover(
     """Teach a cut model what the dense one knew."""
     from secateur.cli.console import print_json, progress_bars, show_result
     from secateur.report.terminal import recovery_table
-    from secateur.training.options import put_over, read_options
+    from secateur.runs.options import put_over, read_mapping
     from secateur.training.recover import recover as run
     from secateur.training.recovery_options import Recovery
 
@@ -93,7 +93,7 @@ def recover(
         "device": device,
         "dtype": None if dtype is None else dtype.value,
     }
-    values = put_over(read_options(options) if options else {}, given(flags))
+    values = put_over(read_mapping(options, Recovery.noun) if options else {}, given(flags))
     if not blocks:
         values["blocks"] = None
     with progress_bars() as progress:

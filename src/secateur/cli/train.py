@@ -82,10 +82,10 @@ def train(
     """Train a model to a pattern, with masks that adapt and the dense model as teacher."""
     from secateur.cli.console import print_json, progress_bars, show_result
     from secateur.report.terminal import training_table
+    from secateur.runs.options import put_over, read_mapping
     from secateur.runs.progress import silent
     from secateur.training import Training
     from secateur.training import train as run
-    from secateur.training.options import put_over, read_options
 
     flags: dict[str, Any] = {
         "tokens": tokens,
@@ -100,7 +100,7 @@ def train(
         "distillation": given({"top_k": top_k}) or None,
         "low_rank": given({"group": low_rank}) or None,
     }
-    values = put_over(read_options(options) if options else {}, given(flags))
+    values = put_over(read_mapping(options, Training.noun) if options else {}, given(flags))
     # Of the processes that torchrun started, one speaks.
     speaks = os.environ.get("RANK", "0") == "0"
     with progress_bars() if speaks else nullcontext(silent) as progress:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from secateur.evaluation.inputs import fingerprint_evaluation
 from secateur.evaluation.options import EvaluationOptions
@@ -21,6 +19,7 @@ from secateur.pruning.recipe import Recipe
 from secateur.runs.device import DtypeName, resolve_device
 from secateur.runs.errors import SecateurError
 from secateur.runs.machine import describe_machine
+from secateur.runs.options import Options
 from secateur.text import CalibrationOptions
 
 DENSE = "dense"
@@ -28,10 +27,10 @@ DENSE = "dense"
 _SHARED = ("calibration", "device", "dtype")
 
 
-class Comparison(BaseModel):
+class Comparison(Options):
     """The content of a comparison file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    noun: ClassVar[str] = "comparison"
 
     model: str = Field(description="checkpoint folder, hub id or GGUF file")
     calibration: CalibrationOptions = Field(
@@ -49,24 +48,6 @@ class Comparison(BaseModel):
         if (evaluation.text is None) == (evaluation.dataset is None):
             raise ValueError("give either a text file or a dataset")
         return evaluation
-
-    @classmethod
-    def from_file(cls, path: Path) -> Comparison:
-        """Read a YAML file.
-
-        Raises:
-            SecateurError: it is missing, no YAML mapping, or has an unknown key or a bad value.
-        """
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise SecateurError(f"The comparison {path} cannot be read; check the path.") from error
-        except yaml.YAMLError as error:
-            raise SecateurError(f"The comparison {path} is not valid YAML ({error}).") from error
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise SecateurError(_explain(error)) from error
 
     def recipe(self, name: str) -> Recipe:
         """The complete recipe of a row.
@@ -161,20 +142,3 @@ def _folder_name(name: str, decides: dict[str, Any]) -> str:
 
 def _digest(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _explain(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = [str(part) for part in problem["loc"]]
-    where = ".".join(place)
-    if problem["type"] == "extra_forbidden":
-        models: dict[str, type[BaseModel]] = {
-            "evaluation": EvaluationOptions,
-            "calibration": CalibrationOptions,
-        }
-        known = list(models.get(place[0] if len(place) > 1 else "", Comparison).model_fields)
-        near = difflib.get_close_matches(place[-1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}."
-        return f"The comparison has an unknown key {where}; {hint}"
-    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"The comparison's {where or 'content'} is not valid: {message}."

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from secateur.runs.options import Options
 
 
-class EvaluationOptions(BaseModel):
+class EvaluationOptions(Options):
     """The material of an evaluation, whichever model it is."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     text: str | Path | None = Field(
         None, description="a .txt or .jsonl file; either this or dataset"

@@ -5,19 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from secateur.blocks.block_task import BlockTask, Reference
 from secateur.blocks.dense_task import DenseTask
 from secateur.blocks.group_task import GroupTask
 from secateur.blocks.inputs import Needs
 from secateur.patterns.pattern import NM, Pattern
+from secateur.runs.options import Options
 
 
-class Stage(BaseModel, ABC):
+class Stage(Options, ABC):
     """Options of one step of a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str
 

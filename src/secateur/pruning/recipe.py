@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
-from secateur.allocation import ALLOCATIONS, AnyAllocation, Uniform
+from secateur.allocation import AnyAllocation, Uniform
 from secateur.methods import STAGES, AnyStage, DenseStage
 from secateur.methods.keep import Keep
 from secateur.methods.quantize import Quantize
@@ -32,6 +20,7 @@ from secateur.patterns.pattern import NM, Pattern, Unstructured, parse_pattern
 from secateur.pruning.auto import automatic_allocation, automatic_stages
 from secateur.runs.device import DtypeName
 from secateur.runs.errors import SecateurError
+from secateur.runs.options import Options
 from secateur.text import CalibrationOptions
 from secateur.text.options import fitted_share
 
@@ -56,10 +45,10 @@ PatternText = Annotated[
 ]
 
 
-class Recipe(BaseModel):
+class Recipe(Options):
     """Everything that decides the result of a run, apart from the model itself."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    noun: ClassVar[str] = "recipe"
 
     pattern: PatternText = Field(
         Unstructured(0.5), description="a sparsity such as 0.5, or n:m (keep n of every m)"
@@ -186,74 +175,3 @@ class Recipe(BaseModel):
         if stage is None:
             return FORMATS[self.format or "plain"].of(None)
         return FORMATS[self.format or stage.format].of(stage.grid)
-
-    @classmethod
-    def from_mapping(cls, values: dict[str, Any]) -> Recipe:
-        """Validate plain values.
-
-        Raises:
-            SecateurError: an unknown key (the nearest known one is named) or a bad value.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise SecateurError(_explain(error)) from error
-
-    @classmethod
-    def from_file(cls, path: Path) -> Recipe:
-        """Read a YAML recipe.
-
-        Raises:
-            SecateurError: the file is missing, no YAML mapping, or not a valid recipe.
-        """
-        return cls.from_mapping(read_mapping(path))
-
-    def to_yaml(self) -> str:
-        """The recipe as YAML with every option written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Read the plain values of a YAML recipe.
-
-    Raises:
-        SecateurError: the file is missing or no YAML mapping.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SecateurError(f"The recipe {path} cannot be read; check the path.") from error
-    except yaml.YAMLError as error:
-        raise SecateurError(f"The recipe {path} is not valid YAML ({error}).") from error
-    if not isinstance(values, dict):
-        raise SecateurError(f"The recipe {path} must be a YAML mapping such as 'pattern: 0.5'.")
-    return values
-
-
-def _explain(error: ValidationError) -> str:
-    """Say the first problem in one sentence."""
-    problem = error.errors()[0]
-    place = [str(part) for part in problem["loc"]]
-    if problem["type"] == "extra_forbidden":
-        known = _known_keys(place[:-1])
-        near = difflib.get_close_matches(place[-1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}."
-        return f"The recipe has an unknown key {'.'.join(place)}; {hint}"
-    if problem["type"] in {"union_tag_invalid", "union_tag_not_found"}:
-        tag = str(problem.get("ctx", {}).get("tag", ""))
-        choices = ALLOCATIONS if place[:1] == ["allocation"] else STAGES
-        near = difflib.get_close_matches(tag, choices, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"methods are {', '.join(choices)}."
-        return f"The recipe's {'.'.join(place)} names no known method {tag!r}; {hint}"
-    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"The recipe's {'.'.join(place) or 'content'} is not valid: {message}."
-
-
-def _known_keys(place: list[str]) -> list[str]:
-    if place[:1] == ["calibration"]:
-        return list(CalibrationOptions.model_fields)
-    if place[:1] == ["stages"] and len(place) >= 3:
-        return list(STAGES[place[2]].model_fields)
-    if place[:1] == ["allocation"] and len(place) >= 2:
-        return list(ALLOCATIONS[place[1]].model_fields)
-    return list(Recipe.model_fields)

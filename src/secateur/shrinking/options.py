@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from secateur.runs.device import DtypeName
 from secateur.runs.errors import SecateurError
+from secateur.runs.options import Options
 from secateur.shrinking.export import Form
 from secateur.shrinking.priors import Prior
 from secateur.text import CalibrationOptions
 
 
-class ShrinkOptions(BaseModel):
+class ShrinkOptions(Options):
     """Everything that decides the result of shrinking, apart from the model itself."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    noun: ClassVar[str] = "shrink options"
 
     sparsity: float = Field(
         0.5, gt=0, lt=1, description="share of the parameters of all blocks to remove"
@@ -81,18 +82,3 @@ class ShrinkOptions(BaseModel):
                 "--padded, or count parameters."
             )
         return self
-
-    @classmethod
-    def from_mapping(cls, values: dict[str, Any]) -> ShrinkOptions:
-        """Validate plain values.
-
-        Raises:
-            SecateurError: an unknown key or a bad value.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ").rstrip(".")
-        raise SecateurError(f"The option {place} of shrinking is not valid: {message}.")

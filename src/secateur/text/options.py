@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from secateur.runs.options import Options
 
 
-class CalibrationOptions(BaseModel):
+class CalibrationOptions(Options):
     """Which text statistics come from, and how much of it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str | dict[str, float] = Field(
         "self", description="self, FILE.txt, FILE.jsonl, a hub name, or a mix {source: weight}"
     )
     samples: int = Field(128, description="windows, held-out ones included")
     length: int = Field(512, description="tokens per window")
-    seed: int = Field(0, ge=0, description="decides windows and sampled text")
+    seed: int = Field(0, ge=0, lt=2**47, description="decides windows and sampled text")
     bos: bool = Field(
         False, description="begin every window with the beginning-of-text token, as Gemma needs"
     )

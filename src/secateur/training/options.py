@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from secateur.patterns.pattern import NM
 from secateur.pruning.recipe import PatternText
 from secateur.runs.device import DtypeName
 from secateur.runs.errors import SecateurError
+from secateur.runs.options import Options, put_over
 from secateur.training.optimiser import DecayNorm, DecayPlace, SecondMoment
 from secateur.training.tensorboard import LogTo
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-class MaskOptions(_Options):
+class MaskOptions(Options):
     """How masks move."""
 
     score: Literal["magnitude", "sensitivity"] = Field(
@@ -51,7 +46,7 @@ class MaskOptions(_Options):
     )
 
 
-class DecayOptions(_Options):
+class DecayOptions(Options):
     """How removed weights are drawn to zero."""
 
     strength: float = Field(1e-4, ge=0, description="λ at its highest")
@@ -68,13 +63,13 @@ class DecayOptions(_Options):
         return self
 
 
-class AdmmOptions(_Options):
+class AdmmOptions(Options):
     """ELSA: dense weights, tied to their projection by a penalty with a dual variable."""
 
     penalty: float = Field(0.01, gt=0, description="ρ, against Adam's gradient")
 
 
-class DistillationOptions(_Options):
+class DistillationOptions(Options):
     """How the dense model takes part."""
 
     weight: float = Field(0.67, ge=0, le=1, description="of the divergence; the text gets the rest")
@@ -87,7 +82,7 @@ class DistillationOptions(_Options):
     )
 
 
-class LowRankOptions(_Options):
+class LowRankOptions(Options):
     """SLoRB: dense low-rank products beside the sparse linears."""
 
     group: int = Field(16, ge=1, description="input columns per rank")
@@ -99,7 +94,7 @@ class LowRankOptions(_Options):
     )
 
 
-class OptimiserOptions(_Options):
+class OptimiserOptions(Options):
     """AdamW and its schedule."""
 
     learning_rate: float = Field(2e-4, gt=0, description="at its highest")
@@ -115,8 +110,10 @@ class OptimiserOptions(_Options):
     clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
 
 
-class Training(_Options):
+class Training(Options):
     """Everything that decides the result of a run, apart from model, teacher and text."""
+
+    noun: ClassVar[str] = "training options"
 
     pattern: PatternText = Field(NM(2, 4), description="n:m, or a sparsity such as 0.5")
     start: Literal["magnitude", "auto"] = Field(
@@ -130,7 +127,7 @@ class Training(_Options):
     micro_batch_tokens: int = Field(
         4096, ge=2, description="tokens in one forward pass, at least a window"
     )
-    seed: int = Field(0, ge=0, description="decides the order of the text")
+    seed: int = Field(0, ge=0, lt=2**47, description="decides the order of the text")
     train: Literal["all", "vectors", "lora"] = Field(
         "all",
         description="all parameters; or, where the mask is kept, norm gains and biases alone, or "
@@ -272,7 +269,7 @@ class Training(_Options):
         return round((1 - self.masks.frozen_share) * self.steps)
 
     @classmethod
-    def from_mapping(cls, values: dict[str, Any], preset: str = "default") -> Training:
+    def from_mapping(cls, values: dict[str, Any], preset: str = "default") -> Self:
         """A preset with values, nested ones too, put over it.
 
         Raises:
@@ -280,30 +277,7 @@ class Training(_Options):
         """
         if preset not in PRESETS:
             raise SecateurError(f"There is no preset {preset}; presets are {', '.join(PRESETS)}.")
-        try:
-            return cls.model_validate(put_over(PRESETS[preset], values))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(map(str, problem["loc"])) or "content"
-            message = problem["msg"].removeprefix("Value error, ").rstrip(".")
-            raise SecateurError(f"The training option {place} is not valid: {message}.") from error
-
-
-def read_options(path: Path) -> dict[str, Any]:
-    """Read options from a YAML file.
-
-    Raises:
-        SecateurError: the file is missing or no YAML mapping.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SecateurError(
-            f"The options {path} cannot be read ({error}); check the file."
-        ) from error
-    if not isinstance(values, dict):
-        raise SecateurError(f"The options {path} must be a YAML mapping such as 'tokens: 1000000'.")
-    return values
+        return super().from_mapping(put_over(PRESETS[preset], values))
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -326,14 +300,3 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Values put over the defaults, by name."""
-
-
-def put_over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with ``values``, nested ones too, in place of its own."""
-    merged = dict(base)
-    for key, value in values.items():
-        inner = merged.get(key)
-        if isinstance(inner, dict) and isinstance(value, dict):
-            value = put_over(inner, value)
-        merged[key] = value
-    return merged

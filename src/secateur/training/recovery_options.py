@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from secateur.methods.reconstruct import Reconstruct
 from secateur.runs.device import DtypeName
-from secateur.runs.errors import SecateurError
+from secateur.runs.options import Options, put_over
 from secateur.training import Training
-from secateur.training.options import DistillationOptions, put_over
+from secateur.training.options import DistillationOptions
 from secateur.training.tensorboard import LogTo
 
 # At their highest, where the user names none.
@@ -18,10 +18,10 @@ _LEARNING_RATES = {"lora": 1e-3, "full": 1e-4, "none": 1e-4}
 _DISTILLATION = {"weight": 0.9, "temperature": 1.0, "top_k": 64}
 
 
-class Recovery(BaseModel):
+class Recovery(Options):
     """Everything that decides the result of recovery, apart from models and text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    noun: ClassVar[str] = "recovery options"
 
     blocks: Reconstruct | None = Field(
         default_factory=Reconstruct,
@@ -44,7 +44,7 @@ class Recovery(BaseModel):
         default_factory=lambda: DistillationOptions.model_validate(_DISTILLATION),
         description="how the dense model takes part",
     )
-    seed: int = Field(0, ge=0, description="decides the order of the text")
+    seed: int = Field(0, ge=0, lt=2**47, description="decides the order of the text")
     validation_windows: int = Field(32, ge=1, description="windows that are not trained on")
     validations: int = Field(8, ge=1, description="how often they choose a checkpoint")
     checkpoint_minutes: float = Field(
@@ -93,16 +93,10 @@ class Recovery(BaseModel):
         )
 
     @classmethod
-    def from_mapping(cls, values: dict[str, Any]) -> Recovery:
-        """Validate plain values.
+    def from_mapping(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values; what is not said of distillation is that of recovery.
 
         Raises:
             SecateurError: an unknown key or a bad value.
         """
-        try:
-            return cls.model_validate(put_over({"distillation": _DISTILLATION}, values))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(map(str, problem["loc"])) or "content"
-            message = problem["msg"].removeprefix("Value error, ").rstrip(".")
-            raise SecateurError(f"The recovery option {place} is not valid: {message}.") from error
+        return super().from_mapping(put_over({"distillation": _DISTILLATION}, values))
