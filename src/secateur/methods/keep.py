@@ -12,6 +12,7 @@ from secateur.patterns.pattern import Pattern, Unstructured
 class Keep(GroupStage):
     """Take the masks beside the checkpoint, or else its zeros, and remove nothing more."""
 
+    prunes_nothing: ClassVar[bool] = True
     works_blind: ClassVar[bool] = True
 
     method: Literal["keep"] = "keep"

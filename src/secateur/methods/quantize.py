@@ -24,6 +24,7 @@ class Quantize(GroupStage):
     needs: ClassVar[Needs] = "gram"
     chooses_mask: ClassVar[bool] = False
     keeps_mask: ClassVar[bool] = True
+    comes_last: ClassVar[bool] = True
     works_blind: ClassVar[bool] = True
 
     method: Literal["quantize"] = "quantize"

@@ -26,6 +26,8 @@ class Scales(BlockStage):
 
     chooses_mask: ClassVar[bool] = False
     keeps_mask: ClassVar[bool] = True
+    comes_last: ClassVar[bool] = True
+    follows: ClassVar[str | None] = "quantize"
     copies: ClassVar[int] = 2
 
     method: Literal["scales"] = "scales"

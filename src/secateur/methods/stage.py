@@ -20,9 +20,20 @@ class Stage(Options, ABC):
 
     method: str
 
+    # Where a stage may stand in a recipe, which knows none of them by name.
+    comes_first: ClassVar[bool] = False
+    """Nothing may come before it."""
     chooses_mask: ClassVar[bool] = True
+    """It needs no mask of a stage before it."""
     keeps_mask: ClassVar[bool] = False
     """Whatever mask it finds, it leaves."""
+    prunes_nothing: ClassVar[bool] = False
+    """The mask that it chooses is the checkpoint's own, and has to stay."""
+    comes_last: ClassVar[bool] = False
+    """Nothing may come behind it but a stage that follows it."""
+    follows: ClassVar[str | None] = None
+    """The method that must stand right before it."""
+
     unstructured_only: ClassVar[bool] = False
 
     def check_pattern(self, pattern: Pattern) -> None:
@@ -49,6 +60,7 @@ class GroupStage(Stage):
 class DenseStage(Stage):
     """A step that readies a dense block for pruning and leaves what it computes as it is."""
 
+    comes_first: ClassVar[bool] = True
     chooses_mask: ClassVar[bool] = False
     batch_sequences: ClassVar[int] = 1
 

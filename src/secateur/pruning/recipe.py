@@ -8,11 +8,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
 from secateur.allocation import AnyAllocation, Uniform
-from secateur.methods import STAGES, AnyStage, DenseStage
-from secateur.methods.keep import Keep
+from secateur.methods import STAGES, AnyStage, Stage
 from secateur.methods.quantize import Quantize
 from secateur.methods.refit import Refit
-from secateur.methods.scales import Scales
 from secateur.methods.wanda import Wanda
 from secateur.models.formats import FORMATS, FormatName
 from secateur.models.formats.format import WeightFormat
@@ -94,36 +92,40 @@ class Recipe(Options):
     @model_validator(mode="before")
     @classmethod
     def _keeping_prunes_nothing(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "pattern" not in values:
-            stages = values.get("stages")
-            first = stages[0] if isinstance(stages, list | tuple) and stages else None
-            if isinstance(first, Keep) or (
-                isinstance(first, dict) and first.get("method") == "keep"
-            ):
-                return {**values, "pattern": "0.0"}
-        return values
+        if not isinstance(values, dict) or "pattern" in values:
+            return values
+        stages = values.get("stages")
+        first = stages[0] if isinstance(stages, list | tuple) and stages else None
+        method = first.get("method") if isinstance(first, dict) else getattr(first, "method", None)
+        stage = STAGES.get(str(method))
+        return {**values, "pattern": "0.0"} if stage and stage.prunes_nothing else values
 
     @field_validator("stages")
     @classmethod
-    def _mask_comes_first(cls, stages: tuple[Any, ...]) -> tuple[Any, ...]:
-        pruning = stages[1:] if stages and isinstance(stages[0], DenseStage) else stages
-        for stage in pruning:
-            if isinstance(stage, DenseStage):
+    def _stages_are_in_order(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        for stage in stages[1:]:
+            if stage.comes_first:
                 raise ValueError(f"{stage.method} changes the dense model and must come first")
+        pruning = stages[1:] if stages and stages[0].comes_first else stages
         if not pruning or not pruning[0].chooses_mask:
             first = f"not {pruning[0].method}" if pruning else "but there is none"
             choices = ", ".join(name for name, stage in STAGES.items() if stage.chooses_mask)
             raise ValueError(f"the first stage must choose a mask ({choices}), {first}")
         for before, stage in itertools.pairwise(pruning):
-            if isinstance(stage, Scales) != isinstance(before, Quantize):
+            if before.comes_last and stage.follows != before.method:
                 raise ValueError(
-                    "scales trains what quantize has left, and what else followed quantize would "
-                    "leave its grid; put quantize last, or scales right behind it"
+                    f"{stage.method} would change what {before.method} leaves; put "
+                    f"{before.method} last"
                 )
-        if isinstance(pruning[0], Keep):
-            for stage in pruning[1:]:
-                if not stage.keeps_mask:
-                    raise ValueError(f"{stage.method} changes the mask that keep is to keep")
+            if stage.follows not in (None, before.method):
+                raise ValueError(
+                    f"{stage.method} works on what {stage.follows} leaves; put {stage.follows} "
+                    f"before it, and {stage.method} right behind it"
+                )
+            if pruning[0].prunes_nothing and not stage.keeps_mask:
+                raise ValueError(
+                    f"{stage.method} changes the mask that {pruning[0].method} is to keep"
+                )
         return stages
 
     @model_validator(mode="after")
@@ -161,7 +163,7 @@ class Recipe(Options):
     @property
     def keeps_masks(self) -> bool:
         """Whether the masks are those of the checkpoint."""
-        return any(isinstance(stage, Keep) for stage in self.stages)
+        return any(stage.prunes_nothing for stage in self.stages)
 
     @property
     def quantize(self) -> Quantize | None:
