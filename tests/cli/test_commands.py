@@ -243,3 +243,22 @@ def test_report_says_what_is_wrong_before_work_starts(
     output, _ = pruned
     result = CliRunner().invoke(app, ["report", str(output), *flags])
     assert message in str(result.exception)
+
+
+def test_files_that_are_something_else_are_not_written_over(
+    checkpoints: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = checkpoints("llama")
+    config = (source / "config.json").read_bytes()
+    for path, reason in [
+        (source / "config.json", "is there already and is no {}; name another file"),
+        (tmp_path, "is no file; name one to write the {} to"),
+        (source / "config.json" / "new", "No {} can be written to"),
+    ]:
+        plan = ["plan", str(source), "-o", str(path)]
+        recipe = ["prune", str(source), "-o", str(tmp_path / "out"), "--save-recipe", str(path)]
+        for command, noun in ((plan, "plan"), (recipe, "recipe")):
+            result = CliRunner().invoke(app, command)
+            assert reason.format(noun) in str(result.exception)
+    assert (source / "config.json").read_bytes() == config
+    assert not (tmp_path / "out").exists()

@@ -75,11 +75,15 @@ def test_forms_exclude_each_other(checkpoints: Callable[..., Path], tmp_path: Pa
             "--padded")  # fmt: skip
 
 
-def test_unknown_prior_is_named(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(SecateurError, match="prior"):
-        run("shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--preset",
-            "paper", "--prior", "wandb")  # fmt: skip
-    assert not (tmp_path / "out").exists()
+def test_unknown_prior_is_wrong_usage(checkpoints: Callable[..., Path], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    chosen = ["--preset", "paper", "--prior", "wandb"]
+    result = CliRunner().invoke(
+        app, ["shrink", str(checkpoints("llama")), "-o", str(output), *chosen]
+    )
+    assert result.exit_code == 2
+    assert "'wandb' is not one of 'wanda', 'magnitude'" in result.stderr
+    assert not output.exists()
 
 
 def test_curve_shows_sizes_and_cuts_nothing(

@@ -1,25 +1,19 @@
-"""The command line: a thin shell over the Python functions, one module per command."""
+"""The command line: a thin shell over the Python functions."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 
 import typer
 
-from secateur.cli.compare import compare
-from secateur.cli.demo import demo
-from secateur.cli.estimate import estimate
-from secateur.cli.evaluate import evaluate
-from secateur.cli.inspect import inspect
-from secateur.cli.ls import ls
-from secateur.cli.plan import plan
-from secateur.cli.prune import prune
-from secateur.cli.recover import recover
-from secateur.cli.report import report
+from secateur.cli.measure import compare, evaluate, inspect, simulate
+from secateur.cli.prune import estimate, plan, prune
+from secateur.cli.show import demo, ls, report
 from secateur.cli.shrink import shrink
-from secateur.cli.simulate import simulate
-from secateur.cli.train import train
+from secateur.cli.train import recover, train
 from secateur.runs.errors import SecateurError
 
 app = typer.Typer(
@@ -27,21 +21,34 @@ app = typer.Typer(
     help="Prune large language models so that it pays.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command()(prune)
-app.command()(plan)
-app.command()(shrink)
-app.command()(recover)
-app.command()(train)
-app.command("eval")(evaluate)
-app.command()(compare)
-app.command()(inspect)
-app.command()(simulate)
-app.command()(report)
-app.command()(estimate)
-app.command()(ls)
-app.command()(demo)
+COMMANDS = {
+    "prune": prune,
+    "plan": plan,
+    "estimate": estimate,
+    "shrink": shrink,
+    "recover": recover,
+    "train": train,
+    "eval": evaluate,
+    "compare": compare,
+    "inspect": inspect,
+    "simulate": simulate,
+    "report": report,
+    "ls": ls,
+    "demo": demo,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name, short_help=_command.__doc__)(_command)
+
+_STOPPED = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
+# What these have finished is kept.
+_RESUMING = ("prune", "shrink", "recover", "train", "compare", "demo")
+
+
+class _Stopped(BaseException):
+    """A signal asked the process to end; nothing on the way may take it for an error."""
 
 
 def main() -> None:
@@ -51,18 +58,30 @@ def main() -> None:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for number in _STOPPED:
+        # A shell has its background jobs ignore interrupts.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _stop)
     try:
         app()
     except SecateurError as error:
-        _complain(str(error))
-        sys.exit(1)
-    except KeyboardInterrupt:
-        _complain("Interrupted; the same command goes on from what is saved.")
-        sys.exit(130)
+        _end(1, str(error))
+    except OSError as error:
+        reason = error.strerror or str(error).partition("\n")[0]
+        _end(1, f"{error.filename or 'a file'} cannot be used ({reason.lower()}); check the path.")
+    except _Stopped as stopped:
+        number = stopped.args[0]
+        resumes = sys.argv[1:2] and sys.argv[1] in _RESUMING
+        rest = "; the same command goes on from what is saved." if resumes else "."
+        _end(128 + number, _STOPPED[number] + rest)
 
 
-def _complain(message: str) -> None:
-    from secateur.cli.console import stderr
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise _Stopped(number)
 
-    sentence = message[:1].upper() + message[1:]
-    stderr.print(f"[bold red]error[/] {sentence}", highlight=False, soft_wrap=True)
+
+def _end(code: int, sentence: str) -> None:
+    from secateur.cli.console import complain
+
+    complain(sentence)
+    sys.exit(code)

@@ -3,56 +3,152 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 from secateur.runs.progress import Progress as Callback
 
-stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+# Paths and names are the user's: nothing in them is markup.
+stdout = Console(highlight=False, markup=False, emoji=False)
+stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+# Seconds between two lines about the same phase, where no bar can move.
+_BETWEEN_LINES = 30.0
+
+
+@dataclass
+class _Phase:
+    """Work that is under way.
+
+    Attributes:
+        name: what is being done.
+        done: steps that are finished.
+        total: steps in all.
+        found: steps that were finished when the phase was first heard of.
+        began: when that was.
+        heard: when it was last heard of.
+    """
+
+    name: str
+    done: int
+    total: int
+    found: int
+    began: float = field(default_factory=lambda: time.monotonic())
+    heard: float = 0.0
+
+    @property
+    def times(self) -> str:
+        """Time since the phase began, and what is left of it if that can be told."""
+        if self.done >= self.total:
+            return _clock(self.heard - self.began)
+        gone, steps = time.monotonic() - self.began, self.done - self.found
+        if steps <= 0:
+            return _clock(gone)
+        return f"{_clock(gone)}, {_clock(gone / steps * (self.total - self.done))} left"
 
 
 @contextmanager
 def progress_bars() -> Iterator[Callback]:
-    """Show one bar per phase on stderr, with elapsed and remaining time."""
+    """Show on stderr how far each phase is: a bar on a terminal, else a line now and then."""
+    with _bars() if stderr.is_terminal else _lines() as show:
+        phases: dict[str, _Phase] = {}
+
+        def update(name: str, done: int, total: int) -> None:
+            if name not in phases or done < phases[name].done:
+                phases[name] = _Phase(name, done, total, found=done)
+            phase = phases[name]
+            phase.done, phase.total, phase.heard = done, total, time.monotonic()
+            show(phase)
+
+        yield update
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[_Phase], None]]:
     columns = (
-        TextColumn("{task.description:<22}"),
+        TextColumn("{task.description:<22}", markup=False),
         BarColumn(bar_width=28),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[phase].times}"),
     )
     with Progress(*columns, console=stderr) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def show(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bars.add_task(phase, total=total)
-            bars.update(tasks[phase], completed=done, total=total)
+        def show(phase: _Phase) -> None:
+            if phase.name not in tasks:
+                tasks[phase.name] = bars.add_task(phase.name, total=phase.total, phase=phase)
+            bars.update(tasks[phase.name], completed=phase.done, total=phase.total, phase=phase)
 
         yield show
+
+
+@contextmanager
+def _lines() -> Iterator[Callable[[_Phase], None]]:
+    under_way: dict[str, _Phase] = {}
+    ended = threading.Event()
+
+    def tell(phase: _Phase) -> None:
+        stderr.print(f"{phase.name}: {phase.done} of {phase.total}, {phase.times}", soft_wrap=True)
+
+    def show(phase: _Phase) -> None:
+        if phase.done < phase.total:
+            under_way[phase.name] = phase
+        elif under_way.pop(phase.name, None):
+            tell(phase)
+
+    def watch() -> None:
+        while not ended.wait(_BETWEEN_LINES):
+            for phase in list(under_way.values()):
+                tell(phase)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield show
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def say(text: str, path: Path | None = None, rest: str = "", style: str = "") -> None:
+    """Print one line to stdout, a path in it emphasised, and never broken."""
+    said = Text.assemble(text, (str(path or ""), "bold"), rest, style=style)
+    stdout.print(said, soft_wrap=True)
+
+
+def page_of(output: Path) -> Path:
+    """The HTML page about a run in a folder."""
+    return output / "secateur" / "report.html"
 
 
 def show_result(table: RenderableType, notes: Iterable[str], output: Path) -> None:
     """Show a finished run: its table, what the user should know, and where the files are."""
     stdout.print(table)
     for note in notes:
-        stderr.print(f"[yellow]note[/] {note}")
-    stdout.print(f"Saved to [bold]{output}[/]; every number is in {output / 'report.json'}.")
-    stdout.print(f"To look at: {output / 'secateur' / 'report.html'}", soft_wrap=True)
+        stderr.print(Text.assemble(("note", "yellow"), " ", note))
+    say("Saved to ", output, f"; every number is in {output / 'report.json'}.")
+    say("To look at: ", page_of(output))
+
+
+def complain(sentence: str) -> None:
+    """Print an error to stderr."""
+    said = Text.assemble(("error", "bold red"), f" {sentence[:1].upper()}{sentence[1:]}")
+    stderr.print(said, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

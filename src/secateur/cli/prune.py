@@ -1,77 +1,30 @@
-"""``secateur prune``."""
+"""``secateur prune``, and ``plan`` and ``estimate``, which look ahead."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from secateur.cli.options import (
-    Allocate,
-    Asymmetric,
-    Bos,
-    Calibration,
-    Device,
-    Format,
-    ForwardDtype,
-    Length,
-    Method,
-    Model,
-    PatternText,
-    Permute,
-    Quantize,
-    QuantizeGroup,
-    RebuildMasks,
-    RecipeFile,
-    Reconstruct,
-    Refit,
-    ReportAsJson,
-    Restart,
-    Samples,
-    Seed,
-    Sparsity,
-    TrainScales,
-    TrustRemoteCode,
-    recipe_from_flags,
-)
+from secateur.cli.flags import AsJson, Model, Output, Restart, TrustRemoteCode, with_flags
+from secateur.cli.recipe import recipe_from_flags
+from secateur.runs.errors import SecateurError
 
 
+@with_flags(recipe=recipe_from_flags)
 def prune(
     model: Model,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="New folder for the pruned checkpoint.")
-    ],
-    method: Method = None,
-    rebuild: RebuildMasks = None,
-    refit: Refit = None,
-    reconstruct: Reconstruct = None,
-    permute: Permute = None,
-    quantize: Quantize = None,
-    quantize_group: QuantizeGroup = None,
-    asymmetric: Asymmetric = None,
-    quantized_format: Format = None,
-    train_scales: TrainScales = None,
-    sparsity: Sparsity = None,
-    pattern: PatternText = None,
-    allocate: Allocate = None,
-    plan: Annotated[
-        Path | None, typer.Option(help="plan.json that says how many zeros each linear gets.")
-    ] = None,
-    calibration: Calibration = None,
-    samples: Samples = None,
-    length: Length = None,
-    seed: Seed = None,
-    bos: Bos = None,
-    device: Device = None,
-    dtype: ForwardDtype = None,
-    recipe: RecipeFile = None,
+    output: Output,
+    recipe: Any,
     save_recipe: Annotated[
-        Path | None, typer.Option(help="Write the recipe that these flags make, then go on.")
+        Path | None, typer.Option(help="write the recipe that these flags make, then go on")
     ] = None,
     restart: Restart = False,
     trust_remote_code: TrustRemoteCode = False,
-    as_json: ReportAsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Prune a model block by block and save a checkpoint that loads everywhere."""
     from secateur.cli.console import print_json, progress_bars, show_result
@@ -79,36 +32,13 @@ def prune(
     from secateur.report.terminal import report_table
     from secateur.runs.files import write_text
 
-    chosen = recipe_from_flags(
-        recipe,
-        method=method,
-        rebuild=rebuild,
-        refit=refit,
-        reconstruct=reconstruct,
-        permute=permute,
-        quantize=quantize,
-        quantize_group=quantize_group,
-        asymmetric=asymmetric,
-        quantized_format=quantized_format,
-        train_scales=train_scales,
-        sparsity=sparsity,
-        pattern=pattern,
-        allocate=allocate,
-        plan=plan,
-        calibration=calibration,
-        samples=samples,
-        length=length,
-        seed=seed,
-        bos=bos,
-        device=device,
-        dtype=None if dtype is None else dtype.value,
-    )
     if save_recipe is not None:
-        write_text(save_recipe, chosen.to_yaml())
+        _check_target(save_recipe, "recipe", type(recipe).from_file)
+        write_text(save_recipe, recipe.to_yaml())
     with progress_bars() as progress:
         result = run(
             model,
-            chosen,
+            recipe,
             output,
             restart=restart,
             trust_remote_code=trust_remote_code,
@@ -118,3 +48,62 @@ def prune(
         print_json(result.report.model_dump(mode="json"))
         return
     show_result(report_table(result.report), result.report.notes, output)
+
+
+@with_flags(recipe=recipe_from_flags)
+def plan(
+    model: Model,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="the plan.json to write, or to write anew")
+    ],
+    recipe: Any,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Divide the zeros among the linears of a model, without pruning it."""
+    from secateur.cli.console import progress_bars, say, stdout
+    from secateur.patterns.plan import Plan
+    from secateur.pruning.prune import plan as run
+    from secateur.report.terminal import plan_table
+
+    _check_target(output, "plan", Plan.from_file)
+    with progress_bars() as progress:
+        result = run(model, recipe, trust_remote_code=trust_remote_code, progress=progress)
+    result.write(output)
+    if as_json:
+        print(result.to_json(), end="")
+        return
+    stdout.print(plan_table(result))
+    say("Written to ", output, f"; secateur prune --plan {output} follows it.")
+
+
+@with_flags(recipe=recipe_from_flags)
+def estimate(
+    model: Model, recipe: Any, trust_remote_code: TrustRemoteCode = False, as_json: AsJson = False
+) -> None:
+    """Tell peak memory and work of a run before it starts."""
+    from secateur.cli.console import print_json, stdout
+    from secateur.pruning.estimate import estimate as run
+    from secateur.report.terminal import estimate_table
+
+    result = run(model, recipe, trust_remote_code=trust_remote_code)
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+    else:
+        stdout.print(estimate_table(result))
+
+
+def _check_target(path: Path, noun: str, read: Callable[[Path], object]) -> None:
+    """Raise SecateurError unless a new file can be written there, or an older one of its kind."""
+    if path.exists():
+        if not path.is_file():
+            raise SecateurError(f"{path} is no file; name one to write the {noun} to.")
+        try:
+            read(path)
+        except SecateurError as error:
+            raise SecateurError(
+                f"{path} is there already and is no {noun}; name another file."
+            ) from error
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise SecateurError(f"No {noun} can be written to {path}, {folder} is closed to you.")

@@ -1,83 +1,86 @@
-"""``secateur train``."""
+"""``secateur train`` and ``secateur recover``."""
 
 from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from secateur.cli.options import (
-    Device,
-    ForwardDtype,
-    LogTo,
+from secateur.cli.flags import (
+    MACHINE,
+    AsJson,
+    Flags,
     Model,
     MoreOptions,
-    ReportAsJson,
+    Output,
     Restart,
-    Seed,
     TrustRemoteCode,
-    given,
+    with_flags,
 )
 
+_TRAIN: Flags = {
+    "--tokens": "training.tokens",
+    "--pattern": "training.pattern",
+    "--learning-rate": "training.optimiser.learning_rate",
+    "--batch-tokens": "training.batch_tokens",
+    "--length": "training.length",
+    "--top-k": "training.distillation.top_k",
+    "--low-rank": "training.low_rank.group",
+    "--log-to": "training.log_to",
+    "--seed": "training.seed",
+    **MACHINE,
+}
+_RECOVER: Flags = {
+    "--network": "recovery.network",
+    "--blocks/--no-blocks": "recovery.blocks",
+    "--tokens": "recovery.tokens",
+    "--rank": "recovery.rank",
+    "--learning-rate": "recovery.learning_rate",
+    "--batch-tokens": "recovery.batch_tokens",
+    "--length": "recovery.length",
+    "--top-k": "recovery.distillation.top_k",
+    "--log-to": "recovery.log_to",
+    "--seed": "recovery.seed",
+    **MACHINE,
+}
+_Data = Annotated[
+    list[str],
+    typer.Option(
+        help="text file, folder of them, or hub data set; several are shuffled together, "
+        "NAME:WEIGHT for each makes a mix"
+    ),
+]
 
+
+@with_flags(given=_TRAIN)
 def train(
     model: Model,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="New folder for the trained checkpoint.")
-    ],
-    data: Annotated[
-        list[str],
-        typer.Option(
-            help="Text file, folder of them, or hub data set; repeatable; NAME:WEIGHT for a mix."
-        ),
-    ],
-    tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,
-    pattern: Annotated[
-        str | None, typer.Option(help="n:m such as 2:4, or a sparsity. (default: 2:4)")
-    ] = None,
+    output: Output,
+    data: _Data,
+    given: dict[str, Any],
     preset: Annotated[
         str,
         typer.Option(
-            help="default, from a one-shot mask; ast, the paper's recipe; keep-mask, for a pruned "
-            "checkpoint."
+            help="default prunes first, for small budgets; ast is the paper's recipe; "
+            "with keep-mask the mask of a pruned checkpoint stays"
         ),
     ] = "default",
     validation: Annotated[
         str | None,
-        typer.Option(help="Text to validate with. (default: windows of the data, held out)"),
-    ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="The dense model to learn from. (default: MODEL, if dense)")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="At its highest. (default: the preset's)")
-    ] = None,
-    batch_tokens: Annotated[
-        int | None, typer.Option(help="Tokens per step. (default: the preset's)")
-    ] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens per window. (default: 1024)")] = None,
-    top_k: Annotated[
-        int | None,
         typer.Option(
-            help="Ask the teacher once, before training, for so many likeliest tokens. "
-            "(default: the preset's)"
+            help="text file or hub data set to measure progress on "
+            "(default: windows of the data, held out)"
         ),
     ] = None,
-    low_rank: Annotated[
-        int | None,
-        typer.Option(help="Add dense low-rank products, one rank per so many columns."),
+    teacher: Annotated[
+        str | None, typer.Option(help="the dense model to learn from (default: MODEL, if dense)")
     ] = None,
-    log_to: LogTo = None,
-    seed: Seed = None,
     options: MoreOptions = None,
-    device: Device = None,
-    dtype: ForwardDtype = None,
     restart: Restart = False,
     trust_remote_code: TrustRemoteCode = False,
-    as_json: ReportAsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a model to a pattern, with masks that adapt and the dense model as teacher."""
     from secateur.cli.console import print_json, progress_bars, show_result
@@ -87,20 +90,7 @@ def train(
     from secateur.training import Training
     from secateur.training import train as run
 
-    flags: dict[str, Any] = {
-        "tokens": tokens,
-        "pattern": pattern,
-        "batch_tokens": batch_tokens,
-        "length": length,
-        "log_to": None if log_to is None else log_to.value,
-        "seed": seed,
-        "device": device,
-        "dtype": None if dtype is None else dtype.value,
-        "optimiser": given({"learning_rate": learning_rate}) or None,
-        "distillation": given({"top_k": top_k}) or None,
-        "low_rank": given({"group": low_rank}) or None,
-    }
-    values = put_over(read_mapping(options, Training.noun) if options else {}, given(flags))
+    values = put_over(read_mapping(options, Training.noun) if options else {}, given)
     # Of the processes that torchrun started, one speaks.
     speaks = os.environ.get("RANK", "0") == "0"
     with progress_bars() if speaks else nullcontext(silent) as progress:
@@ -121,3 +111,41 @@ def train(
         print_json(result.report.model_dump(mode="json"))
         return
     show_result(training_table(result.report), result.report.notes, output)
+
+
+@with_flags(given=_RECOVER)
+def recover(
+    model: Model,
+    teacher: Annotated[str, typer.Option(help="the dense model that MODEL was cut from")],
+    output: Output,
+    data: _Data,
+    given: dict[str, Any],
+    options: MoreOptions = None,
+    restart: Restart = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Teach a cut model what the dense one knew."""
+    from secateur.cli.console import print_json, progress_bars, show_result
+    from secateur.report.terminal import recovery_table
+    from secateur.runs.options import put_over, read_mapping
+    from secateur.training.recover import recover as run
+    from secateur.training.recovery_options import Recovery
+
+    values = put_over(read_mapping(options, Recovery.noun) if options else {}, given)
+    with progress_bars() as progress:
+        result = run(
+            model,
+            output,
+            Recovery.from_mapping(values),
+            teacher=teacher,
+            data=data,
+            restart=restart,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    if as_json:
+        print_json(result.report.model_dump(mode="json"))
+        return
+    notes = [f"block {each.index}: {note}" for each in result.report.blocks for note in each.notes]
+    show_result(recovery_table(result.report), [*notes, *result.report.notes], output)

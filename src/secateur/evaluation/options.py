@@ -19,8 +19,8 @@ class EvaluationOptions(Options):
     window: int = Field(1024, description="tokens per window; windows do not overlap")
     max_windows: int | None = Field(None, description="only the first so many windows")
     bos: bool = Field(False, description="begin every window with the beginning-of-text token")
-    tasks: tuple[str, ...] = Field((), description="zero-shot tasks")
+    tasks: tuple[str, ...] = Field((), description="zero-shot tasks; see `secateur ls tasks`")
     task_data: str | Path | None = Field(
-        None, description="folder of local task files; the hub if null"
+        None, description="folder of TASK_SPLIT.jsonl files instead of the hub"
     )
     limit: int | None = Field(None, description="only the first so many questions of each task")

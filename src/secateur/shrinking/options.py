@@ -22,29 +22,32 @@ class ShrinkOptions(Options):
     sparsity: float = Field(
         0.5, gt=0, lt=1, description="share of the parameters of all blocks to remove"
     )
-    preset: Literal["default", "paper"] = Field("default", description="how units are chosen")
+    preset: Literal["default", "paper"] = Field(
+        "default", description="how units are chosen; paper is Bonsai as published"
+    )
     form: Form = Field("uneven", description="how the smaller model is stored")
     ffn_only: bool = Field(False, description="leave attention as it is")
     whole_groups: bool = Field(
-        False, description="default: key-value groups that stay keep all their query heads"
+        False, description="key-value groups that stay keep all their query heads"
     )
     grid: int | None = Field(
-        None, ge=1, description="default: feed-forwards keep multiples of so many channels"
+        None,
+        ge=1,
+        description="feed-forwards keep multiples of so many channels, or all; by default the "
+        "largest power of two up to 64 that gives sixteen widths",
     )
     budget: Literal["parameters", "latency"] = Field(
         "parameters",
-        description="default: what the share is of, parameters of the blocks or the time that they "
-        "take on this machine for a window of text",
+        description="what the share is of: parameters of the blocks, or the time that they take on "
+        "this machine for a window of text",
     )
-    sub_models: int = Field(
-        96, ge=8, description="default: sub-models of random widths that are tried"
-    )
+    sub_models: int = Field(96, ge=8, description="sub-models of random widths that are tried")
     step: float = Field(0.05, gt=0, lt=1, description="paper: largest share that one round removes")
     masks: int = Field(200, ge=2, description="paper: sub-models that a round tries")
     prior: Prior = Field("wanda", description="paper: what decides which units may go in a round")
     calibration: CalibrationOptions = Field(
         default_factory=CalibrationOptions,
-        description="text; in the paper's preset samples are for each round, 32 unless given",
+        description="text; with the preset paper anew in each round",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: DtypeName = Field("auto", description="dtype of weights and forward passes")

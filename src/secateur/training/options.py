@@ -77,15 +77,15 @@ class DistillationOptions(Options):
     top_k: int | None = Field(
         None,
         ge=1,
-        description="compute so many of the teacher's likeliest tokens before training and let "
-        "the teacher leave memory; all of them at every step if null",
+        description="so many of the teacher's likeliest tokens are computed before training, and "
+        "it leaves memory; null: all of them at every step",
     )
 
 
 class LowRankOptions(Options):
     """SLoRB: dense low-rank products beside the sparse linears."""
 
-    group: int = Field(16, ge=1, description="input columns per rank")
+    group: int = Field(16, ge=1, description="input columns per rank of the products")
     train_projection: bool = Field(True, description="train the sums of groups as well")
     start: Literal["means", "covariance"] = Field(
         "means",
@@ -121,7 +121,7 @@ class Training(Options):
         description="where a dense model begins: with its largest weights, or with masks and "
         "weights of the recipe auto of prune, which runs first",
     )
-    tokens: int = Field(description="to train on, at most once each")
+    tokens: int = Field(description="tokens to train on, at most once each")
     length: int = Field(1024, ge=2, description="tokens per window")
     batch_tokens: int = Field(131_072, ge=2, description="tokens per step")
     micro_batch_tokens: int = Field(

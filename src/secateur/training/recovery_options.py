@@ -25,7 +25,7 @@ class Recovery(Options):
 
     blocks: Reconstruct | None = Field(
         default_factory=Reconstruct,
-        description="fit each block to the dense model's hidden states first; null leaves that out",
+        description="fit each block to the dense model's hidden states first",
     )
     block_windows: int = Field(
         128, ge=2, description="windows of the training text for that, a quarter to measure on"
@@ -33,12 +33,14 @@ class Recovery(Options):
     network: Literal["lora", "full", "none"] = Field(
         "lora", description="then train low-rank adapters, all parameters, or nothing"
     )
-    rank: int = Field(32, ge=1, description="of the adapters")
-    tokens: int = Field(262_144, ge=2, description="to train the network on, at most once each")
+    rank: int = Field(32, ge=1, description="of the low-rank adapters")
+    tokens: int = Field(
+        262_144, ge=2, description="tokens to train the network on, at most once each"
+    )
     length: int = Field(512, ge=2, description="tokens per window")
     batch_tokens: int = Field(4096, ge=2, description="tokens per step")
     learning_rate: float | None = Field(
-        None, gt=0, description="at its highest; null: 1e-3 for lora, 1e-4 for full"
+        None, gt=0, description="at its highest; by default 1e-3 for lora, 1e-4 for full"
     )
     distillation: DistillationOptions = Field(
         default_factory=lambda: DistillationOptions.model_validate(_DISTILLATION),
