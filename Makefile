@@ -12,7 +12,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check -qq
 torch := $(shell grep '^torch==' constraints.txt)
 say = @printf '%s\n'
 
-.PHONY: help demo test soak lint docs clean
+.PHONY: help demo test soak lint reference docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	  'make test    lint, types and all tests' \
 	  'make soak    kill every command at random, for an hour or two' \
 	  'make lint    ruff, mypy and the layers of imports' \
+	  'make reference   write what the option models say into help and reference pages' \
 	  'make docs    build the site into site/, links checked' \
 	  'make clean   remove the environment and everything built' \
 	  '' \
@@ -43,6 +44,9 @@ lint: $(venv)/.ready
 	@$(bin)/ruff format --quiet --check .
 	@$(bin)/mypy --no-error-summary
 	@$(bin)/lint-imports --no-logo --no-cache > $(venv)/lint-imports.log || { cat $(venv)/lint-imports.log; exit 1; }
+
+reference: $(venv)/.ready
+	@$(bin)/python docs/generate.py
 
 docs: $(venv)/.docs
 	$(say) '==> mkdocs'
