@@ -48,3 +48,12 @@ def test_masks_of_the_checkpoint_stay() -> None:
         elif not stage.comes_first and stage.follows is None:
             with pytest.raises(SecateurError, match=f"{name} changes the mask that keep is to"):
                 Recipe.from_mapping({"stages": [{"method": "keep"}, {"method": name}]})
+
+
+def test_an_optimiser_that_is_not_installed_is_said_before_work_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("secateur.methods.besa.find_spec", lambda name: None)
+    Recipe.from_mapping({"stages": [{"method": "besa"}]})
+    with pytest.raises(SecateurError, match=r"pip install 'secateur\[paper\]'"):
+        Recipe.from_mapping({"stages": [{"method": "besa", "optimiser": "prodigy"}]})

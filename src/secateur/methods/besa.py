@@ -7,11 +7,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
+from importlib.util import find_spec
 from typing import ClassVar, Literal
 
 import torch
-from prodigyopt import Prodigy
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from secateur.blocks.block_task import BlockTask
@@ -82,6 +82,15 @@ class BESA(BlockStage):
         "by default 0.05 if the recipe rounds weights to a grid, and 0, pruning as if it did not "
         "quantise, if it does so with error feedback",
     )
+
+    @model_validator(mode="after")
+    def _optimiser_is_installed(self) -> BESA:
+        if self.optimiser == "prodigy" and find_spec("prodigyopt") is None:
+            raise ValueError(
+                "the optimiser prodigy needs prodigyopt; install it with: pip install "
+                "'secateur[paper]', or use optimiser: adam"
+            )
+        return self
 
     def check_pattern(self, pattern: Pattern) -> None:
         """Raise ValueError for n:m, or a sparsity that the parameterisation cannot reach."""
@@ -173,6 +182,8 @@ class BESA(BlockStage):
         if self.optimiser == "adam":
             descend(rates | dict.fromkeys(thetas, self.learning_rate), batches, error)
             return
+        from prodigyopt import Prodigy
+
         prodigy = Prodigy(thetas, lr=1.0, betas=(0.9, 0.999), d_coef=self.d_coef)
 
         def step() -> None:
