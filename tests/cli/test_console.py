@@ -14,10 +14,10 @@ from secateur.cli import console
 def test_paths_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     path = Path("[red]runs[/] :smile:") / ("long" * 40)
     console.say("Saved to ", path, " and [bold]here.")
-    console.complain(f"there is no {path}.")
+    console.complain(f"plan.json is no {path}.")
     printed = capsys.readouterr()
     assert printed.out == f"Saved to {path} and [bold]here.\n"
-    assert printed.err == f"error There is no {path}.\n"
+    assert printed.err == f"error plan.json is no {path}.\n"
 
 
 def test_without_a_terminal_a_phase_is_told_of_while_it_lasts(

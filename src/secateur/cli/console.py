@@ -147,8 +147,7 @@ def show_result(table: RenderableType, notes: Iterable[str], output: Path) -> No
 
 def complain(sentence: str) -> None:
     """Print an error to stderr."""
-    said = Text.assemble(("error", "bold red"), f" {sentence[:1].upper()}{sentence[1:]}")
-    stderr.print(said, soft_wrap=True)
+    stderr.print(Text.assemble(("error", "bold red"), " ", sentence), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
