@@ -21,6 +21,7 @@ from secateur.comparison.options import Comparison
 from secateur.evaluation import TASKS
 from secateur.evaluation.options import EvaluationOptions
 from secateur.methods import STAGES
+from secateur.models.formats import FORMATS
 from secateur.pruning.recipe import Recipe
 from secateur.runs.options import Options
 from secateur.shrinking.options import ShrinkOptions
@@ -55,8 +56,12 @@ def described() -> str:
         for name, model in models.items():
             options[f"{kind}.{name}"] = {"kind": kind, "default": "", "help": _says(model)}
             options |= _options(f"{kind}.{name}", model)
-    tasks = {name: task.description for name, task in TASKS.items()}
-    parts = {"options": options, "calibrations": SOURCES, "tasks": tasks}
+    parts = {
+        "options": options,
+        "formats": {each.names[0]: _says(each) for each in FORMATS.values()},
+        "calibrations": SOURCES,
+        "tasks": {name: task.description for name, task in TASKS.items()},
+    }
     # A line for each, so that a change shows as one.
     lines = {
         part: ",\n".join(f"  {json.dumps(key)}: {_json(value)}" for key, value in content.items())
@@ -174,7 +179,7 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _says(model: type[Options]) -> str:
+def _says(model: type) -> str:
     return (model.__doc__ or "").splitlines()[0].rstrip(".")
 
 

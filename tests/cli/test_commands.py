@@ -119,7 +119,9 @@ def test_estimate_knows_the_zeros_before_the_run(checkpoints: Callable[..., Path
     assert sizes[0] == sizes[1] > sizes[2]
 
 
-@pytest.mark.parametrize("what", ["methods", "patterns", "allocations", "calibrations", "tasks"])
+@pytest.mark.parametrize(
+    "what", ["methods", "patterns", "allocations", "formats", "calibrations", "tasks"]
+)
 def test_ls(what: str) -> None:
     rows = json.loads(run("ls", what, "--json"))
     assert rows

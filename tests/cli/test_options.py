@@ -113,6 +113,8 @@ def test_quantising_comes_behind_whatever_else_was_asked_for() -> None:
     assert made.quantize == Quantize(bits=3, group=64, symmetric=False, format="dequantized")
     automatic = recipe_from_flags(method="auto", quantize="int8")
     assert [stage.method for stage in automatic.stages][-2:] == ["reconstruct", "quantize"]
+    plain = recipe_from_flags(method="wanda", quantize="int4", format="plain")
+    assert plain.format == "plain"
     kept = recipe_from_flags(method="keep", quantize="int4")
     assert kept.pattern == Unstructured(0.0)
 

@@ -16,6 +16,7 @@ _OPTIONS: Flags = {
     "--pattern": "recipe.pattern",
     "--allocate": "recipe.allocation",
     **calibration("recipe"),
+    "--format": "recipe.format",
     **MACHINE,
 }
 # Short forms put a stage into the chain, change it there, or take it out.
@@ -103,23 +104,24 @@ def recipe_from_flags(
         raise SecateurError(
             "--method auto chooses its own stages; leave out --rebuild, --refit and --reconstruct."
         )
-    late = {"calibration": given.pop("calibration", {})}
-    late |= {key: given.pop(key) for key in ("device", "dtype") if key in given}
+    asked: dict[str, Any] = {
+        key: given.pop(key) for key in ("pattern", "allocation") if key in given
+    }
     if sparsity is not None:
-        given["pattern"] = str(sparsity)
+        asked["pattern"] = str(sparsity)
     if plan is not None:
-        given = {"pattern": str(Plan.from_file(plan).pattern)} | given
-        given["allocation"] = {"method": "plan", "file": str(plan)}
+        asked = {"pattern": str(Plan.from_file(plan).pattern)} | asked
+        asked["allocation"] = {"method": "plan", "file": str(plan)}
     written = read_mapping(recipe, Recipe.noun) if recipe else {}
     if stage or method:
         chain = [read_stage(each) for each in stage or [str(method)]]
         written["stages"] = "auto" if chain == [{"method": "auto"}] else chain
     # What auto stands for follows the pattern; other stages of a file may yet lose what it forbids.
     if stage or method or written.get("stages") == "auto":
-        written |= given
-    values = Recipe.from_mapping(written).model_dump(mode="json") | given
+        written |= asked
+    values = Recipe.from_mapping(written).model_dump(mode="json") | asked
     values["stages"] = _edited(values["stages"], rebuild, edits)
-    return Recipe.from_mapping(put_over(values, late))
+    return Recipe.from_mapping(put_over(values, given))
 
 
 def read_stage(text: str) -> dict[str, Any]:

@@ -71,8 +71,8 @@ def report(
 
 def ls(
     what: Annotated[
-        Literal["methods", "patterns", "allocations", "calibrations", "tasks"],
-        typer.Argument(help="methods, patterns, allocations, calibrations or tasks"),
+        Literal["methods", "patterns", "allocations", "formats", "calibrations", "tasks"],
+        typer.Argument(help="what to list"),
     ],
     as_json: AsJson = False,
 ) -> None:
