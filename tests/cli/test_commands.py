@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import secateur
-from secateur.cli import app
+from secateur.cli import COMMANDS, app
 
 
 def run(*arguments: str) -> str:
@@ -183,10 +184,25 @@ def test_errors_are_one_sentence_and_exit_status_1(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_help_needs_no_heavy_import() -> None:
-    code = "import sys; import secateur.cli; print('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["prune", "--help"], ["ls", "methods"], ["ls", "tasks"], ["train"]]
+)
+def test_help_lists_and_wrong_usage_need_no_heavy_import(arguments: list[str]) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from secateur.cli import app\n"
+        f"CliRunner().invoke(app, {arguments})\n"
+        "print({'torch', 'transformers'} & sys.modules.keys())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_for_all_that_it_takes(command: str) -> None:
+    shown = run(command, "--help")
+    parameters = inspect.signature(COMMANDS[command]).parameters
+    assert shown.count("\n  -") + shown.count("\n  <") >= len(parameters) - 1
+    assert "None" not in shown
 
 
 def test_train_prints_the_report_it_writes(

@@ -11,8 +11,7 @@ from secateur.cli.recipe import read_stage, recipe_from_flags
 from secateur.methods.quantize import Quantize
 from secateur.methods.wanda import Wanda
 from secateur.patterns.pattern import Unstructured
-from secateur.pruning.auto import automatic_allocation, automatic_stages
-from secateur.pruning.recipe import Recipe
+from secateur.pruning.recipe import Recipe, automatic_allocation, automatic_stages
 from secateur.runs.errors import SecateurError
 
 

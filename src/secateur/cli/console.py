@@ -48,12 +48,15 @@ class _Phase:
     @property
     def times(self) -> str:
         """Time since the phase began, and what is left of it if that can be told."""
+        spent, steps = self.heard - self.began, self.done - self.found
         if self.done >= self.total:
-            return _clock(self.heard - self.began)
-        gone, steps = time.monotonic() - self.began, self.done - self.found
+            return _clock(spent)
+        waited = time.monotonic() - self.heard
+        gone = _clock(spent + waited)
         if steps <= 0:
-            return _clock(gone)
-        return f"{_clock(gone)}, {_clock(gone / steps * (self.total - self.done))} left"
+            return gone
+        left = spent / steps * (self.total - self.done) - waited
+        return f"{gone}, {_clock(max(left, 0))} left"
 
 
 @contextmanager

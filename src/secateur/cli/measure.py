@@ -43,7 +43,7 @@ def evaluate(
 ) -> None:
     """Measure perplexity, zero-shot accuracy, and the distance from the dense model."""
     from secateur.cli.console import print_json, progress_bars, stdout
-    from secateur.evaluation import evaluate as run
+    from secateur.evaluation.evaluate import evaluate as run
     from secateur.report.terminal import evaluation_table
 
     with progress_bars() as progress:
@@ -74,7 +74,7 @@ def compare(
 ) -> None:
     """Prune one model by several recipes, evaluate them alike, and write one table."""
     from secateur.cli.console import print_json, progress_bars, say, stdout
-    from secateur.comparison import compare as run
+    from secateur.comparison.run import compare as run
     from secateur.comparison.table import comparison_table
 
     with progress_bars() as progress:

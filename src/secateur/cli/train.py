@@ -87,8 +87,8 @@ def train(
     from secateur.report.terminal import training_table
     from secateur.runs.options import put_over, read_mapping
     from secateur.runs.progress import silent
-    from secateur.training import Training
-    from secateur.training import train as run
+    from secateur.training.options import Training
+    from secateur.training.train import train as run
 
     values = put_over(read_mapping(options, Training.noun) if options else {}, given)
     # Of the processes that torchrun started, one speaks.

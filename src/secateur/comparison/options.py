@@ -20,7 +20,7 @@ from secateur.runs.device import DtypeName, resolve_device
 from secateur.runs.errors import SecateurError
 from secateur.runs.machine import describe_machine
 from secateur.runs.options import Options
-from secateur.text import CalibrationOptions
+from secateur.text.options import CalibrationOptions
 
 DENSE = "dense"
 # What the rows have in common and may not say themselves.

@@ -6,10 +6,11 @@ import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator, PlainSerializer
 from torch import Tensor
 
 from secateur.runs.errors import SecateurError
@@ -95,6 +96,28 @@ def parse_pattern(text: str) -> Pattern:
             f"pattern {text!r} is not understood; give a sparsity such as 0.5 or 50%, "
             "or n:m such as 2:4 (keep 2 of every 4)"
         ) from None
+
+
+def read_pattern(value: object) -> Pattern:
+    """Read a pattern as an option file gives it.
+
+    Raises:
+        SecateurError: it is none.
+    """
+    if isinstance(value, Unstructured | NM):
+        return value
+    if isinstance(value, int) and value > 1:
+        # YAML 1.1 takes 2:4 for a number to the base of sixty.
+        n, m = divmod(value, 60)
+        raise SecateurError(
+            f"The pattern was read as the number {value}; write it in quotes, such as "
+            f'pattern: "{n}:{m}".'
+        )
+    return parse_pattern(str(value))
+
+
+PatternText = Annotated[Pattern, BeforeValidator(read_pattern), PlainSerializer(str)]
+"""A pattern as option models hold it."""
 
 
 def proportional_counts(total: int, sizes: Sequence[int]) -> list[int]:

@@ -3,44 +3,46 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from secateur.allocation import AnyAllocation, Uniform
+from secateur.allocation import AnyAllocation, Loss, Uniform
 from secateur.methods import STAGES, AnyStage, Stage
+from secateur.methods.admm import ADMM
+from secateur.methods.besa_rates import BESARates
 from secateur.methods.quantize import Quantize
+from secateur.methods.reconstruct import Reconstruct
 from secateur.methods.refit import Refit
 from secateur.methods.wanda import Wanda
 from secateur.models.formats import FORMATS, FormatName
 from secateur.models.formats.format import WeightFormat
-from secateur.patterns.pattern import NM, Pattern, Unstructured, parse_pattern
-from secateur.pruning.auto import automatic_allocation, automatic_stages
+from secateur.patterns.pattern import NM, Pattern, PatternText, Unstructured, read_pattern
 from secateur.runs.device import DtypeName
-from secateur.runs.errors import SecateurError
 from secateur.runs.options import Options
-from secateur.text import CalibrationOptions
-from secateur.text.options import fitted_share
+from secateur.text.options import CalibrationOptions, fitted_share
 
 
-def _read_pattern(value: object) -> Pattern:
-    if isinstance(value, Unstructured | NM):
-        return value
-    if isinstance(value, int) and value > 1:
-        # YAML 1.1 takes 2:4 for a number to the base of sixty.
-        n, m = divmod(value, 60)
-        raise SecateurError(
-            f"The recipe's pattern was read as the number {value}; write it in quotes, such as "
-            f'pattern: "{n}:{m}".'
-        )
-    return parse_pattern(str(value))
+def automatic_stages(pattern: Pattern) -> tuple[AnyStage, ...]:
+    """The stages that lost least for their time in the benchmark of block methods.
+
+    Rates of rows first, where the pattern lets them differ; then mask and weights within each
+    row's rate; then the block as a whole.
+    """
+    if isinstance(pattern, NM):
+        return (ADMM(), Reconstruct())
+    return (BESARates(), ADMM(), Reconstruct())
 
 
-PatternText = Annotated[
-    Pattern,
-    BeforeValidator(_read_pattern),
-    PlainSerializer(str),
-]
+def automatic_allocation(pattern: Pattern) -> AnyAllocation:
+    """How zeros are divided between the blocks: by their effect on the final loss, where it may.
+
+    The stages divide a block's zeros again, so that only the totals of the blocks count.
+    """
+    loss = Loss()
+    if isinstance(pattern, NM) or not 0 < pattern.sparsity <= loss.max_sparsity:
+        return Uniform()
+    return loss
 
 
 class Recipe(Options):
@@ -84,7 +86,7 @@ class Recipe(Options):
     @classmethod
     def _spell_out_auto(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("stages") == "auto":
-            pattern = _read_pattern(values.get("pattern", Unstructured(0.5)))
+            pattern = read_pattern(values.get("pattern", Unstructured(0.5)))
             stages, allocation = automatic_stages(pattern), automatic_allocation(pattern)
             return {"allocation": allocation, **values, "stages": stages}
         return values

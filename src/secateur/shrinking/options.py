@@ -11,7 +11,7 @@ from secateur.runs.errors import SecateurError
 from secateur.runs.options import Options
 from secateur.shrinking.export import Form
 from secateur.shrinking.priors import Prior
-from secateur.text import CalibrationOptions
+from secateur.text.options import CalibrationOptions
 
 
 class ShrinkOptions(Options):

@@ -6,8 +6,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from secateur.patterns.pattern import NM
-from secateur.pruning.recipe import PatternText
+from secateur.patterns.pattern import NM, PatternText
 from secateur.runs.device import DtypeName
 from secateur.runs.errors import SecateurError
 from secateur.runs.options import Options, put_over

@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 from secateur.methods.reconstruct import Reconstruct
 from secateur.runs.device import DtypeName
 from secateur.runs.options import Options, put_over
-from secateur.training import Training
-from secateur.training.options import DistillationOptions
+from secateur.training.options import DistillationOptions, Training
 from secateur.training.tensorboard import LogTo
 
 # At their highest, where the user names none.
