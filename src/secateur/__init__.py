@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from secateur.comparison import ComparisonResult, compare
     from secateur.deploy.accelerator import Accelerator, Memory
     from secateur.deploy.simulation import Simulation, simulate
-    from secateur.evaluation import evaluate
     from secateur.evaluation.continuations import Continuations, continue_texts
+    from secateur.evaluation.evaluate import evaluate
     from secateur.models.inspection import Inspection, inspect
     from secateur.patterns.pattern import NM, Unstructured, parse_pattern
     from secateur.patterns.plan import Plan
     from secateur.pruning.estimate import estimate
     from secateur.pruning.prune import PruneResult, plan, prune
     from secateur.pruning.recipe import Recipe
-    from secateur.report.documents.estimate import Estimate
     from secateur.report.documents.evaluation import Evaluation
+    from secateur.report.documents.prune import Estimate
     from secateur.report.page import write_report
     from secateur.runs.errors import SecateurError
     from secateur.shrinking.options import ShrinkOptions
@@ -73,7 +73,7 @@ _HOMES = {
     "Accelerator": "deploy.accelerator",
     "ComparisonResult": "comparison",
     "Continuations": "evaluation.continuations",
-    "Estimate": "report.documents.estimate",
+    "Estimate": "report.documents.prune",
     "Evaluation": "report.documents.evaluation",
     "Inspection": "models.inspection",
     "Memory": "deploy.accelerator",
@@ -83,8 +83,8 @@ _HOMES = {
     "RecoverResult": "training.recover",
     "Recovery": "training.recovery_options",
     "SecateurError": "runs.errors",
-    "ShrinkOptions": "structured.options",
-    "ShrinkResult": "structured.shrinking",
+    "ShrinkOptions": "shrinking.options",
+    "ShrinkResult": "shrinking.shrink",
     "Simulation": "deploy.simulation",
     "TrainResult": "training.train",
     "Training": "training.options",
@@ -92,13 +92,13 @@ _HOMES = {
     "compare": "comparison",
     "continue_texts": "evaluation.continuations",
     "estimate": "pruning.estimate",
-    "evaluate": "evaluation",
+    "evaluate": "evaluation.evaluate",
     "inspect": "models.inspection",
     "parse_pattern": "patterns.pattern",
     "plan": "pruning.prune",
     "prune": "pruning.prune",
     "recover": "training.recover",
-    "shrink": "structured.shrinking",
+    "shrink": "shrinking.shrink",
     "simulate": "deploy.simulation",
     "train": "training.train",
     "write_report": "report.page",

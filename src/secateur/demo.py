@@ -11,8 +11,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from secateur.deploy.simulation import simulate
-from secateur.evaluation import evaluate
 from secateur.evaluation.continuations import continue_texts
+from secateur.evaluation.evaluate import evaluate
 from secateur.models.locate import locate_checkpoint
 from secateur.pruning.prune import PruneResult, prune
 from secateur.pruning.recipe import Recipe

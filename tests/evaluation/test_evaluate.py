@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from secateur.evaluation import evaluate, perplexity
-from secateur.evaluation.perplexity import split_windows
+from secateur.evaluation.evaluate import evaluate
 from secateur.evaluation.scores import score_windows
+from secateur.evaluation.text import split_windows
 from secateur.report.documents.evaluation import Evaluation
 from secateur.runs.errors import SecateurError
 from tiny import make_tokenizer
@@ -29,10 +29,11 @@ def dense_folder(checkpoints: Callable[..., Path]) -> Path:
 def test_numbers_and_their_protocol(
     pruned_folder: Path, pruned: PreTrainedModel, text_file: Path
 ) -> None:
-    result = evaluate(pruned_folder, text=text_file, window=32, max_windows=5, dtype="float32")
+    result = evaluate(pruned_folder, text=text_file, window=32, max_windows=9, dtype="float32")
     content = text_file.read_text()
     tokens_N = torch.tensor(make_tokenizer().encode(content, add_special_tokens=False))
-    expected = perplexity(pruned, tokens_N, 32, 5, dtype=torch.float32)
+    windows_WL = split_windows(tokens_N, 32, 9)
+    expected = math.exp(score_windows(pruned, windows_WL, dtype=torch.float32).loss_W.mean())
     assert result.model.perplexity == pytest.approx(expected)
     assert result.model.loss == pytest.approx(math.log(expected))
     words = len(content.split())
@@ -49,8 +50,8 @@ def test_numbers_and_their_protocol(
         "tokenizer": str(pruned_folder),
         "bos": "none",
         "window": 32,
-        "windows": 5,
-        "predicted_tokens": 155,
+        "windows": 9,
+        "predicted_tokens": 279,
         "forward_dtype": "float32",
         "device": "cpu",
     }
@@ -106,6 +107,19 @@ def test_intervals_come_from_resampled_windows(
     assert result.difference.loss_interval == pytest.approx(middle(dense_R - model_R))
     paired = middle(dense_R.exp() - model_R.exp())
     assert result.difference.perplexity_interval == pytest.approx(paired)
+
+
+def test_few_windows_have_no_intervals(
+    pruned_folder: Path, dense_folder: Path, text_file: Path
+) -> None:
+    settings = {"text": text_file, "window": 32, "against": dense_folder}
+    few = evaluate(pruned_folder, max_windows=7, **settings)
+    assert few.model is not None and few.divergence is not None and few.difference is not None
+    assert few.model.interval is few.divergence.kl_interval is few.difference.loss_interval is None
+    assert few.notes == ["7 windows are too few for 95 % intervals; evaluate 8 or more."]
+    enough = evaluate(pruned_folder, max_windows=8, **settings)
+    assert enough.model is not None and enough.model.interval is not None
+    assert enough.notes == []
 
 
 def test_in_memory_is_as_on_disk(
@@ -196,7 +210,7 @@ def test_calibration_text_among_the_evaluation_text_is_noted(
     (leaky / "secateur").mkdir()
     tokens = torch.tensor([make_tokenizer().encode(text_file.read_text()[:500])])
     save_file({"tokens": tokens}, leaky / "secateur" / "calibration.safetensors")
-    (note,) = evaluate(leaky, text=text_file, window=32, max_windows=1).notes
+    (note,) = evaluate(leaky, text=text_file, window=32, max_windows=8).notes
     assert "13-word spans of the calibration text occur in the evaluation text" in note
 
 
@@ -270,7 +284,7 @@ def test_a_truncated_checkpoint(pruned_folder: Path, text_file: Path, tmp_path: 
     shutil.copytree(pruned_folder, broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(SecateurError, match="cannot be loaded"):
+    with pytest.raises(SecateurError, match="is truncated or no safetensors file"):
         evaluate(broken, text=text_file, window=32)
 
 
@@ -282,3 +296,21 @@ def test_a_missing_tensor(pruned_folder: Path, text_file: Path, tmp_path: Path) 
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(SecateurError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
         evaluate(broken, text=text_file, window=32)
+
+
+def test_files_outside_the_folder_are_not_read(
+    dense: PreTrainedModel, text_file: Path, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    dense.save_pretrained(folder, max_shard_size="40KB")
+    tokenizer.save_pretrained(folder)
+    index = folder / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())
+    moved = min(listed["weight_map"].values())
+    (folder / moved).rename(tmp_path / moved)
+    listed["weight_map"] = {
+        name: f"../{file}" if file == moved else file for name, file in listed["weight_map"].items()
+    }
+    index.write_text(json.dumps(listed))
+    with pytest.raises(SecateurError, match="outside its own folder"):
+        evaluate(folder, text=text_file, window=32)

@@ -10,9 +10,9 @@ from lm_eval import evaluate as lm_eval_evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.evaluation import TASKS, evaluate
+from secateur.evaluation.evaluate import evaluate
 from secateur.evaluation.likelihood import Likelihood
-from secateur.evaluation.tasks import TaskChoice, load_tasks
+from secateur.evaluation.tasks import TASKS, TaskChoice, load_tasks
 from secateur.runs.errors import SecateurError
 from tiny import make_checkpoint, make_tokenizer
 

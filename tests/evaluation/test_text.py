@@ -6,8 +6,9 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 
-from secateur.evaluation.text import read_dataset, read_text
+from secateur.evaluation.text import read_dataset, read_text, split_windows
 from secateur.runs.errors import SecateurError
 
 
@@ -67,3 +68,25 @@ def test_an_empty_text(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(" \n")
     with pytest.raises(SecateurError, match=r"evaluation text text\.txt is empty"):
         read_text(tmp_path / "text.txt")
+
+
+def test_windows_do_not_overlap_and_the_tail_is_dropped() -> None:
+    windows = split_windows(torch.arange(11), 3)
+    assert windows.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert split_windows(torch.arange(11), 3, 2).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_bos_counts_as_a_token_of_its_window() -> None:
+    windows = split_windows(torch.arange(10, 17), 4, bos=1)
+    assert windows.tolist() == [[1, 10, 11, 12], [1, 13, 14, 15]]
+
+
+def test_text_shorter_than_a_window() -> None:
+    with pytest.raises(SecateurError, match="has 7 tokens and one window needs 8"):
+        split_windows(torch.arange(7), 8)
+
+
+@pytest.mark.parametrize(("window", "max_windows"), [(1, None), (0, 3), (8, 0), (8, -1)])
+def test_windows_that_predict_nothing(window: int, max_windows: int | None) -> None:
+    with pytest.raises(SecateurError, match="predict nothing"):
+        split_windows(torch.arange(100), window, max_windows)

@@ -15,12 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import secateur
-from secateur.report.details import width_table
 from secateur.report.documents.evaluation import Evaluation, TaskScore, TaskScores, ZeroShot
-from secateur.report.facts import Facts
-from secateur.report.figures import width_plots
 from secateur.report.page import render
-from secateur.report.runs import Run, read_runs
+from secateur.report.plots import width_plots
+from secateur.report.run_files import Json, Run, read_runs
+from secateur.report.tables import width_table
 from secateur.runs.errors import SecateurError
 
 EVIL = "<script>alert(1)</script>\"'><img src=//evil.example>&"
@@ -272,12 +271,12 @@ def test_no_document_stops_the_page(name: str, runs: dict[str, Path]) -> None:
     }
 
     @settings(max_examples=40)
-    @given(st.sampled_from([key for key, facts in documents.items() if facts]), st.data())
+    @given(st.sampled_from([key for key, found in documents.items() if found]), st.data())
     def check(key: str, data: st.DataObject) -> None:
         value = json.loads(json.dumps(documents[key].value))
         for _ in range(data.draw(st.integers(1, 3))):
             _replace_a_part(value, data)
-        read(render([Run(**{**vars(run), key: Facts(value)})]))
+        read(render([Run(**{**vars(run), key: Json(value)})]))
 
     check()
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from secateur.deploy.accelerator import Formula, Memory
-from secateur.deploy.simulation import Cycles, CycleSum, Simulation
+from secateur.deploy.simulation import CycleSum, Simulation
+from secateur.report.terminal import add_row, new_table
 
 
 def simulation_table(simulation: Simulation) -> RenderableType:
@@ -24,21 +22,18 @@ def simulation_table(simulation: Simulation) -> RenderableType:
 
 
 def _cycles_table(simulation: Simulation, formula: Formula) -> RenderableType:
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    table.title, table.title_justify = f"{formula.value} formula", "left"
-    table.add_column("projection")
-    for name in ("linears", "sparsity", "dense cycles", "pruned cycles", "speed-up"):
-        table.add_column(name, justify="right")
+    names = ("linears", "sparsity", "dense cycles", "pruned cycles", "speed-up")
+    table = new_table("projection", *names, title=f"{formula.value} formula")
     for projection in simulation.projections:
-        table.add_row(*_cycles_row(projection, projection.cycles[formula], projection.linears))
+        add_row(table, *_cycles_row(projection, formula, projection.linears))
     table.add_section()
-    total = simulation.total
-    table.add_row(*_cycles_row(total, total.cycles[formula], 1), style="bold")
+    add_row(table, *_cycles_row(simulation.total, formula, 1), style="bold")
     table.add_row()
     return table
 
 
-def _cycles_row(summed: CycleSum, cycles: Cycles, divisor: int) -> Sequence[str]:
+def _cycles_row(summed: CycleSum, formula: Formula, divisor: int) -> tuple[str, ...]:
+    cycles = summed.cycles[formula]
     return (
         summed.name,
         str(summed.linears),

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, Field
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.models.locate import load_model, load_tokenizer, locate_checkpoint
-from secateur.report.runs import Run, read_runs
+from secateur.evaluation.inputs import GivenModel
+from secateur.report.run_files import Run, read_runs
 from secateur.runs.device import resolve_device, resolve_dtype
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import write_json
@@ -78,20 +79,18 @@ def continue_texts(
     name = str(reference or _dense_name(run))
     place = resolve_device(device)
     dtype = resolve_dtype("auto", place)
-    pruned = locate_checkpoint(run.folder, trust_remote_code=trust_remote_code)
-    dense = locate_checkpoint(name, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(pruned, trust_remote_code=trust_remote_code)
-    phase, total = "Continuing texts", 2 * len(prompts)
-    progress(phase, 0, total)
-    written: list[list[str]] = []
+    pruned = GivenModel.find(run.folder, trust_remote_code)
+    dense = GivenModel.find(name, trust_remote_code)
+    tokenizer = pruned.tokenizer()
+    assert tokenizer is not None, "it lies in a folder"
+    total, written = 2 * len(prompts), list[list[str]]()
+    progress("Continuing texts", 0, total)
     for each in (dense, pruned):
-        before = len(written) * len(prompts)
-
-        def advance(done: int, before: int = before) -> None:
-            progress(phase, before + done, total)
-
-        model = load_model(each, dtype, place, trust_remote_code=trust_remote_code)
-        written.append(_continue(model, tokenizer, prompts, tokens, advance))
+        model = each.load(place, dtype)
+        written.append([])
+        for prompt in prompts:
+            written[-1].append(_continued(model, tokenizer, prompt, tokens))
+            progress("Continuing texts", sum(map(len, written)), total)
         del model
         gc.collect()
     result = Continuations(
@@ -124,26 +123,16 @@ def _dense_name(run: Run) -> str:
     return name
 
 
-@torch.no_grad()
-def _continue(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    tokens: int,
-    advance: Callable[[int], None],
-) -> list[str]:
-    texts = []
-    for done, prompt in enumerate(prompts, start=1):
-        step_1N = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
-        cache = None
-        written: list[int] = []
-        for _ in range(tokens):
-            output = model(input_ids=step_1N, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
-            step_1N = output.logits[:, -1:].argmax(-1)
-            if int(step_1N) == tokenizer.eos_token_id:
-                break
-            written.append(int(step_1N))
-        texts.append(str(tokenizer.decode(written)))
-        advance(done)
-    return texts
+def _continued(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int
+) -> str:
+    end = tokenizer.eos_token_id
+    # The checkpoint's own settings may sample, or punish what is repeated.
+    model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=tokens, eos_token_id=end, pad_token_id=end
+    )
+    generate: Any = model.generate
+    prompt_1N = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+    whole_1N = generate(prompt_1N, attention_mask=torch.ones_like(prompt_1N))
+    written = whole_1N[0, prompt_1N.shape[1] :].tolist()
+    return str(tokenizer.decode([token for token in written if token != end]))

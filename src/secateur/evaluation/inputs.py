@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
@@ -17,10 +16,10 @@ from transformers import (
 )
 
 from secateur.evaluation.options import EvaluationOptions
-from secateur.evaluation.perplexity import split_windows
 from secateur.evaluation.tasks import TaskChoice, lm_eval_version
-from secateur.evaluation.text import EvaluationText, read_dataset, read_text
+from secateur.evaluation.text import Passage
 from secateur.models.locate import find_folder, load_config, load_tokenizer
+from secateur.models.reader import CheckpointReader
 from secateur.models.structure import positions_of
 from secateur.runs.device import DtypeName, resolve_device, resolve_dtype
 from secateur.runs.errors import SecateurError
@@ -31,15 +30,15 @@ class Inputs:
     """What an evaluation is given.
 
     Attributes:
-        subject: the model to evaluate.
-        rival: the dense model beside it, if there is one.
+        model: the model to evaluate.
+        dense: the dense model beside it, if there is one.
         tokenizer: of both.
         passage: the text, if there is one.
         choice: the tasks, if there are any.
     """
 
-    subject: Subject
-    rival: Subject | None
+    model: GivenModel
+    dense: GivenModel | None
     tokenizer: PreTrainedTokenizerBase
     passage: Passage | None
     choice: TaskChoice | None
@@ -67,13 +66,13 @@ class Inputs:
             raise SecateurError(
                 "Evaluation needs either a text file or a data set, or else tasks; name one."
             )
-        subject = Subject.find(model, trust_remote_code)
-        rival = None if against is None else Subject.find(against, trust_remote_code)
-        tokenizer = tokenizer or _common_tokenizer(subject, rival)
+        found = GivenModel.find(model, trust_remote_code)
+        dense = None if against is None else GivenModel.find(against, trust_remote_code)
+        tokenizer = tokenizer or _common_tokenizer(found, dense)
         passage = Passage.read(options, tokenizer) if texts else None
-        for each in filter(None, (subject, rival)):
-            each.check(passage, subject.vocabulary)
-        return cls(subject, rival, tokenizer, passage, choice)
+        for each in filter(None, (found, dense)):
+            each.check_fits(passage, found.vocabulary)
+        return cls(found, dense, tokenizer, passage, choice)
 
 
 def fingerprint_evaluation(
@@ -105,47 +104,8 @@ def fingerprint_evaluation(
 
 
 @dataclass(frozen=True)
-class Passage:
-    """A text cut into windows.
-
-    Attributes:
-        text: what was read.
-        tokens: of the whole text.
-        windows_WL: int64 (windows, length).
-    """
-
-    text: EvaluationText
-    tokens: int
-    windows_WL: Tensor
-
-    @classmethod
-    def read(cls, options: EvaluationOptions, tokenizer: PreTrainedTokenizerBase) -> Passage:
-        """Read a text, tokenise it whole, without special tokens, and cut it.
-
-        Raises:
-            SecateurError: it cannot be read or is shorter than a window, or there is no token to
-                begin windows with.
-        """
-        text = (
-            read_dataset(str(options.dataset)) if options.text is None else read_text(options.text)
-        )
-        encoded = tokenizer(
-            text.content, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        tokens_N = torch.tensor(encoded["input_ids"], dtype=torch.int64)
-        first = _bos_token(tokenizer) if options.bos else None
-        windows_WL = split_windows(tokens_N, options.window, options.max_windows, first)
-        return cls(text, len(tokens_N), windows_WL)
-
-    @property
-    def tokens_per_word(self) -> float:
-        """Tokens of the whole text over its words."""
-        return self.tokens / self.text.words
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A model to evaluate, in memory or in a folder that has not been read yet."""
+class GivenModel:
+    """A model in memory, or in a folder whose weights have not been read yet."""
 
     name: str
     place: PreTrainedModel | Path
@@ -153,25 +113,33 @@ class Subject:
     trust_remote_code: bool
 
     @classmethod
-    def find(cls, model: str | Path | PreTrainedModel, trust_remote_code: bool) -> Subject:
+    def find(cls, model: str | Path | PreTrainedModel, trust_remote_code: bool) -> GivenModel:
+        """Find a model, and check the headers of its files.
+
+        Raises:
+            SecateurError: it is not there, or a file is missing, damaged or outside its folder.
+        """
         if isinstance(model, PreTrainedModel):
             name = model.config.name_or_path or type(model).__name__
             return cls(name, model, model.config, trust_remote_code)
         folder = find_folder(model)
         config = load_config(folder, trust_remote_code=trust_remote_code, use="load")
+        CheckpointReader(folder)
         return cls(str(model), folder, config, trust_remote_code)
 
     @property
     def vocabulary(self) -> int:
+        """How many tokens it knows."""
         return int(self.config.get_text_config().vocab_size)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Its own tokenizer; a model in memory has none."""
         if isinstance(self.place, PreTrainedModel):
             return None
         return load_tokenizer(self.place, trust_remote_code=self.trust_remote_code)
 
-    def check(self, passage: Passage | None, vocabulary: int) -> None:
-        """Find out what does not fit before any weight is read."""
+    def check_fits(self, passage: Passage | None, vocabulary: int) -> None:
+        """Raise SecateurError if the text or the vocabulary are not for this model."""
         if self.vocabulary != vocabulary:
             raise SecateurError(
                 f"{self.name} has a vocabulary of {self.vocabulary} tokens and the evaluated model "
@@ -191,13 +159,18 @@ class Subject:
                 f"{vocabulary} tokens; use the model's own tokenizer."
             )
 
-    def load(self, device: torch.device, forward_dtype: torch.dtype) -> PreTrainedModel:
+    def load(self, device: torch.device, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """Read the weights onto a device, in a dtype or in that of the files.
+
+        Raises:
+            SecateurError: the files cannot be read or lack a tensor.
+        """
         if isinstance(self.place, PreTrainedModel):
             return self.place
         try:
             answer = AutoModelForCausalLM.from_pretrained(
                 self.place,
-                dtype="auto" if forward_dtype == torch.bfloat16 else forward_dtype,
+                dtype=dtype or "auto",
                 trust_remote_code=self.trust_remote_code,
                 output_loading_info=True,
             )
@@ -216,24 +189,16 @@ class Subject:
         return model
 
 
-def _common_tokenizer(subject: Subject, rival: Subject | None) -> PreTrainedTokenizerBase:
-    tokenizer = subject.tokenizer()
-    other = None if rival is None else rival.tokenizer()
+def _common_tokenizer(model: GivenModel, dense: GivenModel | None) -> PreTrainedTokenizerBase:
+    tokenizer = model.tokenizer()
+    other = None if dense is None else dense.tokenizer()
     if tokenizer is None:
         raise SecateurError(
-            f"Evaluating {subject.name} in memory needs its tokenizer; pass tokenizer=."
+            f"Evaluating {model.name} in memory needs its tokenizer; pass tokenizer=."
         )
-    if rival is not None and other is not None and other.get_vocab() != tokenizer.get_vocab():
+    if dense is not None and other is not None and other.get_vocab() != tokenizer.get_vocab():
         raise SecateurError(
-            f"{subject.name} and {rival.name} have different tokenizers, so their predictions "
+            f"{model.name} and {dense.name} have different tokenizers, so their predictions "
             "cannot be compared; name the dense model it was made from."
         )
     return tokenizer
-
-
-def _bos_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    if tokenizer.bos_token_id is None:
-        raise SecateurError(
-            "The tokenizer has no beginning-of-text token to begin windows with; leave bos out."
-        )
-    return int(tokenizer.bos_token_id)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.blocks.precision import forward_precision
-from secateur.evaluation.readout import Readout, find_readout
+from secateur.evaluation.predictions import Readout, find_readout
 from secateur.models.structure import positions_of
 from secateur.runs.errors import SecateurError
 from secateur.runs.progress import Progress, silent

@@ -10,8 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.blocks.precision import forward_precision
-from secateur.evaluation.divergence import Predictions
-from secateur.evaluation.readout import find_readout
+from secateur.evaluation.predictions import Predictions, find_readout
 from secateur.runs.errors import SecateurError
 from secateur.runs.progress import Progress, silent
 from secateur.text.generation import evaluation_mode

@@ -1,19 +1,28 @@
-"""Zero-shot tasks: lm-eval's own definitions, on hub data or on local files."""
+"""Zero-shot tasks: lm-eval's own definitions, on hub data or on local files, scored by lm-eval."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import logging
+import math
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from secateur.report.documents.evaluation import TaskScore, TaskScores, ZeroShot
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import fingerprint_files
+from secateur.runs.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -116,12 +125,13 @@ def lm_eval_version() -> str:
 
 
 def _local_file(folder: Path, name: str) -> Path:
-    words = _SPLIT_WORDS[TASKS[name].split]
-    for word in words:
-        if (file := folder / f"{name}_{word}.jsonl").is_file():
+    names = [f"{name}_{word}.jsonl" for word in _SPLIT_WORDS[TASKS[name].split]]
+    for each in names:
+        if (file := folder / each).is_file():
             return file
-    expected = " or ".join(f"{name}_{word}.jsonl" for word in words)
-    raise SecateurError(f"{folder} has no file {expected}; add it, or leave out the task {name}.")
+    raise SecateurError(
+        f"{folder} has no file {' or '.join(names)}; add it, or leave out the task {name}."
+    )
 
 
 def load_tasks(choice: TaskChoice, scratch: Path) -> Any:
@@ -147,13 +157,12 @@ def load_tasks(choice: TaskChoice, scratch: Path) -> Any:
             loaded["tasks"] |= manager.load([name])["tasks"]
         except Exception as error:  # the hub, its formats and jinja fail in many ways
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            place = "on the hub" if file is None else f"in {file}"
             raise SecateurError(
-                f"The data of {name} {place} cannot be used ({reason}); they need the fields of "
-                "the hub's data set."
-                if file is not None
-                else f"The data of {name} {place} cannot be fetched ({reason}); check the network, "
+                f"The data of {name} on the hub cannot be fetched ({reason}); check the network, "
                 "or give local files with --task-data."
+                if file is None
+                else f"The data of {name} in {file} cannot be used ({reason}); they need the "
+                "fields of the hub's data set."
             ) from error
     return loaded
 
@@ -185,3 +194,96 @@ def _definition(name: str, file: Path | None, own: Path, scratch: Path) -> dict[
             f"{task.split}_split": task.split,
         }
     return definition
+
+
+def zero_shot(
+    models: Sequence[tuple[str, PreTrainedModel]],
+    tokenizer: PreTrainedTokenizerBase,
+    choice: TaskChoice,
+    *,
+    dtype: torch.dtype,
+    dtype_name: str,
+    progress: Progress = silent,
+) -> ZeroShot:
+    """Evaluate a model on tasks without examples, and the dense one if that comes second.
+
+    Args:
+        models: causal language models by name, where they are.
+        tokenizer: of both.
+        choice: from ``TaskChoice.check``.
+        dtype: of matrix products; bfloat16 means autocast.
+        dtype_name: what the result calls it.
+        progress: called with (phase, done, total).
+
+    Raises:
+        SecateurError: data that cannot be fetched or have another form than the hub's.
+    """
+    started = time.perf_counter()
+    first, *second = (
+        _run_tasks(name, model, tokenizer, choice, dtype, progress) for name, model in models
+    )
+    return ZeroShot(
+        model=first,
+        dense=second[0] if second else None,
+        lm_eval=lm_eval_version(),
+        data=choice.data,
+        limit=choice.limit,
+        forward_dtype=dtype_name,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _run_tasks(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    choice: TaskChoice,
+    dtype: torch.dtype,
+    progress: Progress,
+) -> TaskScores:
+    import lm_eval
+
+    from secateur.evaluation.likelihood import Likelihood
+
+    likelihood = Likelihood(model, tokenizer, dtype, progress)
+    with tempfile.TemporaryDirectory(prefix="secateur-tasks-") as scratch, _quiet():
+        loaded = load_tasks(choice, Path(scratch))
+        answer: Any = lm_eval.evaluate(
+            likelihood, loaded, limit=choice.limit, bootstrap_iters=1, log_samples=False
+        )
+    results: dict[str, dict[str, Any]] = answer["results"]
+    scores = {
+        task: TaskScore(
+            items=answer["n-samples"][task]["effective"],
+            acc=float(results[task]["acc,none"]),
+            acc_stderr=_number(results[task], "acc_stderr,none"),
+            acc_norm=_number(results[task], "acc_norm,none"),
+            acc_norm_stderr=_number(results[task], "acc_norm_stderr,none"),
+        )
+        for task in choice.files
+    }
+    errors = [score.acc_stderr for score in scores.values()]
+    known = [error for error in errors if error is not None]
+    return TaskScores(
+        model=name,
+        tasks=scores,
+        mean_acc=math.fsum(score.acc for score in scores.values()) / len(scores),
+        mean_acc_stderr=math.hypot(*known) / len(known) if len(known) == len(errors) else None,
+    )
+
+
+def _number(metrics: Mapping[str, Any], key: str) -> float | None:
+    value = metrics.get(key)
+    return float(value) if isinstance(value, int | float) else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep lm-eval's remarks on its own definitions from the user."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""The text a model is evaluated on."""
+"""The text a model is evaluated on, cut into windows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from secateur.evaluation.options import EvaluationOptions
 from secateur.runs.errors import SecateurError
 from secateur.text.sources import find_dataset, find_file, read_documents
 
@@ -73,3 +78,81 @@ def _not_empty(text: EvaluationText) -> EvaluationText:
     if not text.words:
         raise SecateurError(f"The evaluation text {text.name} is empty; name one with words in it.")
     return text
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text cut into windows.
+
+    Attributes:
+        text: what was read.
+        tokens: of the whole text.
+        windows_WL: int64 (windows, length).
+    """
+
+    text: EvaluationText
+    tokens: int
+    windows_WL: Tensor
+
+    @classmethod
+    def read(cls, options: EvaluationOptions, tokenizer: PreTrainedTokenizerBase) -> Passage:
+        """Read a text, tokenise it whole, without special tokens, and cut it.
+
+        Raises:
+            SecateurError: it cannot be read or is shorter than a window, or there is no token to
+                begin windows with.
+        """
+        path, first = options.text, tokenizer.bos_token_id
+        text = read_dataset(str(options.dataset)) if path is None else read_text(path)
+        if options.bos and first is None:
+            raise SecateurError(
+                "The tokenizer has no beginning-of-text token to begin windows with; leave bos out."
+            )
+        encoded = tokenizer(
+            text.content, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        tokens_N = torch.tensor(encoded["input_ids"], dtype=torch.int64)
+        bos = int(first) if options.bos else None
+        windows_WL = split_windows(tokens_N, options.window, options.max_windows, bos)
+        return cls(text, len(tokens_N), windows_WL)
+
+    @property
+    def tokens_per_word(self) -> float:
+        """Tokens of the whole text over its words."""
+        return self.tokens / self.text.words
+
+
+def split_windows(
+    tokens_N: Tensor, window: int, max_windows: int | None = None, bos: int | None = None
+) -> Tensor:
+    """Cut tokens into consecutive windows that do not overlap; the incomplete tail is dropped.
+
+    Args:
+        tokens_N: int64 (tokens,).
+        window: tokens per window.
+        max_windows: take the first so many.
+        bos: a token put in front of every window, which counts as one of its tokens.
+
+    Returns:
+        int64 (windows, window).
+
+    Raises:
+        SecateurError: a window cannot predict anything, or the text is shorter than one window.
+    """
+    if window < 2 or (max_windows is not None and max_windows < 1):
+        raise SecateurError(
+            f"{max_windows if window > 1 else 'A'} windows of {window} tokens predict nothing; "
+            "use at least one window of two tokens."
+        )
+    body = window if bos is None else window - 1
+    count = len(tokens_N) // body
+    if count == 0:
+        raise SecateurError(
+            f"The evaluation text has {len(tokens_N)} tokens and one window needs {body}; use a "
+            "longer text or a shorter window."
+        )
+    count = count if max_windows is None else min(count, max_windows)
+    windows_WL = tokens_N[: count * body].view(count, body)
+    if bos is None:
+        return windows_WL
+    return torch.cat([torch.full((count, 1), bos, dtype=tokens_N.dtype), windows_WL], dim=1)

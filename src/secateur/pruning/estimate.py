@@ -16,7 +16,7 @@ from secateur.patterns.plan import uniform_plan
 from secateur.pruning.block import wants_dense_stream, wants_targets
 from secateur.pruning.job import check_saving
 from secateur.pruning.recipe import Recipe
-from secateur.report.documents.estimate import Estimate
+from secateur.report.documents.prune import Estimate
 
 _FLOAT = 4
 # The interpreter with torch and transformers imported.

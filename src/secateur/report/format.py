@@ -32,8 +32,10 @@ def width_text(units: float, queries: float | None, dense_queries: float | None)
     return f"{units:,.0f} × {queries:.0f}" if grouped else f"{units:,.0f}"
 
 
-def percent_text(share: float, digits: int | None = None) -> str:
+def percent_text(share: float | None, digits: int | None = None) -> str:
     """``50 %``, or ``49.97 %`` with two digits; the space is a narrow one that does not break."""
+    if share is None:
+        return ""
     number = f"{100 * share:.6g}" if digits is None else f"{100 * share:.{digits}f}"
     return f"{number}\u202f%"
 

@@ -9,18 +9,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from secateur.report import description, details, figures, measures, speed
-from secateur.report.content import (
-    Continuations,
-    KeyFigure,
-    KeyFigures,
-    Lines,
-    Part,
-    Section,
-    Table,
-)
-from secateur.report.plot import SHADES
-from secateur.report.runs import Run, read_runs
+from secateur.report import plots, summary, tables
+from secateur.report.parts import Continuations, Lines, Part, Table
+from secateur.report.run_files import Run, read_runs
+from secateur.report.svg import SHADES
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import write_text
 
@@ -77,8 +69,8 @@ def render(runs: Sequence[Run]) -> str:
     models = list(dict.fromkeys(_model(run) for run in runs))
     return _template().render(
         title=models[0] if len(models) == 1 else f"{len(runs)} runs",
-        subtitle=description.headline(first) if len(runs) == 1 else f"{len(runs)} runs compared",
-        sections=[section for section in _sections(runs) if section.parts],
+        subtitle=summary.headline(first) if len(runs) == 1 else f"{len(runs)} runs compared",
+        sections=_sections(runs),
         shades=SHADES,
         runs=len(runs),
         version=first.report.text("machine", "versions", "secateur") or "",
@@ -97,7 +89,7 @@ def _template() -> Template:
     return environment.get_template("page.html")
 
 
-def _sections(runs: Sequence[Run]) -> list[Section]:
+def _sections(runs: Sequence[Run]) -> list[tuple[str, Sequence[Part]]]:
     def each(make: Callable[[Run], _Titled | None], title: str = "") -> list[_Titled]:
         """What each run has of a kind, under its label; runs that are alike share it."""
         alike: list[tuple[_Titled, list[str]]] = []
@@ -108,69 +100,37 @@ def _sections(runs: Sequence[Run]) -> list[Section]:
                 labels.append(run.label)
             elif part is not None:
                 alike.append((part, [run.label]))
-        return [replace(part, title=_titled(runs, labels, title)) for part, labels in alike]
+        if len(runs) == 1:
+            return [replace(part, title=title) for part, _ in alike]
+        return [
+            replace(part, title=": ".join(filter(None, [title, ", ".join(labels)])))
+            for part, labels in alike
+        ]
 
     return [
-        Section("At a glance", _glance(runs)),
-        Section("What was done", description.done(runs)),
-        Section("What it costs", measures.evaluation_tables(runs)),
-        Section(
-            "Where the weights went", [*figures.sparsity_plots(runs), *figures.width_plots(runs)]
-        ),
-        Section("What each block lost", [*figures.error_plots(runs), *figures.cut_plots(runs)]),
-        Section("What each block learned", figures.recovery_plots(runs)),
-        Section("Size against loss", figures.size_plots(runs)),
-        Section("Training", figures.training_plots(runs)),
-        Section(
-            "The same texts, dense and pruned",
-            each(details.continuations),
-        ),
-        Section(
+        ("At a glance", summary.glance(runs)),
+        ("What was done", summary.done(runs)),
+        ("What it costs", tables.evaluation_tables(runs)),
+        ("Where the weights went", [*plots.sparsity_plots(runs), *plots.width_plots(runs)]),
+        ("What each block lost", [*plots.error_plots(runs), *plots.cut_plots(runs)]),
+        ("What each block learned", plots.recovery_plots(runs)),
+        ("Size against loss", plots.size_plots(runs)),
+        ("Training", plots.training_plots(runs)),
+        ("The same texts, dense and pruned", each(tables.continuations)),
+        (
             "What is expected to run faster",
-            [
-                *each(speed.speed_table),
-                *each(speed.simulation_table, "Simulated accelerator"),
-            ],
+            [*each(tables.speed_table), *each(tables.simulation_table, "Simulated accelerator")],
         ),
-        Section(
+        (
             "Details",
             [
-                *each(details.notes, "Notes"),
-                *each(details.block_table, "Blocks"),
-                *each(details.width_table, "Sub-blocks"),
-                *each(details.curve_table, "Sizes"),
+                *each(tables.notes, "Notes"),
+                *each(tables.block_table, "Blocks"),
+                *each(tables.width_table, "Sub-blocks"),
+                *each(tables.curve_table, "Sizes"),
             ],
         ),
     ]
-
-
-def _glance(runs: Sequence[Run]) -> list[Part]:
-    """The key figures of one run, or a table of those of several."""
-    found = [measures.key_figures(run) for run in runs]
-    if len(runs) == 1:
-        return [KeyFigures(found[0])] if found[0] else []
-    values = [{_comparable(each): _with_dense(each) for each in entries} for entries in found]
-    rows = [("what was done", *map(description.headline, runs))]
-    labels = sorted(
-        dict.fromkeys(label for each in values for label in each), key=measures.COSTS.__contains__
-    )
-    rows += [(label, *(each.get(label, "") for each in values)) for label in labels]
-    return [Table("", ["", *(run.label for run in runs)], rows, style="compared")]
-
-
-def _comparable(figure: KeyFigure) -> str:
-    return f"{figure.label}, {figure.protocol}" if figure.protocol else figure.label
-
-
-def _with_dense(figure: KeyFigure) -> str:
-    """No figure without that of the dense model, where there is one."""
-    return f"{figure.value} ({figure.beside})" if "dense" in figure.beside else figure.value
-
-
-def _titled(runs: Sequence[Run], labels: Sequence[str], title: str) -> str:
-    if len(runs) == 1:
-        return title
-    return ": ".join(filter(None, [title, ", ".join(labels)]))
 
 
 def _model(run: Run) -> str:

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from secateur.report.documents.shrink import CurvePoint, SizeCurve, TriedSubModel
 from secateur.report.page import write_report
-from secateur.report.plot import Series, draw, fit_axis
+from secateur.report.svg import Series, draw, fit_axis
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import write_text
 from secateur.runs.machine import describe_machine, peak_memory

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur.blocks.capture import logits_after
 from secateur.blocks.precision import forward_precision
-from secateur.evaluation.divergence import Predictions
+from secateur.evaluation.predictions import Predictions
 from secateur.models.structure import BlockList
 
 # Widths between none and all that sub-models have; each takes a refit of its own.

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from secateur.evaluation.divergence import kl_divergence
+from secateur.evaluation.predictions import kl_divergence
 
 # Logits that exist at one time.
 _LOGITS = 2**25

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.blocks.precision import forward_precision
-from secateur.evaluation.readout import Readout, find_readout
+from secateur.evaluation.predictions import Readout, find_readout
 from secateur.runs.files import read_sealed, write_safetensors
 from secateur.runs.progress import Progress
 from secateur.training.distillation import FullTarget, Target, TopTarget

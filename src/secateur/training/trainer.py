@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.blocks.precision import forward_precision
-from secateur.evaluation.readout import find_readout
+from secateur.evaluation.predictions import find_readout
 from secateur.evaluation.scores import score_windows
 from secateur.patterns.pattern import refuse_nan
 from secateur.runs.errors import SecateurError

@@ -9,10 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 Interval = tuple[float, float]
 
 
-class Protocol(BaseModel):
-    """How the numbers of an evaluation were made."""
-
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class Protocol(_Frozen):
+    """How the numbers of an evaluation were made."""
 
     text: str = Field(description="file name, or name, configuration and split of a data set")
     text_sha256: str = Field(description="of the text in UTF-8")
@@ -27,37 +29,31 @@ class Protocol(BaseModel):
     device: str
 
 
-class Figures(BaseModel):
+class Figures(_Frozen):
     """How well one model predicts the text."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: str
     weights_dtype: str
     loss: float = Field(description="mean negative log-likelihood per token in nats")
     perplexity: float = Field(description="per token, exp of the loss")
     interval: Interval | None = Field(
-        description="95 % interval of the perplexity, windows resampled; null for a single window"
+        description="95 % interval of the perplexity, windows resampled; null for fewer than 8"
     )
     word_perplexity: float | None = Field(
         description="per word, exp(loss x tokens / words); null where white space parts no words"
     )
 
 
-class Divergence(BaseModel):
+class Divergence(_Frozen):
     """How far a model is from the dense one."""
-
-    model_config = ConfigDict(frozen=True)
 
     kl: float = Field(description="mean KL(dense || model) per predicted token in nats")
     kl_interval: Interval | None = Field(description="95 %, windows resampled")
     top1_agreement: float = Field(description="share of positions with the same likeliest token")
 
 
-class Difference(BaseModel):
+class Difference(_Frozen):
     """Dense minus model on the same windows: negative where the model is worse."""
-
-    model_config = ConfigDict(frozen=True)
 
     loss: float = Field(description="in nats per token")
     loss_interval: Interval | None = Field(description="95 %, windows resampled in pairs")
@@ -65,10 +61,8 @@ class Difference(BaseModel):
     perplexity_interval: Interval | None = Field(description="95 %, from the same resamples")
 
 
-class TaskScore(BaseModel):
+class TaskScore(_Frozen):
     """One task."""
-
-    model_config = ConfigDict(frozen=True)
 
     items: int = Field(description="questions evaluated")
     acc: float = Field(description="share of questions whose likeliest choice is right")
@@ -80,10 +74,8 @@ class TaskScore(BaseModel):
     acc_norm_stderr: float | None
 
 
-class TaskScores(BaseModel):
+class TaskScores(_Frozen):
     """All tasks for one model."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: str
     tasks: dict[str, TaskScore]
@@ -91,10 +83,8 @@ class TaskScores(BaseModel):
     mean_acc_stderr: float | None
 
 
-class ZeroShot(BaseModel):
+class ZeroShot(_Frozen):
     """Tasks without examples in the prompt."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: TaskScores
     dense: TaskScores | None = Field(None, description="the model evaluated against")
@@ -105,10 +95,8 @@ class ZeroShot(BaseModel):
     seconds: float
 
 
-class Evaluation(BaseModel):
+class Evaluation(_Frozen):
     """What ``evaluate`` returns; ``model_dump(mode="json")`` is what ``--json`` prints."""
-
-    model_config = ConfigDict(frozen=True)
 
     schema_version: int = 1
     model: Figures | None = Field(None, description="with a text only")

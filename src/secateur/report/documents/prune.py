@@ -1,4 +1,4 @@
-"""The content of ``report.json``."""
+"""What ``prune`` reports, and what ``estimate`` says of it before."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from secateur.runs.machine import Machine
-
-SCHEMA = 1
+from secateur.report.documents.run import RunReport
 
 
 class LinearReport(BaseModel):
@@ -51,20 +49,28 @@ class SparsityReport(BaseModel):
     )
 
 
-class Report(BaseModel):
-    """Everything about a finished run."""
+class Report(RunReport):
+    """Everything about a pruned model."""
 
-    schema_version: int = SCHEMA
-    model: str
     recipe: dict[str, Any]
     calibration: dict[str, Any]
-    forward_dtype: str
     streamed: bool = Field(description="one block in memory; else the whole model was")
     sparsity: SparsityReport
     blocks: list[BlockReport]
-    seconds: dict[str, float] = Field(description="wall time by phase, this session")
     resumed_blocks: int = Field(description="blocks that an earlier, interrupted session finished")
+
+
+class Estimate(BaseModel):
+    """Memory and work of a run."""
+
+    model: str
+    streamed: bool = Field(description="one block in memory at a time")
+    blocks: int
+    weights: int = Field(description="weights in the linears of all blocks")
+    zeros: int
     peak_memory_bytes: int
-    peak_device_memory_bytes: int | None
-    machine: Machine
-    notes: list[str]
+    activation_bytes: int
+    activations_in: str = Field(description="memory, or a mapped file")
+    forward_flops: float
+    statistics_flops: float
+    output_bytes: int = Field(description="tensors of the result; masks and headers are small")

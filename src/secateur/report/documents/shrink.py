@@ -6,9 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from secateur.runs.machine import Machine
-
-SCHEMA = 1
+from secateur.report.documents.run import Document, RunReport
 
 
 class SubBlockReport(BaseModel):
@@ -94,14 +92,11 @@ class ParameterReport(BaseModel):
     removed: float = Field(description="share of the parameters of all blocks that is gone")
 
 
-class ShrinkReport(BaseModel):
+class ShrinkReport(RunReport):
     """Everything about a finished run."""
 
-    schema_version: int = SCHEMA
-    model: str
     options: dict[str, Any]
     calibration: dict[str, Any]
-    forward_dtype: str
     parameters: ParameterReport
     sub_blocks: list[SubBlockReport]
     rounds: list[RoundReport] = Field(description="of the paper's preset")
@@ -110,14 +105,9 @@ class ShrinkReport(BaseModel):
         None, description="where the target is a share of the time"
     )
     forward_tokens: int = Field(description="tokens that went through the model or a sub-model")
-    seconds: dict[str, float] = Field(description="wall time by phase, this session")
     resumed: int = Field(
         description="rounds, or blocks, that an earlier, interrupted session finished"
     )
-    peak_memory_bytes: int
-    peak_device_memory_bytes: int | None
-    machine: Machine
-    notes: list[str]
 
 
 class CurvePoint(BaseModel):
@@ -140,14 +130,11 @@ class TriedSubModel(BaseModel):
     divergence: float | None = Field(description="measured; null if it was not finite")
 
 
-class SizeCurve(BaseModel):
+class SizeCurve(Document):
     """Everything about a curve."""
 
-    schema_version: int = SCHEMA
-    model: str
     options: dict[str, Any]
     calibration: dict[str, Any]
-    forward_dtype: str
     blocks_before: int
     points: list[CurvePoint]
     sub_models: list[TriedSubModel]
@@ -156,6 +143,3 @@ class SizeCurve(BaseModel):
     )
     forward_tokens: int
     seconds: float
-    peak_memory_bytes: int
-    machine: Machine
-    notes: list[str]

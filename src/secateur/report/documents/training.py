@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from secateur.report.documents.prune import SCHEMA, Report, SparsityReport
-from secateur.runs.machine import Machine
+from secateur.report.documents.prune import Report, SparsityReport
+from secateur.report.documents.run import RunReport
 
 
 class ValidationReport(BaseModel):
@@ -16,8 +16,20 @@ class ValidationReport(BaseModel):
     windows: int
     length: int = Field(description="tokens per window")
     dense: float | None = Field(description="of the teacher; null without one")
-    before: float = Field(description="with the first masks")
+    before: float = Field(description="of the model that came in, with its first masks if any")
     after: float = Field(description="of the weights in the file, low-rank products included")
+
+
+class StepsReport(BaseModel):
+    """Steps on the network as a whole."""
+
+    steps: int
+    tokens: int
+    curve: list[dict[str, float]] = Field(
+        description="up to a hundred steps of the log, the last one included"
+    )
+    validations: list[dict[str, float]] = Field(description="held-out loss by step")
+    resumed_steps: int = Field(description="steps that an earlier, interrupted session did")
 
 
 class LowRankReport(BaseModel):
@@ -28,30 +40,15 @@ class LowRankReport(BaseModel):
     share: float = Field(description="of the weights in the linears they stand beside")
 
 
-class TrainingReport(BaseModel):
+class TrainingReport(RunReport, StepsReport):
     """Everything about a finished training run."""
 
-    schema_version: int = SCHEMA
-    model: str
     teacher: str | None
     options: dict[str, Any]
     start: Report | None = Field(
         description="the report of the pruning that came first; null if there was none"
     )
     text: dict[str, Any]
-    forward_dtype: str
     sparsity: SparsityReport
     low_rank: LowRankReport | None
-    steps: int
-    tokens: int
     validation: ValidationReport
-    curve: list[dict[str, float]] = Field(
-        description="up to a hundred steps of the log, the last one included"
-    )
-    validations: list[dict[str, float]] = Field(description="held-out loss by step")
-    seconds: dict[str, float] = Field(description="wall time by phase, this session")
-    resumed_steps: int = Field(description="steps that an earlier, interrupted session did")
-    peak_memory_bytes: int
-    peak_device_memory_bytes: int | None
-    machine: Machine
-    notes: list[str]

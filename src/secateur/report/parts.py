@@ -1,23 +1,26 @@
-"""What a page consists of."""
+"""The parts a page consists of; the template knows each by the name of its class."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from markupsafe import Markup
 
 
+class Part:
+    """Something below the heading of a section."""
+
+    @property
+    def shape(self) -> str:
+        return type(self).__name__
+
+
 @dataclass(frozen=True)
 class KeyFigure:
-    """A number that matters.
+    """A number that matters, and what it has to be held against.
 
-    Attributes:
-        label: what it is.
-        value: the number with its unit.
-        beside: what it has to be held against.
-        protocol: how it was measured; figures of other protocols are not comparable.
+    Figures of different protocols are not comparable.
     """
 
     label: str
@@ -27,24 +30,22 @@ class KeyFigure:
 
 
 @dataclass(frozen=True)
-class KeyFigures:
+class KeyFigures(Part):
     """The numbers that matter most."""
 
-    shape: ClassVar[str] = "figures"
     entries: Sequence[KeyFigure]
 
 
 @dataclass(frozen=True)
-class Definitions:
+class Definitions(Part):
     """Terms and what they are here."""
 
-    shape: ClassVar[str] = "definitions"
     title: str
     entries: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Part):
     """Rows below a head; the first cell of a row names it.
 
     Attributes:
@@ -57,7 +58,6 @@ class Table:
         folded: shown when asked for.
     """
 
-    shape: ClassVar[str] = "table"
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -76,18 +76,12 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Plots:
-    """Plots that share a legend and a caption.
+class Plots(Part):
+    """Plots that share a caption and a legend, which names series and numbers their colours.
 
-    Attributes:
-        title: what they show.
-        size: ``full``: one below the other; ``half`` and ``small``: side by side.
-        panels: the plots.
-        caption: how to read them.
-        legend: names of series and the numbers of their colours; none if there is one series.
+    Plots of size ``full`` stand one below the other, ``half`` and ``small`` ones side by side.
     """
 
-    shape: ClassVar[str] = "plots"
     title: str
     size: str
     panels: Sequence[Panel]
@@ -96,10 +90,9 @@ class Plots:
 
 
 @dataclass(frozen=True)
-class Lines:
+class Lines(Part):
     """Short texts one below the other, folded if there are many."""
 
-    shape: ClassVar[str] = "lines"
     title: str
     entries: Sequence[str]
     folded: bool = False
@@ -107,14 +100,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Continuation:
-    """How two models go on with a text.
-
-    Attributes:
-        prompt: the text.
-        common: what both write at first.
-        dense: the rest of the dense model.
-        pruned: the rest of the pruned model.
-    """
+    """A text, what two models both write at first, and the rest of each."""
 
     prompt: str
     common: str
@@ -123,21 +109,9 @@ class Continuation:
 
 
 @dataclass(frozen=True)
-class Continuations:
+class Continuations(Part):
     """Several texts and how a dense and a pruned model go on with them."""
 
-    shape: ClassVar[str] = "continuations"
     title: str
     entries: Sequence[Continuation]
     caption: str
-
-
-Part = KeyFigures | Definitions | Table | Plots | Lines | Continuations
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading and what is below it."""
-
-    title: str
-    parts: Sequence[Part]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.evaluation import bootstrap
-from secateur.evaluation.bootstrap import percentile_interval, resampled_means
+from secateur.evaluation import intervals
+from secateur.evaluation.intervals import percentile_interval, resampled_means
 from secateur.runs.errors import SecateurError
 
 
@@ -28,7 +28,7 @@ def test_draws_do_not_depend_on_how_many_fit_at_once(
     values_KW: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = resampled_means(values_KW, resamples=33)
-    monkeypatch.setattr(bootstrap, "_NUMBERS", 2 * 25 * 4)
+    monkeypatch.setattr(intervals, "_NUMBERS", 2 * 25 * 4)
     assert torch.equal(resampled_means(values_KW, resamples=33), at_once)
 
 

@@ -8,10 +8,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur.evaluation import perplexity
-from secateur.evaluation.perplexity import split_windows
 from secateur.evaluation.scores import score_windows
+from secateur.evaluation.text import split_windows
 from secateur.runs.errors import SecateurError
+
+
+def perplexity(
+    model: PreTrainedModel,
+    tokens_N: Tensor,
+    window: int,
+    max_windows: int | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> float:
+    windows_WL = split_windows(tokens_N, window, max_windows)
+    return math.exp(float(score_windows(model, windows_WL, dtype=dtype).loss_W.mean()))
 
 
 def brute_force(model: PreTrainedModel, tokens_N: Tensor, window: int, windows: int) -> float:
@@ -75,28 +85,6 @@ def test_the_model_stays_in_training_mode_if_it_was(
     model = copy.deepcopy(dense).train()
     perplexity(model, tokens_N, 16)
     assert model.training
-
-
-def test_windows_do_not_overlap_and_the_tail_is_dropped() -> None:
-    windows = split_windows(torch.arange(11), 3)
-    assert windows.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
-    assert split_windows(torch.arange(11), 3, 2).tolist() == [[0, 1, 2], [3, 4, 5]]
-
-
-def test_bos_counts_as_a_token_of_its_window() -> None:
-    windows = split_windows(torch.arange(10, 17), 4, bos=1)
-    assert windows.tolist() == [[1, 10, 11, 12], [1, 13, 14, 15]]
-
-
-def test_text_shorter_than_a_window() -> None:
-    with pytest.raises(SecateurError, match="has 7 tokens and one window needs 8"):
-        split_windows(torch.arange(7), 8)
-
-
-@pytest.mark.parametrize(("window", "max_windows"), [(1, None), (0, 3), (8, 0), (8, -1)])
-def test_windows_that_predict_nothing(window: int, max_windows: int | None) -> None:
-    with pytest.raises(SecateurError, match="predict nothing"):
-        split_windows(torch.arange(100), window, max_windows)
 
 
 def test_a_broken_model_is_no_number(dense: PreTrainedModel, tokens_N: Tensor) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from secateur.report.facts import Facts
 from secateur.runs.errors import SecateurError
 
 Kind = Literal["prune", "shrink", "recover", "train", "curve"]
@@ -20,6 +19,59 @@ _MARKS: tuple[tuple[Kind, tuple[str, ...]], ...] = (
     ("shrink", ("sub_blocks",)),
     ("train", ("validation",)),
 )
+# What is larger than this is no measurement, and overflows in arithmetic.
+_LARGEST = 1e100
+
+
+@dataclass(frozen=True)
+class Json:
+    """A value of a JSON file that may be old, new or damaged.
+
+    It is asked by path; what is missing or of another kind is None.
+    """
+
+    value: object = None
+
+    def at(self, *path: str | int) -> Json:
+        """What lies at the end of the path."""
+        value = self.value
+        for key in path:
+            if isinstance(value, dict):
+                value = value.get(key)
+            elif isinstance(value, list) and isinstance(key, int) and key < len(value):
+                value = value[key]
+            else:
+                return Json()
+        return Json(value)
+
+    def number(self, *path: str | int) -> float | None:
+        """A finite number."""
+        value = self.at(*path).value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        # A NaN is not within any limits.
+        return float(value) if -_LARGEST < value < _LARGEST else None
+
+    def text(self, *path: str | int) -> str | None:
+        """A text that is not empty."""
+        value = self.at(*path).value
+        return value if isinstance(value, str) and value else None
+
+    def items(self, *path: str | int) -> list[Json]:
+        value = self.at(*path).value
+        return [Json(item) for item in value] if isinstance(value, list) else []
+
+    def texts(self, *path: str | int) -> list[str]:
+        return [text for item in self.items(*path) if (text := item.text())]
+
+    def pairs(self, *path: str | int) -> Iterator[tuple[str, Json]]:
+        value = self.at(*path).value
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield str(key), Json(inner)
+
+    def __bool__(self) -> bool:
+        return self.value is not None
 
 
 @dataclass(frozen=True)
@@ -41,11 +93,11 @@ class Run:
     label: str
     folder: Path
     kind: Kind
-    report: Facts
-    log: Sequence[Facts]
-    evaluations: Sequence[Facts]
-    simulation: Facts
-    continuations: Facts
+    report: Json
+    log: Sequence[Json]
+    evaluations: Sequence[Json]
+    simulation: Json
+    continuations: Json
     unread: Sequence[str]
 
 
@@ -62,42 +114,42 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def _read(folder: Path, label: str) -> Run:
-    kind, report = _document(folder)
+    kind, report = _report(folder)
     work = folder / "secateur"
     unread: list[str] = []
 
-    def beside(path: Path) -> Facts:
+    def beside(path: Path) -> Json:
         if not path.is_file():
-            return Facts()
+            return Json()
         try:
-            found = _json(path)
+            found = _parsed(path)
         except ValueError:
-            found = Facts()
-        if not isinstance(found.value, dict):
-            unread.append(path.name)
-            return Facts()
-        return found
+            found = Json()
+        if isinstance(found.value, dict):
+            return found
+        unread.append(path.name)
+        return Json()
 
-    evaluations = [beside(path) for path in sorted(work.glob("evaluation*.json"))]
     return Run(
         label,
         folder,
         kind,
         report,
         log=_log(work / "training" / "log.jsonl") if kind in ("train", "recover") else (),
-        evaluations=[each for each in evaluations if each],
+        evaluations=[
+            found for path in sorted(work.glob("evaluation*.json")) if (found := beside(path))
+        ],
         simulation=beside(work / "simulation.json"),
         continuations=beside(work / "continuations.json"),
         unread=unread,
     )
 
 
-def _document(folder: Path) -> tuple[Kind, Facts]:
+def _report(folder: Path) -> tuple[Kind, Json]:
     if not folder.is_dir():
         raise SecateurError(f"There is no folder {folder}; name the output folder of a run.")
-    path = next(
-        (path for name in ("report.json", "curve.json") if (path := folder / name).is_file()), None
-    )
+    paths = (folder / "report.json", folder / "curve.json")
+    path = next((path for path in paths if path.is_file()), None)
     if path is None:
         if (folder / "secateur" / "manifest.json").is_file():
             raise SecateurError(
@@ -108,7 +160,7 @@ def _document(folder: Path) -> tuple[Kind, Facts]:
             "finished run of prune, shrink, recover or train."
         )
     try:
-        report = _json(path)
+        report = _parsed(path)
     except ValueError as error:
         raise SecateurError(
             f"{path} is no JSON ({error}); run the command that wrote it again."
@@ -124,23 +176,21 @@ def _document(folder: Path) -> tuple[Kind, Facts]:
     )
 
 
-def _json(path: Path) -> Facts:
+def _parsed(path: Path) -> Json:
     """Read a file; bytes that are no text, and nesting without end, are no JSON either."""
     try:
-        return Facts(json.loads(path.read_bytes()))
+        return Json(json.loads(path.read_bytes()))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
-def _log(path: Path) -> list[Facts]:
+def _log(path: Path) -> list[Json]:
     """Whole lines; a killed run may have left half of one."""
-    if not path.is_file():
-        return []
     entries = []
-    for line in path.read_bytes().splitlines():
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            entries.append(Facts(json.loads(line)))
-        except ValueError:
+            entries.append(Json(json.loads(line)))
+        except (ValueError, RecursionError):
             continue
     return entries
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.report.plot import Axis, Series, count_axis, draw, fit_axis
+from secateur.report.svg import Axis, Series, count_axis, draw, fit_axis
 
 SVG = "{http://www.w3.org/2000/svg}"
 X = Axis("", 0.0, 60.0, [0, 30, 60])

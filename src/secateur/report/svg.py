@@ -50,15 +50,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """From where to where, and which numbers stand there.
-
-    Attributes:
-        label: what is plotted.
-        low: where the axis begins.
-        high: where it ends, above ``low``.
-        ticks: numbers on it, rising.
-        percent: the numbers are shares, shown in percent.
-    """
+    """From where to where, and which rising numbers stand there, as shares in percent."""
 
     label: str
     low: float
@@ -93,7 +85,7 @@ def fit_axis(
         zero: begin at zero or below.
         least: the shortest the axis may be, unless ``within`` says otherwise.
         within: numbers that make sense; others are not reached.
-        percent: as in ``Axis``.
+        percent: the numbers are shares, shown in percent.
         ticks: at most so many steps between them.
     """
     low, high = min(values, default=0.0), max(values, default=0.0)
@@ -113,9 +105,8 @@ def fit_axis(
 def count_axis(label: str, last: int, *, ends: bool = False) -> Axis:
     """An axis of whole numbers from 0 to ``last``, with round ones on it or its ends alone."""
     step = last if ends else int(_round_step(last / _TICKS)) if last else 1
-    return Axis(
-        label, 0.0, float(max(last, 1)), [float(at) for at in range(0, last + 1, step or 1)]
-    )
+    ticks = [float(at) for at in range(0, last + 1, step or 1)]
+    return Axis(label, 0.0, float(max(last, 1)), ticks)
 
 
 def draw(
@@ -142,11 +133,11 @@ def draw(
         height: the same.
         alone: as a file of its own, with a style, a background and the title on top.
     """
-    frame = _Frame.around(x, y, width, height)
+    frame = _Frame(x, y, width, height)
     parts = list(frame.axes())
     # What is behind is drawn first.
     for each in sorted(series, key=lambda each: each.kind == "line"):
-        parts += frame.series(each)
+        parts += frame.level(each) if each.kind == "level" else frame.series(each)
     above = 0
     if alone:
         above = _TITLE_HEIGHT
@@ -162,30 +153,18 @@ def draw(
     )
 
 
-@dataclass(frozen=True)
 class _Frame:
     """The rectangle between the axes."""
 
-    x: Axis
-    y: Axis
-    left: float
-    right: float
-    top: float
-    bottom: float
-
-    @classmethod
-    def around(cls, x: Axis, y: Axis, width: int, height: int) -> _Frame:
-        numbers = max(len(y.text(tick)) for tick in y.ticks) if y.ticks else 0
+    def __init__(self, x: Axis, y: Axis, width: int, height: int) -> None:
+        self.x, self.y = x, y
+        numbers = max((len(y.text(tick)) for tick in y.ticks), default=0)
         last = len(x.text(x.ticks[-1])) if x.ticks else 0
-        return cls(
-            x,
-            y,
-            left=numbers * _TEXT * _CHARACTER + 10,
-            right=width - max(8.0, last * _TEXT * _CHARACTER / 2),
-            # A label stands above the axis, where it needs no turned letters.
-            top=30.0 if y.label else 10.0,
-            bottom=height - (40.0 if x.label else 22.0),
-        )
+        self.left = numbers * _TEXT * _CHARACTER + 10
+        self.right = width - max(8.0, last * _TEXT * _CHARACTER / 2)
+        # A label stands above the axis, where it needs no turned letters.
+        self.top = 30.0 if y.label else 10.0
+        self.bottom = height - (40.0 if x.label else 22.0)
 
     def place(self, x: float, y: float) -> tuple[float, float]:
         return (
@@ -215,49 +194,44 @@ class _Frame:
                 yield _text(self.right, at - 5, series.name, "end", "name")
 
     def series(self, series: Series) -> Iterator[str]:
-        if series.kind == "level":
-            yield from self.level(series)
-            return
-        shade = f"s{series.shade % SHADES}"
-        pieces = [[self.place(*point) for point in piece] for piece in self._pieces(series)]
+        shade, is_line = f"s{series.shade % SHADES}", series.kind == "line"
+        pieces = list(self._pieces(series))
         if series.kind != "loose":
-            style = "line" if series.kind == "line" else "line faint"
+            style = "line" if is_line else "line faint"
             for piece in pieces:
-                points = " ".join(f"{x},{y}" for x, y in piece)
-                yield f'<polyline class="{style} {shade}" points="{points}"/>'
-        if series.kind == "faint":
-            return
-        style = "dot" if series.kind == "line" else "loose"
-        shown = [point for piece in self._pieces(series) for point in piece]
-        places = [point for piece in pieces for point in piece]
-        gap = (self.right - self.left) / max(1, len(places))
+                places = " ".join("{},{}".format(*self.place(*point)) for point in piece)
+                yield f'<polyline class="{style} {shade}" points="{places}"/>'
+        points = [point for piece in pieces for point in piece]
         # Without a neighbour there is no line to see.
         alone = all(len(piece) == 1 for piece in pieces)
-        if series.kind == "line" and gap < _DOT_GAP and not alone:
+        crowded = (self.right - self.left) / max(1, len(points)) < _DOT_GAP
+        if series.kind == "faint" or (is_line and crowded and not alone):
             return
-        radius = 4 if alone and series.kind == "line" else 2.5
-        for (x, y), (cx, cy) in zip(shown, places, strict=True):
-            name = f"{series.name}: {self.x.text(x)}, {self._exact(y)}"
+        style, radius = "dot" if is_line else "loose", 4 if alone and is_line else 2.5
+        for x, y in points:
+            cx, cy = self.place(x, y)
+            exact = percent_text(y, 2) if self.y.percent else f"{y:.4g}"
+            name = escape(f"{series.name}: {self.x.text(x)}, {exact}")
             yield (
                 f'<circle class="{style} {shade}" cx="{cx}" cy="{cy}" r="{radius}">'
-                f"<title>{escape(name)}</title></circle>"
+                f"<title>{name}</title></circle>"
             )
-
-    def _exact(self, value: float) -> str:
-        return percent_text(value, 2) if self.y.percent else f"{value:.4g}"
 
     def _pieces(self, series: Series) -> Iterator[list[tuple[float, float]]]:
         """Points between interruptions."""
         piece: list[tuple[float, float]] = []
         for x, y in series.points:
-            inside = y is not None and -1e-9 <= self.y.share(y) <= 1 + 1e-9
-            if y is not None and inside and -1e-9 <= self.x.share(x) <= 1 + 1e-9:
+            if y is not None and _inside(self.x.share(x)) and _inside(self.y.share(y)):
                 piece.append((x, y))
             elif piece:
                 yield piece
                 piece = []
         if piece:
             yield piece
+
+
+def _inside(share: float) -> bool:
+    return -1e-9 <= share <= 1 + 1e-9
 
 
 def _round_step(least: float) -> float:
