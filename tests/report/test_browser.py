@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import secateur
-from report.browser import Page, find_chromium, open_page
 
-CHROMIUM = find_chromium()
+sync_api = pytest.importorskip("playwright.sync_api")
+NAMES_OF_CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = next((path for name in NAMES_OF_CHROMIUM if (path := shutil.which(name))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
 # Texts of visible plots that cover each other, by a pixel at least.
@@ -57,11 +60,50 @@ CONTRAST = """
 """
 
 
+class Shown:
+    """A page that is shown, what it complained about and what it asked the network for."""
+
+    def __init__(self, page: Any, file: Path) -> None:
+        self.page = page
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.goto(file.as_uri())
+
+    def ask(self, script: str) -> Any:
+        """The value of an expression."""
+        return self.page.evaluate(script)
+
+
+Show = Callable[..., Shown]
+
+
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    assert CHROMIUM is not None
-    with open_page(CHROMIUM, tmp_path_factory.mktemp("profile")) as page:
-        yield page
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def show(browser: Any) -> Iterator[Show]:
+    """Load a file as a screen of some width, or a printer, would show it."""
+    contexts = []
+
+    def load(file: Path, *, width: int, scheme: str = "light", media: str = "screen") -> Shown:
+        size = {"width": width, "height": 800}
+        context = browser.new_context(viewport=size, color_scheme=scheme, is_mobile=width < 600)
+        contexts.append(context)
+        page = context.new_page()
+        page.emulate_media(media=media)
+        return Shown(page, file)
+
+    yield load
+    for context in contexts:
+        context.close()
 
 
 @pytest.fixture(scope="module")
@@ -78,51 +120,44 @@ NAMES = ("ramp", "small", "sizes", "taught", "trained", "all")
 @pytest.mark.parametrize("width", [320, 375, 768, 1280])
 @pytest.mark.parametrize("name", NAMES)
 def test_page_fits_and_is_legible(
-    name: str, width: int, files: dict[str, Path], browser: Page
+    name: str, width: int, files: dict[str, Path], show: Show
 ) -> None:
-    browser.show(files[name], width=width)
-    assert browser.ask("document.documentElement.scrollWidth") <= width
-    assert browser.ask("document.querySelector('h1').getBoundingClientRect().height") > 10
-    assert browser.ask(SMALLEST) >= 10
-    assert browser.ask(OVERLAPS) == []
-    assert browser.ask(CUT_OFF) == []
-    assert browser.complaints() == []
-    assert browser.requests() == [files[name].as_uri()]
+    shown = show(files[name], width=width)
+    assert shown.ask("document.documentElement.scrollWidth") <= width
+    assert shown.ask("document.querySelector('h1').getBoundingClientRect().height") > 10
+    assert shown.ask(SMALLEST) >= 10
+    assert shown.ask(OVERLAPS) == []
+    assert shown.ask(CUT_OFF) == []
+    assert shown.complaints == []
+    assert shown.requests == [files[name].as_uri()]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_colours_follow_the_system_with_contrast(
-    scheme: str, files: dict[str, Path], browser: Page
+    scheme: str, files: dict[str, Path], show: Show
 ) -> None:
-    browser.show(files["all"], width=1280, scheme=scheme)
-    paper = browser.ask("getComputedStyle(document.body).backgroundColor")
+    shown = show(files["all"], width=1280, scheme=scheme)
+    paper = shown.ask("getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
-    assert browser.ask(CONTRAST) >= 4.5
+    assert shown.ask(CONTRAST) >= 4.5
 
 
-def test_plots_are_described(files: dict[str, Path], browser: Page) -> None:
-    browser.show(files["all"], width=1280)
-    names = browser.ask("[...document.querySelectorAll('svg[role=img]')].map(s => s.ariaLabel)")
+def test_plots_are_described(files: dict[str, Path], show: Show) -> None:
+    shown = show(files["all"], width=1280)
+    names = shown.ask("[...document.querySelectorAll('svg[role=img]')].map(s => s.ariaLabel)")
     assert names
     assert all(names)
 
 
-def test_paper_shows_folded_tables_on_white(
-    files: dict[str, Path], browser: Page, tmp_path: Path
-) -> None:
-    browser.show(files["ramp"], width=700, scheme="dark", media="print")
-    assert browser.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert (
-        browser.ask("document.querySelector('details table').getBoundingClientRect().height") > 50
-    )
-    browser.printed(tmp_path / "page.pdf")
-    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+def test_paper_shows_folded_tables_on_white(files: dict[str, Path], show: Show) -> None:
+    shown = show(files["ramp"], width=700, scheme="dark", media="print")
+    assert shown.ask("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert shown.ask("document.querySelector('details table').getBoundingClientRect().height") > 50
+    assert shown.page.pdf(format="A4").startswith(b"%PDF")
 
 
-def test_tables_that_are_too_wide_scroll_by_themselves(
-    files: dict[str, Path], browser: Page
-) -> None:
-    browser.show(files["all"], width=375)
-    assert browser.ask(
+def test_tables_that_are_too_wide_scroll_by_themselves(files: dict[str, Path], show: Show) -> None:
+    shown = show(files["all"], width=375)
+    assert shown.ask(
         "[...document.querySelectorAll('.table')].some(t => t.scrollWidth > t.clientWidth)"
     )
