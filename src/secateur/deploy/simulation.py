@@ -12,8 +12,7 @@ from torch import Tensor
 
 from secateur.deploy.accelerator import Accelerator, Formula, dense_cycles, pruned_cycles
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.inspection import StoredLinear, stored_linears
-from secateur.models.reader import CheckpointReader
+from secateur.models.inspection import stored_linears
 
 # Rows whose nonzeros are counted in one byte per column.
 _ROWS = 255
@@ -80,8 +79,8 @@ def simulate(
     found = Checkpoint.at(folder, trust_remote_code=trust_remote_code, use="read")
     linears = [
         linear
-        for stored in stored_linears(found)
-        for linear in _simulated(stored, found.reader, accelerator)
+        for name, weight in stored_linears(found)
+        for linear in _simulated(name.removesuffix(".weight"), weight, accelerator)
     ]
     projections: dict[str, list[LinearCycles]] = {}
     for linear in linears:
@@ -113,11 +112,7 @@ def kept_per_column(weight_OI: Tensor) -> Tensor:
     return kept_I
 
 
-def _simulated(
-    stored: StoredLinear, reader: CheckpointReader, accelerator: Accelerator
-) -> Iterator[LinearCycles]:
-    weight = stored.read(reader)
-    name = stored.name.removesuffix(".weight")
+def _simulated(name: str, weight: Tensor, accelerator: Accelerator) -> Iterator[LinearCycles]:
     if weight.ndim == 2:
         yield _linear(name, weight, accelerator)
         return

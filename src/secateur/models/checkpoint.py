@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
@@ -154,34 +155,32 @@ def map_tensors(blocks: BlockList, reader: CheckpointReader) -> TensorMap | str:
     base = model.base_model
     base_prefix = f"{model.base_model_prefix}." if base is not model else ""
 
-    def in_file(name: str) -> str | None:
-        for candidate in (name, name.removeprefix(base_prefix), base_prefix + name):
-            if candidate in reader.files:
-                return candidate
-        return None
-
-    in_blocks: list[dict[str, str]] = []
-    outside: dict[str, str] = {}
-    for index, block in enumerate(blocks):
-        prefix = blocks.name(index)
-        names: dict[str, str] = {}
-        # Parameters and persistent buffers: what a checkpoint holds of a block.
-        for name, parameter in block.state_dict().items():
-            found = in_file(f"{prefix}.{name}")
-            if found is None:
-                return f"{prefix}.{name} is not in the files under that name"
-            _check_shape(reader, found, tuple(parameter.shape))
-            names[name] = found
-        in_blocks.append(names)
-    for name, parameter in base.named_parameters():
-        full = base_prefix + name
-        if full.startswith(f"{blocks.prefix}."):
-            continue
-        found = in_file(full)
+    def place(name: str, tensor: Tensor) -> str:
+        candidates = (name, name.removeprefix(base_prefix), base_prefix + name)
+        found = next((each for each in candidates if each in reader.files), None)
         if found is None:
-            return f"{full} is not in the files under that name"
-        _check_shape(reader, found, tuple(parameter.shape))
-        outside[name] = found
+            raise LookupError(f"{name} is not in the files under that name")
+        stored, expected = reader.shapes[found], tuple(tensor.shape)
+        if stored != expected:
+            raise SecateurError(
+                f"{found} in {reader.folder} has shape {list(stored)} where config.json asks for "
+                f"{list(expected)}; the configuration and the weights do not belong together."
+            )
+        return found
+
+    try:
+        # The state of a block is its parameters and persistent buffers, as in a checkpoint.
+        in_blocks = [
+            {name: place(f"{blocks.name(index)}.{name}", each) for name, each in state.items()}
+            for index, state in enumerate(block.state_dict() for block in blocks)
+        ]
+        outside = {
+            name: place(base_prefix + name, each)
+            for name, each in base.named_parameters()
+            if not f"{base_prefix}{name}".startswith(f"{blocks.prefix}.")
+        }
+    except LookupError as missing:
+        return str(missing)
 
     own_names = {name for name, _ in model.named_parameters()} - {
         base_prefix + name for name, _ in base.named_parameters()
@@ -197,11 +196,3 @@ def map_tensors(blocks: BlockList, reader: CheckpointReader) -> TensorMap | str:
         if renamed in own_names:
             head[renamed] = name
     return TensorMap(in_blocks, outside, head, rest)
-
-
-def _check_shape(reader: CheckpointReader, name: str, expected: tuple[int, ...]) -> None:
-    if reader.shapes[name] != expected:
-        raise SecateurError(
-            f"{name} in {reader.folder} has shape {list(reader.shapes[name])} where config.json "
-            f"asks for {list(expected)}; the configuration and the weights do not belong together."
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +10,6 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.reader import CheckpointReader
 from secateur.models.structure import ROUTERS, find_linears
 from secateur.patterns.pattern import NM
 
@@ -54,7 +52,9 @@ def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
         SecateurError: the folder is no readable checkpoint of a causal language model.
     """
     found = Checkpoint.at(folder, trust_remote_code=trust_remote_code, use="read")
-    linears = [_count(stored, found.reader) for stored in stored_linears(found)]
+    linears = [
+        _count(name, found.reader.shapes[name], weight) for name, weight in stored_linears(found)
+    ]
     zeros = sum(linear.zeros for linear in linears)
     weights = sum(linear.weights for linear in linears)
     return Inspection(
@@ -69,11 +69,11 @@ def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
     )
 
 
-def _count(stored: StoredLinear, reader: CheckpointReader) -> LinearCount:
-    zero_OI = stored.read(reader).flatten(0, -2) == 0
+def _count(name: str, shape: tuple[int, ...], weight: Tensor) -> LinearCount:
+    zero_OI = weight.flatten(0, -2) == 0
     return LinearCount(
-        name=stored.name,
-        shape=reader.shapes[stored.name],
+        name=name,
+        shape=shape,
         zeros=int(zero_OI.sum()),
         weights=zero_OI.numel(),
         patterns=[str(pattern) for pattern in _satisfied(zero_OI, _KNOWN_PATTERNS)],
@@ -90,26 +90,12 @@ def _satisfied(zero_OI: Tensor, patterns: Sequence[NM]) -> Iterator[NM]:
             yield pattern
 
 
-@dataclass(frozen=True)
-class StoredLinear:
-    """A tensor of the files that holds a linear, or the same linear of several experts.
+def stored_linears(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """Give the linears in the blocks of a checkpoint, block after block: name and mapped weight.
 
-    Attributes:
-        name: name in the files.
-        transposed: stored as (in, out).
+    The name is that in the files, the weight (out, in) in their dtype; or (experts, out, in),
+    where a tensor holds the same linear of several experts.
     """
-
-    name: str
-    transposed: bool
-
-    def read(self, reader: CheckpointReader) -> Tensor:
-        """Return the mapped weight, (out, in) or (experts, out, in), in the file's dtype."""
-        tensor = reader.mapped(self.name)
-        return tensor.T if self.transposed else tensor
-
-
-def stored_linears(checkpoint: Checkpoint) -> Iterator[StoredLinear]:
-    """Name the linears in the blocks of a checkpoint, block after block."""
     reader, blocks, tensors = checkpoint.reader, checkpoint.blocks, checkpoint.mapped
     if isinstance(tensors, str):
         # Joined on loading: the parts in the files are linears of their own.
@@ -119,11 +105,13 @@ def stored_linears(checkpoint: Checkpoint) -> Iterator[StoredLinear]:
                 and len(shape) >= 2
                 and name.removesuffix(".weight").rpartition(".")[2] not in ROUTERS
             ):
-                yield StoredLinear(name, transposed=False)
+                yield name, reader.mapped(name)
         return
     for block, names in zip(blocks, tensors.blocks, strict=True):
         for linear in find_linears(block):
-            yield StoredLinear(names[f"{linear.name}.weight"], linear.transposed)
-        for file_name in names.values():
-            if len(reader.shapes[file_name]) == 3:
-                yield StoredLinear(file_name, transposed=False)
+            name = names[f"{linear.name}.weight"]
+            weight = reader.mapped(name)
+            yield name, weight.T if linear.transposed else weight
+        for name in names.values():
+            if len(reader.shapes[name]) == 3:
+                yield name, reader.mapped(name)

@@ -24,17 +24,7 @@ from secateur.models.formats import FORMATS, recognise
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import cache_folder
 
-_WANTED = [
-    "*.safetensors",
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "*.tiktoken",
-    "*.py",
-    "LICENSE*",
-]
-
+_WANTED = "*.safetensors *.json *.txt *.model *.jinja *.tiktoken *.py LICENSE*".split()
 
 Use = Literal["prune", "load", "read"]
 """What is done with weights: plain ones can be pruned, transformers loads some formats more, and

@@ -34,10 +34,10 @@ def write_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
 
 
 def read_masks(path: Path, columns: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return the bool masks (O, I) of a file, ``columns`` giving I for every name."""
+    """Return the bool masks (O, I) of a file, ``columns`` giving I by name, 0 for others."""
     return {
         name: torch.from_numpy(
-            np.unpackbits(bits.numpy(), axis=1, count=columns[name]).astype(bool)
+            np.unpackbits(bits.numpy(), axis=1, count=columns.get(name, 0)).astype(bool)
         )
         for name, bits in load_file(path).items()
     }

@@ -21,7 +21,7 @@ from secateur.runs.errors import SecateurError
 from secateur.runs.files import copy_file, write_json, write_safetensors
 from secateur.solvers.grids import QuantisedSolution
 
-_COPIED = ["*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*"]
+_COPIED = "*.json *.txt *.model *.jinja *.tiktoken *.py LICENSE* NOTICE*".split()
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class StreamedStore:
 
     def load_finished(self, index: int) -> nn.Module:
         names = self._tensors.blocks[index]
-        tensors = self._written(index).read(names.values())
+        tensors = self._saved(index).read(names.values())
         return self._give_out(index, {name: tensors[file] for name, file in names.items()})
 
     def weight_dtype(self, index: int) -> torch.dtype:
@@ -151,7 +151,7 @@ class StreamedStore:
         changed = changed or {}
         copied = self._reader.read(name for name in self._tensors.rest if name not in changed)
         write_safetensors(self._output / self._shard(count), {**copied, **changed})
-        written = [self._written(index) for index in range(count + 1)]
+        written = [self._saved(index) for index in range(count + 1)]
         copy_side_files(self._reader.folder, self._output)
         if described := self._format.describe(self.blocks):
             config = {**self._reader.config, "quantization_config": described}
@@ -163,7 +163,7 @@ class StreamedStore:
             sum(shard.bytes_of(shard.files) for shard in written),
         )
 
-    def _written(self, index: int) -> CheckpointReader:
+    def _saved(self, index: int) -> CheckpointReader:
         return CheckpointReader(self._output, [self._shard(index)], self._format)
 
     @property
