@@ -170,7 +170,7 @@ class WeightFormat(ABC):
 
     def _no_place(self, name: str, why: str) -> SecateurError:
         return SecateurError(
-            f"{name} {why}, which the format {self.names[0]} does not take; {self.otherwise}."
+            f"The format {self.names[0]} does not take {name}, which {why}; {self.otherwise}."
         )
 
 
