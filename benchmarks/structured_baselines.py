@@ -25,18 +25,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from secateur.evaluation.scores import score_windows
 from secateur.models.structure import BlockList, find_blocks
-from secateur.shrinking.cut import kept_columns
-from secateur.shrinking.export import as_they_were, export, plan_layout
-from secateur.shrinking.priors import InputMoments, observed_moments
+from secateur.shrinking.bonsai import InputMoments, observed_moments
+from secateur.shrinking.export import as_they_were, export
+from secateur.shrinking.layout import plan_layout, uniform_widths
 from secateur.shrinking.source import open_source
-from secateur.shrinking.uniform import uniform_widths
 from secateur.shrinking.units import (
     SubBlock,
     all_units,
     block_parameters,
     find_sub_blocks,
     kept_parameters,
-    output_linear,
 )
 from secateur.solvers.ridge import output_bias
 from secateur.solvers.unit_scores import fluctuation_columns, unit_means, wanda_columns
@@ -71,7 +69,7 @@ def look(model_folder: Path, arguments: argparse.Namespace) -> tuple[list[Seen],
     with observed_moments(blocks, sub_blocks) as moments:
         score_windows(model, tokens_SL, dtype=torch.bfloat16)
     seen = [
-        Seen(each, output_linear(blocks[each.block], each).weight_OI.float(), moment)
+        Seen(each, each.output_linear(blocks[each.block]).weight_OI.float(), moment)
         for each, moment in zip(sub_blocks, moments(), strict=True)
     ]
     return seen, tokens_SL.numel()
@@ -106,7 +104,7 @@ def mean_biases(seen: Sequence[Seen], kept: Sequence[Tensor]) -> list[dict[str, 
     """By block, the output biases that make up for the mean of what removed units gave."""
     biases: list[dict[str, Tensor]] = [{} for _ in range(seen[-1].sub_block.block + 1)]
     for each, units in zip(seen, kept, strict=True):
-        columns_K = kept_columns(each.sub_block, units)
+        columns_K = each.sub_block.columns(units)
         plain_OK = each.weight_OI[:, columns_K]
         bias_O = output_bias(each.weight_OI, plain_OK, columns_K, each.moments.mean_I)
         biases[each.sub_block.block][f"{each.sub_block.output}.bias"] = bias_O
@@ -163,7 +161,7 @@ def main() -> None:
             common = uniform_widths(
                 source, sub_blocks, budget, arguments.sparsity, whole_groups=True
             )
-            kept = lowest_everywhere(seen, [common.of(each).units for each in sub_blocks])
+            kept = lowest_everywhere(seen, [width.units for width in common])
         widths = [each.width_of(units) for each, units in zip(sub_blocks, kept, strict=True)]
         layout = plan_layout(source, sub_blocks, widths, "uneven")
         export(source, sub_blocks, kept, layout, arguments.output, refitted)

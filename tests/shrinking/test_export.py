@@ -18,10 +18,11 @@ from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, LlamaCon
 from secateur.models.reader import CheckpointReader
 from secateur.models.structure import find_blocks
 from secateur.runs.errors import SecateurError
-from secateur.shrinking.export import Form, check_saved, export, plan_layout
-from secateur.shrinking.masking import masked
+from secateur.shrinking.export import check_saved, export
+from secateur.shrinking.layout import plan_layout
+from secateur.shrinking.options import Form
 from secateur.shrinking.source import open_source
-from secateur.shrinking.stock import Widths
+from secateur.shrinking.sub_models import masked
 from secateur.shrinking.units import (
     SubBlock,
     Width,
@@ -303,43 +304,6 @@ def test_refitted_parameters_take_the_place_of_cut_ones(
 def test_uneven_widths_do_not_load_as_something_else(saved: dict[str, Saved]) -> None:
     with pytest.raises(RuntimeError):
         AutoModelForCausalLM.from_pretrained(saved["llama uneven"].folder)
-
-
-def test_attention_that_no_stock_class_has_is_kept_whole_or_padded(
-    checkpoints: Callable[..., Path],
-) -> None:
-    source = open_source(checkpoints("gpt2"))
-    sub_blocks = find_sub_blocks(source.blocks)
-    fewer = [each.whole._replace(units=each.units - 1) for each in sub_blocks]
-    with pytest.raises(SecateurError, match="--padded"):
-        plan_layout(source, sub_blocks, fewer, "uniform")
-    layout = plan_layout(source, sub_blocks, fewer, "padded")
-    assert [Widths(Width(4, 1), 127).of(each) for each in sub_blocks] == layout.widths
-
-
-def test_padding_takes_the_smallest_stock_width_that_holds_all(
-    checkpoints: Callable[..., Path],
-) -> None:
-    source = open_source(checkpoints("qwen3"))
-    sub_blocks = find_sub_blocks(source.blocks)
-    kept = [Width(1, 1), Width(9, 0), Width(2, 1), Width(7, 0), Width(0, 2), Width(0, 0)]
-    layout = plan_layout(source, sub_blocks, kept, "padded")
-    assert layout.widths == [Width(2, 1), Width(9, 0)] * 3
-    assert (layout.config["num_attention_heads"], layout.config["num_key_value_heads"]) == (2, 2)
-
-
-def test_blocks_whose_heads_differ_are_refused(checkpoints: Callable[..., Path]) -> None:
-    source = open_source(checkpoints("llama"))
-    sub_blocks = find_sub_blocks(source.blocks)
-    wider = tuple(
-        replace(axis, positions_UP=torch.arange(axis.positions_UP.numel()).view(1, -1))
-        for axis in sub_blocks[2].axes
-    )
-    sub_blocks[2] = replace(sub_blocks[2], units=1, axes=wider)
-    with pytest.raises(SecateurError, match="different shapes"):
-        plan_layout(source, sub_blocks, [each.whole for each in sub_blocks], "uneven")
-    with pytest.raises(SecateurError, match="differ in width from the beginning"):
-        plan_layout(source, sub_blocks, [each.whole for each in sub_blocks], "uniform")
 
 
 def test_a_shrunk_checkpoint_with_uneven_widths_is_not_shrunk_again(

@@ -1,4 +1,4 @@
-"""Orders of groups and of query heads in them, and what every width costs."""
+"""Orders of groups and query heads, what every width costs, and how far a fit is trusted."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.shrinking.cut import kept_columns
-from secateur.shrinking.ordering import UnitOrder, order_units
+from secateur.shrinking.ordering import UnitOrder, fit_output, order_units
 from secateur.shrinking.source import open_source
 from secateur.shrinking.units import SubBlock, Width, find_sub_blocks
 from secateur.shrinking.widths import width_grids
@@ -41,7 +40,7 @@ def ordered(attention: SubBlock) -> UnitOrder:
 def test_widths_are_nested_in_groups_and_in_queries(attention: SubBlock) -> None:
     order = ordered(attention)
     columns = {
-        Width(*size): set(kept_columns(attention, order.kept(Width(*size))).tolist())
+        Width(*size): set(attention.columns(order.kept(Width(*size))).tolist())
         for size in product(range(1, 4), range(1, 4))
     }
     for narrow, wide in product(columns, columns):
@@ -66,8 +65,8 @@ def test_losses_are_least_squares_over_what_is_kept(attention: SubBlock) -> None
     order = ordered(attention)
     h_II = gram_II + 0.01 * gram_II.diagonal().mean() * torch.eye(36).to(gram_II)
     grid = width_grids([attention], None)[0]
-    for width, loss in zip(grid, order.losses(w_OI, gram_II, grid), strict=True):
-        kept_K = kept_columns(attention, order.kept(width))
+    for width, loss in zip(grid, order.losses(grid), strict=True):
+        kept_K = attention.columns(order.kept(width))
         fitted_OI = torch.zeros_like(w_OI)
         fitted_OI[:, kept_K] = torch.linalg.solve(h_II[kept_K][:, kept_K], h_II[kept_K] @ w_OI.T).T
         expected = float(quadratic_error(w_OI - fitted_OI, h_II).sum())
@@ -99,6 +98,64 @@ def test_without_queries_groups_and_channels_stay_whole(
     (grid,) = width_grids([sub_block], None, whole_groups=True)
     assert order.heads is None
     assert all(order.kept(width).shape == (width.units,) for width in grid)
-    losses = order.losses(w_OI, gram_II, grid)
+    losses = order.losses(grid)
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] == 0
+
+
+KEPT = torch.arange(4, 24)
+
+
+def inputs(tokens: int, seed: int) -> Tensor:
+    """Inputs of 24 columns that ten numbers and some noise make."""
+    mixing = torch.randn(10, 24, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    noise_NI = 0.3 * torch.randn(tokens, 24, generator=generator)
+    return torch.randn(tokens, 10, generator=generator) @ mixing + noise_NI
+
+
+def gram(x_NI: Tensor) -> Tensor:
+    return x_NI.T @ x_NI / len(x_NI)
+
+
+W_OI = torch.randn(8, 24, generator=torch.Generator().manual_seed(1))
+HELD_OUT = gram(inputs(2000, 9))
+
+
+def test_losses_are_those_of_the_outputs() -> None:
+    x_NI = inputs(2000, 9)
+    fit = fit_output(W_OI, gram(inputs(2000, 2)), HELD_OUT, KEPT)
+    dense_NO = x_NI @ W_OI.T
+    loss = float((x_NI[:, KEPT] @ fit.v_OK.T - dense_NO).square().sum(1).mean())
+    plain = float((x_NI[:, KEPT] @ W_OI[:, KEPT].T - dense_NO).square().sum(1).mean())
+    assert (fit.loss, fit.plain_loss) == (
+        pytest.approx(loss, rel=1e-4),
+        pytest.approx(plain, rel=1e-4),
+    )
+    assert fit.changed
+    assert loss < plain / 2
+
+
+def test_with_little_text_the_pull_is_stronger_and_the_loss_never_above_plain() -> None:
+    for seed in range(20):
+        few = gram(inputs(6, seed))
+        fit = fit_output(W_OI, few, HELD_OUT, KEPT)
+        assert fit.loss <= fit.plain_loss
+        assert fit.changed == (fit.loss < fit.plain_loss)
+        if not fit.changed:
+            assert torch.equal(fit.v_OK, W_OI[:, KEPT])
+
+
+def test_text_of_another_kind_is_not_fitted_to() -> None:
+    other = torch.zeros(24, 24)
+    other[0, 0] = other[0, 5] = other[5, 0] = other[5, 5] = 1.0
+    unrelated = torch.eye(24)
+    fit = fit_output(W_OI, other, unrelated, KEPT)
+    assert not fit.changed
+    assert fit.loss == fit.plain_loss
+
+
+def test_nothing_may_be_left() -> None:
+    fit = fit_output(W_OI, HELD_OUT, HELD_OUT, torch.arange(0))
+    assert fit.v_OK.shape == (8, 0)
+    assert fit.loss == pytest.approx(float(((W_OI @ HELD_OUT) * W_OI).sum()), rel=1e-5)

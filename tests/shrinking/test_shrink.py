@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 import secateur
 from secateur.models.structure import find_blocks
 from secateur.runs.errors import SecateurError
-from secateur.shrinking.masking import masked
 from secateur.shrinking.options import ShrinkOptions
 from secateur.shrinking.shrink import shrink
 from secateur.shrinking.source import open_source
+from secateur.shrinking.sub_models import masked
 from secateur.shrinking.units import find_sub_blocks
 
 IDS = torch.arange(4, 36).unsqueeze(0)

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from secateur.blocks.streams import Batches, Stream
 from secateur.models.structure import find_blocks
-from secateur.shrinking.masking import narrowed
 from secateur.shrinking.source import Source, open_source
-from secateur.shrinking.survey import Survey, Trials, survey
+from secateur.shrinking.sub_models import narrowed
+from secateur.shrinking.survey import Survey, survey
 from secateur.shrinking.units import Width, find_sub_blocks
 from secateur.shrinking.widths import width_grids
 
@@ -31,14 +31,8 @@ def run(
     stream = Stream(
         store, TOKENS, Batches.of(8, 16, batch_tokens), CPU, torch.float32, None, 10**9, {2}
     )
-    return survey(
-        store,
-        sub_blocks,
-        grids,
-        TOKENS,
-        stream,
-        Trials(places, slice(first, first + 2), 10**9),
-    )
+    windows = slice(first, first + 2)
+    return survey(store, sub_blocks, grids, places, TOKENS, windows, stream, 10**9)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi3", "gemma2"])

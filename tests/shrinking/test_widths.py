@@ -1,4 +1,4 @@
-"""Grids of widths, and the choice among them."""
+"""Grids of widths, the choice among them, and penalties from the divergences of sub-models."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
 from secateur.runs.errors import SecateurError
 from secateur.shrinking.source import open_source
+from secateur.shrinking.sub_models import draw_widths
 from secateur.shrinking.units import SubBlock, Width, find_sub_blocks
 from secateur.shrinking.widths import (
     choose_widths,
+    fit_penalties,
     nested_places,
     parameter_costs,
     width_grids,
@@ -66,3 +69,71 @@ def test_widths_that_are_part_of_each_other_stand_in_rows_and_columns(
     table = [[attention[place] for place in row] for row in nested_places(attention)]
     assert table == [[(1, 1), (2, 1)], [(1, 2), (2, 2)]]
     assert nested_places(feed_forward).tolist() == [[1, 2, 3, 4]]
+
+
+GRIDS = [
+    [Width(count, 0) for count in counts] for counts in (range(4), range(0, 33, 4), range(0, 33, 4))
+]
+LOSSES = [[(grid[-1].units - width.units) ** 2 / 100 for width in grid] for grid in GRIDS]
+SCALES = [1.0, 0.2, 5.0]
+
+
+def drawn(count: int) -> list[list[int]]:
+    costs = [[width.units for width in grid] for grid in GRIDS]
+    return draw_widths(costs, [0.5] * count, torch.Generator().manual_seed(0))
+
+
+def truth(row: list[int]) -> float:
+    return sum(scale * loss[place] for scale, loss, place in zip(SCALES, LOSSES, row, strict=True))
+
+
+def test_scales_of_sub_blocks_are_recovered() -> None:
+    rows = drawn(64)
+    found = fit_penalties(GRIDS, LOSSES, rows, [truth(row) for row in rows])
+    assert found.explained == pytest.approx(1, abs=1e-4)
+    for nats, loss, scale in zip(found.nats, LOSSES, SCALES, strict=True):
+        assert nats == pytest.approx([scale * each for each in loss], rel=0.01)
+
+
+def test_broken_sub_models_hardly_count() -> None:
+    rows = drawn(64)
+    measured = [truth(row) for row in rows]
+    measured[5] = measured[17] = float("inf")
+    found = fit_penalties(GRIDS, LOSSES, rows, measured)
+    for nats, loss, scale in zip(found.nats, LOSSES, SCALES, strict=True):
+        assert nats[1] == pytest.approx(scale * loss[1], rel=0.3)
+
+
+def test_noise_alone_leaves_the_local_losses() -> None:
+    rows = drawn(64)
+    noise = torch.randn(64, generator=torch.Generator().manual_seed(0)).tolist()
+    mean = sum(map(truth, rows)) / 64
+    found = fit_penalties(GRIDS, LOSSES, rows, [mean + 3 * each for each in noise])
+    for nats, loss in zip(found.nats, LOSSES, strict=True):
+        assert nats == sorted(nats, reverse=True)
+        assert nats[-1] == 0
+        assert (nats[0] > 0) == (loss[0] > 0)
+
+
+def test_nothing_is_free_and_penalties_never_fall_with_the_width() -> None:
+    rows = drawn(64)
+    helpful = [truth(row) - 20 * LOSSES[1][row[1]] for row in rows]
+    found = fit_penalties(GRIDS, LOSSES, rows, helpful)
+    assert all(value > 0 for value in found.nats[1][:-1])
+    for nats in found.nats:
+        assert nats == sorted(nats, reverse=True)
+
+
+def test_widths_narrower_than_any_tried_are_left_out_but_not_the_missing_sub_block() -> None:
+    rows = [row for row in drawn(256) if row[1] == 0 or row[1] >= 4]
+    found = fit_penalties(GRIDS, LOSSES, rows, [truth(row) for row in rows])
+    finite = [value < float("inf") for value in found.nats[1]]
+    assert finite == [place == 0 or place >= 4 for place in range(9)]
+
+
+def test_a_width_costs_no_less_than_what_it_is_part_of_but_more_than_others_of_its_size() -> None:
+    grid = [Width(0, 2), Width(1, 1), Width(1, 2), Width(2, 1), Width(2, 2)]
+    rows = [[place] for place in range(5)] * 8
+    found = fit_penalties([grid], [[9.0, 3.0, 4.0, 1.0, 0.0]], rows, [float(p) for (p,) in rows])
+    (nats,) = found.nats
+    assert nats[0] >= nats[1] == nats[2] > nats[3] > nats[4] == 0

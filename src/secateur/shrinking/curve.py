@@ -15,8 +15,9 @@ from secateur.runs.files import write_text
 from secateur.runs.machine import describe_machine, peak_memory
 from secateur.runs.progress import Progress, silent
 from secateur.shrinking.job import Job, taken
-from secateur.shrinking.nested import SurveyedModel, describe_survey, survey_model
+from secateur.shrinking.nested import survey_model
 from secateur.shrinking.options import ShrinkOptions
+from secateur.shrinking.survey import Survey
 from secateur.shrinking.units import all_units, block_parameters, kept_parameters
 from secateur.shrinking.widths import choose_widths, parameter_costs
 
@@ -92,16 +93,16 @@ def _measure(job: Job, progress: Progress) -> SizeCurve:
         blocks_before=block_parameters(job.source.blocks),
         points=points,
         sub_models=_tried(job, seen),
-        survey=describe_survey(seen, points[-1].divergence),
-        forward_tokens=seen.survey.tokens,
+        survey=seen.report(points[-1].divergence),
+        forward_tokens=seen.tokens,
         seconds=round(time.perf_counter() - started, 3),
         peak_memory_bytes=peak_memory(),
         machine=describe_machine(job.device),
-        notes=seen.survey.notes,
+        notes=seen.notes,
     )
 
 
-def _points(job: Job, seen: SurveyedModel) -> list[CurvePoint]:
+def _points(job: Job, seen: Survey) -> list[CurvePoint]:
     total = block_parameters(job.source.blocks)
     removable = kept_parameters(job.sub_blocks, all_units(job.sub_blocks))
     targets = [share / 20 for share in _TWENTIETHS if share / 20 * total <= removable]
@@ -132,11 +133,11 @@ def _points(job: Job, seen: SurveyedModel) -> list[CurvePoint]:
     return points
 
 
-def _tried(job: Job, seen: SurveyedModel) -> list[TriedSubModel]:
+def _tried(job: Job, seen: Survey) -> list[TriedSubModel]:
     total = block_parameters(job.source.blocks)
     tried = []
     costs = parameter_costs(job.sub_blocks, seen.grids)
-    for places, value in zip(seen.places, seen.survey.divergences, strict=True):
+    for places, value in zip(seen.places, seen.divergences, strict=True):
         gone = sum(cost[-1] - cost[place] for cost, place in zip(costs, places, strict=True))
         finite = value if value < float("inf") else None
         tried.append(TriedSubModel(removed=gone / total, divergence=finite))

@@ -26,11 +26,10 @@ from secateur.runs.files import fingerprint_files
 from secateur.runs.progress import Progress
 from secateur.runs.run import Run, check_apart, check_space, decides
 from secateur.shrinking.bonsai import round_shares
-from secateur.shrinking.export import plan_layout
-from secateur.shrinking.masking import check_cuttable
+from secateur.shrinking.layout import plan_layout, uniform_widths
 from secateur.shrinking.options import ShrinkOptions
 from secateur.shrinking.source import Source, open_source
-from secateur.shrinking.uniform import uniform_widths
+from secateur.shrinking.sub_models import check_cuttable
 from secateur.shrinking.units import (
     SubBlock,
     Width,
@@ -223,9 +222,14 @@ def _target(source: Source, sub_blocks: Sequence[SubBlock], options: ShrinkOptio
         )
     if options.form == "uniform":
         widths = uniform_widths(
-            source, sub_blocks, budget, options.sparsity, whole_groups=_whole_groups(options)
+            source,
+            sub_blocks,
+            budget,
+            options.sparsity,
+            whole_groups=_whole_groups(options),
+            grid=options.grid,
         )
-        return Target(budget, [widths.of(sub_block) for sub_block in sub_blocks])
+        return Target(budget, widths)
     plan_layout(source, sub_blocks, [each.whole for each in sub_blocks], options.form)
     return Target(budget, None)
 
@@ -233,3 +237,17 @@ def _target(source: Source, sub_blocks: Sequence[SubBlock], options: ShrinkOptio
 def _whole_groups(options: ShrinkOptions) -> bool:
     """Whether no query head goes without its group; in the paper's preset none does."""
     return options.whole_groups or options.preset == "paper"
+
+
+def describe_sub_block(sub_block: SubBlock, width: Width, **others: Any) -> SubBlockReport:
+    """Say what is left of a sub-block, and what else is known of it."""
+    return SubBlockReport(
+        block=sub_block.block,
+        kind=sub_block.kind,
+        kept=width.units,
+        of=sub_block.units,
+        queries=width.queries or None,
+        queries_of=sub_block.heads_per_unit or None,
+        parameters=sub_block.parameters(width),
+        **others,
+    )

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from secateur.blocks.capture import BlockCall, capture
+from secateur.blocks.loop import loaded_blocks
 from secateur.models.store import BlockStore
 from secateur.runs.errors import SecateurError
-from secateur.shrinking.cut import cut
-from secateur.shrinking.masking import installed
+from secateur.shrinking.sub_models import cut_to
 from secateur.shrinking.units import SubBlock, Width
 from secateur.shrinking.widths import nested_places
 
@@ -33,8 +33,8 @@ class Timing:
     """Time of a forward pass, in nanoseconds.
 
     Attributes:
-        costs: what each width of each sub-block takes more than none, and at least as long as any
-            width that is part of it.
+        costs: of each width of each sub-block, beyond that of none; no width takes less than one
+            that is part of it.
         total: of all dense blocks, with what is in no sub-block.
     """
 
@@ -42,11 +42,7 @@ class Timing:
     total: int
 
     def budget(self, share: float) -> int:
-        """What the kept widths may cost, so that ``share`` of the total goes.
-
-        Raises:
-            SecateurError: sub-blocks take less time than that.
-        """
+        """What the kept widths may cost, so that ``share`` of the total goes; an error if none."""
         removable = sum(cost[-1] for cost in self.costs)
         budget = removable - round(share * self.total)
         if budget <= 0:
@@ -66,36 +62,33 @@ def time_widths(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Timing:
-    """Time blocks with narrower sub-blocks on a prefill, one sub-block at a time.
+    """Time blocks with one narrower sub-block on a prefill of one window of text.
 
-    Blocks of the same shapes take the same time, so one of each is measured, its weights in the
-    dtype of products.
-
-    Args:
-        store: the dense model.
-        sub_blocks: its sub-blocks.
-        grids: widths of each of them, none first and all last.
-        tokens_L: the window of text.
-        device: where to run.
-        dtype: of weights and products.
+    Blocks of the same shapes take the same time, so one of each is measured, with weights and
+    products in ``dtype``. Grids have none first and all last.
     """
     with store.embeddings():
         captured = capture(store.blocks, tokens_L[None].to(device, torch.long))
-    known: dict[tuple[tuple[str, int, int, int], ...], tuple[list[list[int]], int]] = {}
-    costs: list[list[int]] = []
-    total = 0
-    for index in range(len(store.blocks)):
-        parts = [part for part in zip(sub_blocks, grids, strict=True) if part[0].block == index]
-        shapes = tuple((each.kind, *each.whole, each.unit_parameters) for each, _ in parts)
-        if shapes not in known:
-            # A copy, because weights and buffers of the store's own stay fp32.
-            block = copy.deepcopy(store.load(index)).to(dtype)
-            store.release(index)
-            call = _in_dtype(captured.calls[index], dtype)
-            known[shapes] = _time_block(block, call, captured.first_BLD.to(dtype), parts)
-        costs += known[shapes][0]
-        total += known[shapes][1]
-    return Timing(costs, total)
+    parts = [
+        [part for part in zip(sub_blocks, grids, strict=True) if part[0].block == index]
+        for index in range(len(store.blocks))
+    ]
+    shapes = [
+        tuple((each.kind, *each.whole, each.unit_parameters) for each, _ in own) for own in parts
+    ]
+    first = [shapes.index(shape) for shape in shapes]
+    found = {
+        # A copy, because weights and buffers of the store's own stay fp32.
+        index: _time_block(
+            copy.deepcopy(block).to(dtype),
+            _in_dtype(captured.calls[index], dtype),
+            captured.first_BLD.to(dtype),
+            parts[index],
+        )
+        for index, _, block in loaded_blocks(store, sorted(set(first)))
+    }
+    costs = [cost for index in first for cost in found[index][0]]
+    return Timing(costs, sum(found[index][1] for index in first))
 
 
 def _time_block(
@@ -110,7 +103,8 @@ def _time_block(
     for repeat in range(_REPEATS + 1):
         for (sub_block, _), seconds in zip(parts, least, strict=True):
             for width in seconds:
-                took = _time(block, call, x_BLD, sub_block, width)
+                with cut_to(block, sub_block, sub_block.first(width)):
+                    took = _time(block, call, x_BLD)
                 # The first round warms up.
                 if repeat:
                     seconds[width] = min(seconds[width], took)
@@ -119,11 +113,30 @@ def _time_block(
     return costs, round(1e9 * whole)
 
 
+def _time(block: nn.Module, call: BlockCall, x_BLD: Tensor) -> float:
+    _wait(x_BLD.device)
+    started = time.perf_counter()
+    call(block, x_BLD)
+    _wait(x_BLD.device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def _knots(grid: Sequence[Width]) -> list[Width]:
     """The widths of a grid that are timed, its ends among them."""
     _, *units = _spread(sorted({width.units for width in grid}), _KNOTS)
     queries = _spread(sorted({width.queries for width in grid[1:]}), _QUERY_KNOTS)
     return [grid[0], *(Width(*each) for each in product(units, queries))]
+
+
+def _spread(values: Sequence[int], most: int) -> list[int]:
+    """At most ``most`` of the values, the first and the last among them."""
+    places = np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int)
+    return [values[place] for place in places]
 
 
 def _costs(grid: Sequence[Width], seconds: Mapping[Width, float]) -> list[int]:
@@ -147,35 +160,12 @@ def _costs(grid: Sequence[Width], seconds: Mapping[Width, float]) -> list[int]:
     return found
 
 
-def _time(
-    block: nn.Module, call: BlockCall, x_BLD: Tensor, sub_block: SubBlock, width: Width
-) -> float:
-    own = {axis.parameter: block.get_parameter(axis.parameter) for axis in sub_block.axes}
-    small = cut(sub_block, own, sub_block.first(width))
-    with installed(block, sub_block, small, width):
-        _wait(x_BLD.device)
-        started = time.perf_counter()
-        call(block, x_BLD)
-        _wait(x_BLD.device)
-        return time.perf_counter() - started
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _spread(values: Sequence[int], most: int) -> list[int]:
-    """At most so many of the values, the first and the last among them."""
-    places = np.linspace(0, len(values) - 1, min(most, len(values))).round().astype(int)
-    return [values[place] for place in places]
-
-
 def _in_dtype(call: BlockCall, dtype: torch.dtype) -> BlockCall:
     """The same call with its floating tensors in another dtype."""
 
     def convert(value: object) -> object:
-        floating = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(dtype) if floating and isinstance(value, Tensor) else value
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.to(dtype)
+        return value
 
     return BlockCall(tree_map(convert, call.args), tree_map(convert, call.kwargs))

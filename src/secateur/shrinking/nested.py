@@ -1,14 +1,12 @@
 """The default preset: nested orders of units, widths by a knapsack, output matrices refitted.
 
-Which units of a sub-block go is solved in closed form; how many, which only the whole model can
-tell, is learned from few sub-models. Two passes over the blocks, one block in memory at a time.
+Which units of a sub-block go is solved in closed form. How many go only the whole model can tell;
+it is learned from few sub-models. Two passes over the blocks, one block in memory at a time.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
@@ -20,15 +18,16 @@ from secateur.blocks.streams import Batches, Stream
 from secateur.report.documents.shrink import LatencyReport, SurveyReport
 from secateur.runs.meter import Stopwatch
 from secateur.runs.progress import Progress
-from secateur.shrinking.job import Chosen, Job
-from secateur.shrinking.latency import Timing, time_widths
-from secateur.shrinking.penalties import Penalties, fit_penalties
-from secateur.shrinking.refitting import CutSubBlock, cut_blocks, pass_cut_blocks, refitted_file
-from secateur.shrinking.report import describe_sub_block
+from secateur.shrinking.job import Chosen, Job, describe_sub_block
+from secateur.shrinking.latency import time_widths
+from secateur.shrinking.refit import CutSubBlock, cut_blocks, pass_cut_blocks, refitted_file
 from secateur.shrinking.sub_models import draw_widths
-from secateur.shrinking.survey import Survey, Trials, survey
+from secateur.shrinking.survey import Survey, survey
 from secateur.shrinking.units import Width, all_units, kept_parameters
-from secateur.shrinking.widths import choose_widths, parameter_costs
+from secateur.shrinking.widths import (
+    choose_widths,
+    parameter_costs,
+)
 
 # Tokens that a sub-model is tried on, and tokens of other forward passes.
 _TRIAL_TOKENS = 2048
@@ -74,15 +73,9 @@ def choose_nested(job: Job, watch: Stopwatch, progress: Progress) -> Chosen:
 def _plan(job: Job, tokens_SL: Tensor, progress: Progress) -> dict[str, Any]:
     """What the manifest keeps of the widths: enough to go on behind them, and for the report."""
     if job.target.widths is not None:
-        nothing: list[dict[str, Any]] = [{} for _ in job.sub_blocks]
-        return {
-            "widths": job.target.widths,
-            "why": nothing,
-            "survey": None,
-            "latency": None,
-            "tokens": 0,
-            "notes": [],
-        }
+        why: list[dict[str, Any]] = [{} for _ in job.sub_blocks]
+        nothing: dict[str, Any] = {"survey": None, "latency": None, "tokens": 0, "notes": []}
+        return {"widths": job.target.widths, "why": why, **nothing}
     removable = kept_parameters(job.sub_blocks, all_units(job.sub_blocks))
     grids = job.grids()
     costs = parameter_costs(job.sub_blocks, grids)
@@ -94,93 +87,48 @@ def _plan(job: Job, tokens_SL: Tensor, progress: Progress) -> dict[str, Any]:
     sparsities = [job.target.budget / removable] * job.options.sub_models
     seen = survey_model(job, tokens_SL, sparsities, progress)
     (chosen,) = choose_widths(costs, seen.penalties.nats, [budget])
+    latency = None
+    if timing is not None:
+        gone = sum(each[-1] for each in costs) - chosen.cost
+        latency = LatencyReport(
+            tokens=tokens_SL.shape[1],
+            before=timing.total / 1e9,
+            expected=(timing.total - gone) / 1e9,
+        ).model_dump(mode="json")
     return {
         "widths": [grid[choice] for grid, choice in zip(seen.grids, chosen.choices, strict=True)],
         "why": [
             {
                 "local_loss": losses[choice],
                 "penalty": nats[choice],
-                "next_penalty": _next(nats[:choice]),
+                "next_penalty": next(filter(isfinite, reversed(nats[:choice])), None),
             }
             for losses, nats, choice in zip(
-                seen.survey.losses, seen.penalties.nats, chosen.choices, strict=True
+                seen.losses, seen.penalties.nats, chosen.choices, strict=True
             )
         ],
-        "survey": describe_survey(seen, chosen.loss).model_dump(mode="json"),
-        "latency": None
-        if timing is None
-        else _describe_timing(timing, chosen.cost, tokens_SL.shape[1]),
-        "tokens": seen.survey.tokens,
-        "notes": seen.survey.notes,
+        "survey": seen.report(chosen.loss).model_dump(mode="json"),
+        "latency": latency,
+        "tokens": seen.tokens,
+        "notes": seen.notes,
     }
-
-
-def _describe_timing(timing: Timing, cost: int, tokens: int) -> dict[str, Any]:
-    gone = sum(each[-1] for each in timing.costs) - cost
-    return LatencyReport(
-        tokens=tokens, before=timing.total / 1e9, expected=(timing.total - gone) / 1e9
-    ).model_dump(mode="json")
-
-
-def _next(narrower: Sequence[float]) -> float | None:
-    """The last penalty that is finite, if there is one."""
-    return next((nats for nats in reversed(narrower) if isfinite(nats)), None)
-
-
-@dataclass(frozen=True)
-class SurveyedModel:
-    """What is known of every width of every sub-block.
-
-    Attributes:
-        grids: widths of each.
-        places: for each sub-model the place of its width in each grid.
-        survey: their local losses, and the divergences of sub-models.
-        penalties: the divergence that each width is expected to cause.
-        trial_tokens: that each sub-model was tried on.
-    """
-
-    grids: list[list[Width]]
-    places: list[list[int]]
-    survey: Survey
-    penalties: Penalties
-    trial_tokens: int
 
 
 def survey_model(
     job: Job, tokens_SL: Tensor, sparsities: Sequence[float], progress: Progress
-) -> SurveyedModel:
+) -> Survey:
     """Find out what widths cost, with a sub-model around each of the sparsities."""
     grids = job.grids()
     generator = torch.Generator().manual_seed(job.options.calibration.seed)
     places = draw_widths(parameter_costs(job.sub_blocks, grids), sparsities, generator)
-    length = tokens_SL.shape[1]
-    held_out = slice(Batches.of(len(tokens_SL), length, _BATCH_TOKENS).boundary, len(tokens_SL))
-    count = min(max(1, _TRIAL_TOKENS // length), held_out.stop - held_out.start)
+    count, length = tokens_SL.shape
+    start = Batches.of(count, length, _BATCH_TOKENS).boundary
+    windows = slice(start, min(start + max(1, _TRIAL_TOKENS // length), count))
     memory = memory_budget(None) // 2
-    found = survey(
-        job.source.store(job.device),
-        job.sub_blocks,
-        grids,
-        tokens_SL,
-        _stream(job, tokens_SL, memory, {count}),
-        Trials(places, slice(held_out.start, held_out.start + count), memory),
-        progress,
-    )
-    penalties = fit_penalties(grids, found.losses, places, found.divergences)
-    return SurveyedModel(grids, places, found, penalties, count * length)
-
-
-def describe_survey(seen: SurveyedModel, predicted: float) -> SurveyReport:
-    """Say how the sub-models did."""
-    finite = [value for value in seen.survey.divergences if isfinite(value)]
-    return SurveyReport(
-        sub_models=len(seen.survey.divergences),
-        tokens=seen.trial_tokens,
-        divergence_mean=statistics.fmean(finite),
-        divergence_deviation=statistics.pstdev(finite),
-        not_finite=len(seen.survey.divergences) - len(finite),
-        explained=seen.penalties.explained,
-        predicted_divergence=predicted,
+    stream = _stream(job, tokens_SL, memory, {windows.stop - start})
+    store = job.source.store(job.device)
+    return survey(
+        store, job.sub_blocks, grids, places, tokens_SL, windows, stream, memory, progress
     )
 
 

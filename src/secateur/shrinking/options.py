@@ -9,9 +9,12 @@ from pydantic import Field, model_validator
 from secateur.runs.device import DtypeName
 from secateur.runs.errors import SecateurError
 from secateur.runs.options import Options
-from secateur.shrinking.export import Form
-from secateur.shrinking.priors import Prior
 from secateur.text.options import CalibrationOptions
+
+Form = Literal["uneven", "uniform", "padded"]
+Prior = Literal["wanda", "magnitude", "fluctuation", "random"]
+# Utilities are solved for in a matrix of as many rows and columns.
+_MOST_SUB_MODELS = 10_000
 
 
 class ShrinkOptions(Options):
@@ -41,9 +44,16 @@ class ShrinkOptions(Options):
         description="what the share is of: parameters of the blocks, or the time that they take on "
         "this machine for a window of text",
     )
-    sub_models: int = Field(96, ge=8, description="sub-models of random widths that are tried")
+    sub_models: int = Field(
+        96,
+        ge=8,
+        le=_MOST_SUB_MODELS,
+        description="sub-models of random widths that are tried",
+    )
     step: float = Field(0.05, gt=0, lt=1, description="paper: largest share that one round removes")
-    masks: int = Field(200, ge=2, description="paper: sub-models that a round tries")
+    masks: int = Field(
+        200, ge=2, le=_MOST_SUB_MODELS, description="paper: sub-models that a round tries"
+    )
     prior: Prior = Field("wanda", description="paper: what decides which units may go in a round")
     calibration: CalibrationOptions = Field(
         default_factory=CalibrationOptions,

@@ -17,6 +17,9 @@ from secateur.runs.meter import Stopwatch
 from secateur.runs.progress import Progress
 from secateur.runs.run import Run
 from secateur.shrinking.bonsai import (
+    Anywhere,
+    Exactly,
+    Goal,
     Parent,
     Round,
     RoundOptions,
@@ -24,9 +27,7 @@ from secateur.shrinking.bonsai import (
     remove,
     round_shares,
 )
-from secateur.shrinking.job import Chosen, Job
-from secateur.shrinking.report import describe_sub_block
-from secateur.shrinking.selection import Anywhere, Exactly, Goal
+from secateur.shrinking.job import Chosen, Job, describe_sub_block
 from secateur.shrinking.units import all_units, block_parameters, kept_parameters
 
 

@@ -14,12 +14,12 @@ from secateur.report.documents.shrink import ShrinkReport
 from secateur.report.page import write_report
 from secateur.runs.meter import Meter
 from secateur.runs.progress import Progress, silent
-from secateur.shrinking.export import as_they_were, check_saved, export, plan_layout
+from secateur.shrinking.export import as_they_were, check_saved, count_parameters, export
 from secateur.shrinking.job import Job, taken
+from secateur.shrinking.layout import plan_layout
 from secateur.shrinking.nested import choose_nested
 from secateur.shrinking.options import ShrinkOptions
-from secateur.shrinking.refitting import read_refitted
-from secateur.shrinking.report import count_parameters
+from secateur.shrinking.refit import read_refitted
 from secateur.shrinking.rounds import choose_in_rounds
 
 

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from transformers import PretrainedConfig
 
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.structure import BlockList
 from secateur.runs.errors import SecateurError
 
 _WIDTHS = ("ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size")
 
 
-@dataclass(frozen=True)
-class SizeNames:
-    """Keys of a configuration.
+class SizeNames(NamedTuple):
+    """Keys of a configuration: numbers of query heads, of key-value groups, of channels.
 
-    Attributes:
-        heads: number of query heads.
-        groups: number of key-value groups; the same key where each head has its own.
-        width: channels of the feed-forward.
+    Heads and groups have the same key where each head is a group of its own.
     """
 
     heads: str
@@ -56,14 +53,13 @@ def open_source(model: str | Path, *, trust_remote_code: bool = False) -> Source
             f"The blocks of {found.folder} differ in width already; shrink the model it was made "
             "from, to the size you want."
         )
-    names = _size_names(found.blocks, found.folder)
+    names = _size_names(found.blocks.model.config, found.folder)
     return Source(
         found.folder, found.reader, found.blocks, found.mapped, config, names, trust_remote_code
     )
 
 
-def _size_names(blocks: BlockList, folder: Path) -> SizeNames:
-    config = blocks.model.config
+def _size_names(config: PretrainedConfig, folder: Path) -> SizeNames:
     if config.get_text_config() is not config:
         raise SecateurError(
             f"{folder} holds a model of several parts ({config.model_type}); shrink a checkpoint "

@@ -1,17 +1,32 @@
-"""Sub-models of random widths: which widths each has, and how far it is from the dense model."""
+"""Sub-models: some units of a model, the others left out; how to run, draw and compare them.
+
+A sub-model has no weights of its own: ``narrowed`` cuts each block while it runs and puts the dense
+weights back behind it, so it does less work than the model and only one block exists twice.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from secateur.blocks.capture import logits_after
+from secateur.blocks.capture import capture, logits_after
+from secateur.blocks.loop import loaded
 from secateur.blocks.precision import forward_precision
 from secateur.evaluation.predictions import Predictions
+from secateur.models.forwards import replaced_forwards
+from secateur.models.store import BlockStore
 from secateur.models.structure import BlockList
+from secateur.runs.errors import SecateurError
+from secateur.shrinking.module_sizes import fit_attention, fit_linear
+from secateur.shrinking.units import SubBlock, Width, attention_refused
 
+# Another summation order changes fp32 sums by less than this; a wrong cut changes them by far more.
+_TOLERANCE = 1e-3
+_PROBE_TOKENS = 16
 # Widths between none and all that sub-models have; each takes a refit of its own.
 _RUNGS = 8
 # How often a whole sub-block is missing.
@@ -20,10 +35,143 @@ _GONE = 1 / 24
 _LOGITS = 2**23
 
 
+@contextmanager
+def cut_to(
+    block: nn.Module, sub_block: SubBlock, kept: Tensor, new: Mapping[str, Tensor] | None = None
+) -> Iterator[None]:
+    """Within the context, a dense block has only the kept units of one sub-block.
+
+    ``new`` are cut parameters with other values, by name inside the block; others are ignored.
+    """
+    width = sub_block.width_of(kept)
+    if width == sub_block.whole:
+        yield
+        return
+    dense = {axis.parameter: block.get_parameter(axis.parameter) for axis in sub_block.axes}
+    small = sub_block.cut(dense, kept)
+    small |= {name: tensor.to(small[name]) for name, tensor in (new or {}).items() if name in small}
+    try:
+        _install(block, sub_block, small, width)
+        yield
+    finally:
+        _install(block, sub_block, dense, sub_block.whole)
+
+
+def _install(
+    block: nn.Module, sub_block: SubBlock, tensors: Mapping[str, Tensor], width: Width
+) -> None:
+    """Put parameters of a width into a block, and tell its modules how wide they are now."""
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        if not isinstance(tensor, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=False)
+        block.get_submodule(owner)._parameters[leaf] = tensor
+    for name in {name.rpartition(".")[0] for name in tensors}:
+        fit_linear(block.get_submodule(name))
+    if sub_block.kind == "attention":
+        fit_attention(
+            block.get_submodule(sub_block.attention),
+            block.get_submodule(sub_block.output),
+            heads=width.units * width.queries,
+            groups=width.units,
+        )
+
+
+@contextmanager
+def narrowed(
+    blocks: Sequence[nn.Module] | BlockList, sub_blocks: Sequence[SubBlock], kept: Sequence[Tensor]
+) -> Iterator[None]:
+    """Within the context, blocks with dense weights run with the kept units alone."""
+
+    def narrow(index: int, block: nn.Module) -> Callable[..., Any]:
+        dense = block.forward
+        cuts = [part for part in zip(sub_blocks, kept, strict=True) if part[0].block == index]
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with ExitStack() as stack:
+                for sub_block, units in cuts:
+                    stack.enter_context(cut_to(block, sub_block, units))
+                return dense(*args, **kwargs)
+
+        return run
+
+    with replaced_forwards((block, narrow(index, block)) for index, block in enumerate(blocks)):
+        yield
+
+
+@contextmanager
+def masked(
+    blocks: Sequence[nn.Module] | BlockList, sub_blocks: Sequence[SubBlock], kept: Sequence[Tensor]
+) -> Iterator[None]:
+    """Within the context, what removed units hand to the output linear is multiplied by zero.
+
+    This is the definition that ``narrowed`` is held to.
+    """
+
+    def masking(mask_I: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
+        return lambda _module, inputs: (inputs[0] * mask_I.to(inputs[0]), *inputs[1:])
+
+    with ExitStack() as stack:
+        for sub_block, units in zip(sub_blocks, kept, strict=True):
+            mask_I = torch.zeros(sub_block.columns_UP.numel())
+            mask_I[sub_block.columns(units)] = 1
+            output = blocks[sub_block.block].get_submodule(sub_block.output)
+            stack.callback(output.register_forward_pre_hook(masking(mask_I)).remove)
+        yield
+
+
+@torch.no_grad()
+def check_cuttable(
+    store: BlockStore, sub_blocks: Sequence[SubBlock], *, queries: bool = True
+) -> None:
+    """Try on the first block whether cutting a unit equals masking it.
+
+    Structure alone does not show everything: positions may be tied to the number of a head. With
+    ``queries`` the same is tried for query heads that go without their groups.
+
+    Raises:
+        SecateurError: cutting changes what the kept units compute.
+    """
+    with store.embeddings():
+        parameters = store.blocks.model.parameters()
+        device = next(each.device for each in parameters if not each.is_meta)
+        ids = torch.arange(_PROBE_TOKENS, device=device).unsqueeze(0)
+        captured = capture(store.blocks, ids, last=0)
+    call, x_BLD = captured.calls[0], captured.first_BLD
+
+    def cut_is_masked(block: nn.Module, sub_block: SubBlock, kept: Tensor) -> bool:
+        with masked([block], [sub_block], [kept]):
+            expected_BLD = call(block, x_BLD)
+        try:
+            with cut_to(block, sub_block, kept):
+                actual_BLD = call(block, x_BLD)
+        except (RuntimeError, ValueError, TypeError):
+            return False
+        return bool((actual_BLD - expected_BLD).norm() < _TOLERANCE * expected_BLD.norm())
+
+    with loaded(store, 0) as block:
+        for sub_block in (each for each in sub_blocks if each.block == 0):
+            if not cut_is_masked(block, sub_block, torch.arange(1, sub_block.units)):
+                if sub_block.kind == "attention":
+                    raise attention_refused("what one head computes depends on how many there are")
+                raise SecateurError(
+                    "The feed-forward of this family cannot be cut, what one channel computes "
+                    "depends on the others."
+                )
+            groups, heads = sub_block.whole
+            if queries and heads > 1:
+                later = torch.arange(groups * heads).view(groups, heads)[:, 1:]
+                if not cut_is_masked(block, sub_block, later):
+                    raise SecateurError(
+                        "The attention of this family cannot lose query heads alone, what one "
+                        "computes depends on how many read the same keys; use --whole-groups."
+                    )
+
+
 def draw_widths(
     costs: Sequence[Sequence[int]], sparsities: Sequence[float], generator: torch.Generator
 ) -> list[list[int]]:
-    """Draw the width that each sub-model has in each sub-block.
+    """Draw the width of each sub-block for each sub-model, as places in ``costs``.
 
     A sub-block loses between nothing and twice the sub-model's sparsity, or all of it now and
     then. Draws are stratified: over the sub-models every sub-block goes evenly through its range,
@@ -33,13 +181,11 @@ def draw_widths(
         costs: parameters of the widths that each sub-block may have, rising from none to all.
         sparsities: mean share of parameters that each sub-model loses.
         generator: of the random choices.
-
-    Returns:
-        one list per sub-model, of places in the costs of each sub-block.
     """
     columns = []
     for cost in costs:
-        rungs_R = torch.tensor(_rungs(len(cost)))
+        steps = min(_RUNGS, len(cost) - 1)
+        rungs_R = torch.tensor([round(step * (len(cost) - 1) / steps) for step in range(steps + 1)])
         cost_R = torch.tensor(cost)[rungs_R]
         removed_N, gone_N = _strata(len(sparsities), generator), _strata(len(sparsities), generator)
         mean_N = torch.tensor(sparsities, dtype=torch.float64)
@@ -49,12 +195,6 @@ def draw_widths(
         width_N = rungs_R[(wanted_N[:, None] - cost_R).abs().argmin(1)]
         columns.append(width_N.masked_fill(gone_N < _GONE, 0).tolist())
     return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _rungs(count: int) -> list[int]:
-    """At most so many places of a grid, evenly spread, its ends among them."""
-    steps = min(_RUNGS, count - 1)
-    return [round(number * (count - 1) / steps) for number in range(steps + 1)]
 
 
 def _strata(count: int, generator: torch.Generator) -> Tensor:

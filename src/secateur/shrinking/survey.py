@@ -7,10 +7,12 @@ its own widths, which are slices of that order, before the next block comes.
 from __future__ import annotations
 
 import math
+import statistics
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 
 import numpy as np
@@ -19,50 +21,70 @@ from torch import Tensor, nn
 
 from secateur.blocks.activations import allocate
 from secateur.blocks.inputs import InputAccumulator, LinearGroup, observed_inputs
+from secateur.blocks.loop import loaded_blocks
 from secateur.blocks.streams import Stream
 from secateur.models.store import BlockStore
 from secateur.models.structure import Linear
+from secateur.report.documents.shrink import SurveyReport
 from secateur.runs.progress import Progress, silent
-from secateur.shrinking.cut import cut, kept_columns, stored_output
-from secateur.shrinking.masking import installed
-from secateur.shrinking.ordering import UnitOrder, order_units
-from secateur.shrinking.output_fit import OutputFit, fit_output
-from secateur.shrinking.sub_models import divergences
-from secateur.shrinking.units import SubBlock, Width, output_linear
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Sub-models and what they are tried on.
-
-    Attributes:
-        places: for each sub-model the place of its width in each sub-block's grid.
-        windows: the samples that it sees; the stream knows calls of as many.
-        memory: bytes that hidden states of all of them may take before they go to a file.
-    """
-
-    places: Sequence[Sequence[int]]
-    windows: slice
-    memory: int
+from secateur.shrinking.ordering import OutputFit, UnitOrder, order_units
+from secateur.shrinking.sub_models import cut_to, divergences
+from secateur.shrinking.units import SubBlock, Width
+from secateur.shrinking.widths import Penalties, fit_penalties
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What the pass found.
+    """What the pass found of every width of every sub-block.
 
     Attributes:
-        losses: of each sub-block and each width of its grid: squared change of its output, the
-            kept units refitted, on held-out tokens, over the typical square of the hidden states
-            that it is added to.
+        grids: widths of each sub-block.
+        places: for each sub-model the place of its width in each grid.
+        losses: of each width: squared change of the sub-block's output, the kept units refitted, on
+            held-out tokens, over the typical square of the hidden states that it is added to.
         divergences: of each sub-model, mean KL from the dense model in nats per token.
+        trial_tokens: that each sub-model was tried on.
         tokens: that went through all blocks.
-        notes: fallbacks that were needed.
+        fallbacks: that were needed, as sentences.
     """
 
+    grids: Sequence[Sequence[Width]]
+    places: Sequence[Sequence[int]]
     losses: list[list[float]]
     divergences: list[float]
+    trial_tokens: int
     tokens: int
-    notes: list[str]
+    fallbacks: list[str]
+
+    @cached_property
+    def penalties(self) -> Penalties:
+        """The divergence that each width is expected to cause."""
+        return fit_penalties(self.grids, self.losses, self.places, self.divergences)
+
+    @property
+    def notes(self) -> list[str]:
+        """For the user: fallbacks, and whether the expected divergences deserve trust."""
+        explained = self.penalties.explained
+        if explained is None or explained > 0:
+            return self.fallbacks
+        return [
+            *self.fallbacks,
+            "Do not trust the expected divergences, a fit to the other sub-models foretells those "
+            "of a sub-model no better than their mean does; give more --sub-models or text.",
+        ]
+
+    def report(self, predicted: float) -> SurveyReport:
+        """How the sub-models did; ``predicted`` is the divergence of the chosen widths."""
+        finite = [value for value in self.divergences if math.isfinite(value)]
+        return SurveyReport(
+            sub_models=len(self.divergences),
+            tokens=self.trial_tokens,
+            divergence_mean=statistics.fmean(finite),
+            divergence_deviation=statistics.pstdev(finite),
+            not_finite=len(self.divergences) - len(finite),
+            explained=self.penalties.explained,
+            predicted_divergence=predicted,
+        )
 
 
 @torch.no_grad()
@@ -70,100 +92,56 @@ def survey(
     store: BlockStore,
     sub_blocks: Sequence[SubBlock],
     grids: Sequence[Sequence[Width]],
+    places: Sequence[Sequence[int]],
     tokens_SL: Tensor,
+    windows: slice,
     stream: Stream,
-    trials: Trials,
+    memory: int,
     progress: Progress = silent,
 ) -> Survey:
-    """Order the units of every sub-block and try sub-models.
+    """Order the units of every sub-block, and try sub-models on some windows of the text.
 
-    Args:
-        store: the dense model.
-        sub_blocks: its sub-blocks.
-        grids: widths whose losses are wanted, for each sub-block.
-        tokens_SL: int64 (samples, length), the text of the stream.
-        stream: hidden states before the first block; they end behind the last one.
-        trials: the sub-models.
-        progress: called with (phase, done, total).
+    The stream starts before the first block and ends behind the last one; it knows calls of as many
+    sequences as there are windows. Beyond ``memory`` bytes the sub-models' hidden states are in a
+    file.
 
     Raises:
         SecateurError: weights or hidden states are not finite.
     """
-    start_WLD = stream.x_SLD[trials.windows]
+    start_WLD = stream.x_SLD[windows]
     # What sub-models differ by is far above the rounding of 16 bits, and memory is theirs mostly.
-    states_NWLD = allocate(
-        (len(trials.places), *start_WLD.shape), None, trials.memory, stream.dtype
-    )
+    states_NWLD = allocate((len(places), *start_WLD.shape), None, memory, stream.dtype)
     states_NWLD.copy_(start_WLD.expand_as(states_NWLD))
     losses: list[list[float]] = []
-    notes: list[str] = []
-    for index in range(len(store.blocks)):
-        block = store.load(index)
+    fallbacks: list[str] = []
+    for index, _, block in loaded_blocks(store):
         parts = [number for number, each in enumerate(sub_blocks) if each.block == index]
         own = [grids[part] for part in parts]
-        nested, energy = _order_units(block, [sub_blocks[part] for part in parts], own, stream)
-        for part, each in zip(parts, nested, strict=True):
-            tried = {row[part] for row in trials.places}
-            losses.append([loss / energy for loss in each.losses(grids[part], tried)])
-            notes += [f"{each.sub_block.label}: {note}" for note in each.order.notes]
-        widths = [tuple(grids[part][row[part]] for part in parts) for row in trials.places]
-        _run_sub_models(block, nested, widths, stream, states_NWLD)
+        orders, held_out_II, energy = _order_units(
+            block, [sub_blocks[part] for part in parts], own, stream
+        )
+        fits: list[dict[Width, OutputFit]] = []
+        for order, other_II, grid, part in zip(orders, held_out_II, own, parts, strict=True):
+            tried = {grid[0], *(grid[row[part]] for row in places)} - {grid[-1]}
+            fits.append({width: order.fit(width, other_II) for width in tried})
+            losses.append([loss / energy for loss in _held_out_losses(order, grid, fits[-1])])
+            fallbacks += [f"{order.sub_block.label}: {note}" for note in order.notes]
+        widths = [tuple(grids[part][row[part]] for part in parts) for row in places]
+        _run_sub_models(block, orders, fits, widths, stream, states_NWLD)
         stream.position += 1
-        store.release(index)
         progress("Trying widths", index + 1, len(store.blocks))
     with store.head():
         found = divergences(
             store.blocks,
-            tokens_SL[trials.windows],
-            stream.x_SLD[trials.windows],
+            tokens_SL[windows],
+            stream.x_SLD[windows],
             states_NWLD,
             stream.device,
             stream.dtype,
         )
-    return Survey(losses, found, tokens_SL.numel() + states_NWLD[..., 0].numel(), notes)
-
-
-@dataclass
-class _Nested:
-    """A dense sub-block whose units are in order."""
-
-    block: nn.Module
-    sub_block: SubBlock
-    weight_OI: Tensor
-    fitted_II: Tensor
-    held_out_II: Tensor
-    order: UnitOrder
-    _fits: dict[Width, OutputFit] = field(default_factory=dict)
-
-    def fit(self, width: Width) -> OutputFit:
-        """Its output matrix at a width."""
-        if width not in self._fits:
-            kept = self.order.kept(width)
-            columns_K = kept_columns(self.sub_block, kept).to(self.weight_OI.device)
-            self._fits[width] = fit_output(
-                self.weight_OI, self.fitted_II, self.held_out_II, columns_K
-            )
-        return self._fits[width]
-
-    def narrowed(self, width: Width) -> dict[str, Tensor]:
-        """Its parameters at a width."""
-        axes = self.sub_block.axes
-        own = {axis.parameter: self.block.get_parameter(axis.parameter) for axis in axes}
-        small = cut(self.sub_block, own, self.order.kept(width))
-        return small | stored_output(self.sub_block, self.fit(width).v_OK)
-
-    def losses(self, grid: Sequence[Width], tried: Collection[int]) -> list[float]:
-        """Held-out loss of each width of the grid, nothing for the last, which is all.
-
-        It is measured at the widths that sub-models have, given as places in the grid. Between
-        them the loss on fitted tokens, which every width has, is scaled as it is at their ends.
-        """
-        fitted = self.order.losses(self.weight_OI, self.fitted_II, grid[:-1])
-        fitted = [max(loss, sys.float_info.min) for loss in fitted]
-        measured = sorted(place for place in {0, *tried} if place < len(fitted))
-        factors = [self.fit(grid[place]).loss / fitted[place] for place in measured]
-        scales = np.interp(range(len(fitted)), measured, factors).tolist()
-        return [*(loss * scale for loss, scale in zip(fitted, scales, strict=True)), 0.0]
+    trial_tokens = tokens_SL[windows].numel()
+    tokens = tokens_SL.numel() + len(places) * trial_tokens
+    return Survey(grids, places, losses, found, trial_tokens, tokens, fallbacks)
 
 
 def _order_units(
@@ -171,23 +149,21 @@ def _order_units(
     sub_blocks: Sequence[SubBlock],
     grids: Sequence[Sequence[Width]],
     stream: Stream,
-) -> tuple[list[_Nested], float]:
-    """Carry the stream through a dense block and order its units; also the typical |x|² behind it.
+) -> tuple[list[UnitOrder], list[Tensor], float]:
+    """Carry the stream through a dense block and order its units.
 
-    That is the geometric mean over tokens, since a few of them have huge hidden states.
+    Returns:
+        the orders, Gram matrices of held-out text, and the typical |x|² behind the block: the
+        geometric mean over tokens, since a few of them have huge hidden states.
     """
-    outputs = [output_linear(block, each) for each in sub_blocks]
+    outputs = [each.output_linear(block) for each in sub_blocks]
     fitted_II, energy = _advance(block, outputs, stream, stream.batches.fitted)
     held_out_II, _ = _advance(block, outputs, stream, stream.batches.held_out)
-    nested = []
-    for sub_block, linear, grid, gram_II, other_II in zip(
-        sub_blocks, outputs, grids, fitted_II, held_out_II, strict=True
-    ):
-        weight_OI = linear.weight_OI.float()
+    orders = []
+    for sub_block, linear, grid, gram_II in zip(sub_blocks, outputs, grids, fitted_II, strict=True):
         queries = any(width.queries < sub_block.heads_per_unit for width in grid)
-        order = order_units(sub_block, weight_OI, gram_II, queries=queries)
-        nested.append(_Nested(block, sub_block, weight_OI, gram_II, other_II, order))
-    return nested, energy
+        orders.append(order_units(sub_block, linear.weight_OI.float(), gram_II, queries=queries))
+    return orders, held_out_II, energy
 
 
 def _advance(
@@ -209,21 +185,37 @@ def _advance(
     return [each.gram() for each in sums], math.exp(logarithm / tokens)
 
 
+def _held_out_losses(
+    order: UnitOrder, grid: Sequence[Width], fits: Mapping[Width, OutputFit]
+) -> list[float]:
+    """Held-out loss of each width of the grid, nothing for the last, which is all.
+
+    It is measured at the widths that are fitted. Between them the loss on fitted tokens, which
+    every width has, is scaled as it is at their ends.
+    """
+    fitted = [max(loss, sys.float_info.min) for loss in order.losses(grid[:-1])]
+    measured = [place for place, width in enumerate(grid) if width in fits]
+    factors = [fits[grid[place]].loss / fitted[place] for place in measured]
+    scales = np.interp(range(len(fitted)), measured, factors).tolist()
+    return [*(loss * scale for loss, scale in zip(fitted, scales, strict=True)), 0.0]
+
+
 def _run_sub_models(
     block: nn.Module,
-    nested: Sequence[_Nested],
+    orders: Sequence[UnitOrder],
+    fits: Sequence[Mapping[Width, OutputFit]],
     widths: Sequence[tuple[Width, ...]],
     stream: Stream,
     states_NWLD: Tensor,
 ) -> None:
     """Carry every sub-model through the block; those of the same widths share their weights."""
-    order = sorted(range(len(widths)), key=lambda number: widths[number])
-    for wanted, members in groupby(order, key=lambda number: widths[number]):
+    by_width = sorted(range(len(widths)), key=lambda number: widths[number])
+    for wanted, members in groupby(by_width, key=lambda number: widths[number]):
         with ExitStack() as stack:
-            for each, width in zip(nested, wanted, strict=True):
-                if width != each.sub_block.whole:
-                    small = each.narrowed(width)
-                    stack.enter_context(installed(block, each.sub_block, small, width))
+            for order, fitted, width in zip(orders, fits, wanted, strict=True):
+                if width in fitted:
+                    new = order.sub_block.stored_output(fitted[width].v_OK)
+                    stack.enter_context(cut_to(block, order.sub_block, order.kept(width), new))
             for number in members:
                 x_WLD = states_NWLD[number].to(stream.device, torch.float32)
                 states_NWLD[number].copy_(stream.call(block, x_WLD))

@@ -1,12 +1,11 @@
-"""What structured pruning can remove: channels of feed-forwards, key-value groups of attention.
+"""What structured pruning can remove, and how to cut it out of the tensors of a block.
 
-A unit is everything that goes together: a channel with its row in each input projection and its
-column in the output projection, a key-value head with the query heads that read it. Kept groups may
-also lose query heads, the same number each, since no configuration knows more than one. A sub-block
-says for each of its parameters which positions along which axis belong to which unit; cutting is
-then the same for every family, fused projections and biases included.
+A unit is everything that goes together: a channel of a feed-forward, with its row in each input
+projection and its column in the output projection; or a key-value head with the query heads that
+read it, a group. Kept groups may also lose query heads, the same number each, since no
+configuration knows more than one.
 
-What is kept of a sub-block is a tensor of indices: int64 (units,), or where query heads went
+What is kept of a sub-block is an int64 tensor of indices: (units,), or where query heads went
 (units, queries), a row of query heads for each kept group, numbered through all groups.
 """
 
@@ -14,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Literal, NamedTuple
 
@@ -35,12 +35,7 @@ _WITH_QUERIES = _JOINED | {"q_proj"}
 
 
 class Width(NamedTuple):
-    """How much of a sub-block is kept.
-
-    Attributes:
-        units: how many units.
-        queries: query heads in each of them; 0 in a feed-forward.
-    """
+    """How much of a sub-block is kept: units, and query heads in each, 0 in a feed-forward."""
 
     units: int
     queries: int
@@ -51,50 +46,45 @@ class UnitAxis:
     """The axis of one parameter along which units lie.
 
     Attributes:
-        linear: name of the linear inside the block.
-        parameter: name of the parameter inside the block.
+        parameter: its name inside the block.
         axis: the axis.
+        size: numbers at one position along it.
         positions_UP: int64 (units, positions of each along the axis); those of the unit's query
             heads come first, head after head.
         head_positions: how many of them one query head has.
     """
 
-    linear: str
     parameter: str
     axis: int
+    size: int
     positions_UP: Tensor
     head_positions: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class SubBlock:
-    """Attention or feed-forward of one block, and its units.
+    """Attention or feed-forward of one block: where its units lie, whatever the family.
 
     Attributes:
         block: index of the block.
         kind: what it is.
-        units: how many units it has.
-        unit_parameters: parameters that one unit holds.
-        head_parameters: parameters that go with one query head alone.
-        axes: where the units lie in each parameter.
+        axes: of all parameters that the units have a part of.
         output: name inside the block of the linear whose input columns are the units.
         attention: name inside the block of the attention module; empty for a feed-forward.
-        heads_per_unit: query heads in a key-value group; 0 for a feed-forward.
-        head_dim: width of a head; 0 for a feed-forward.
     """
 
     block: int
     kind: Kind
-    units: int
-    unit_parameters: int
-    head_parameters: int
     axes: tuple[UnitAxis, ...]
     output: str
     attention: str = ""
-    heads_per_unit: int = 0
-    head_dim: int = 0
 
     @property
+    def label(self) -> str:
+        """``3.attention``: short and unique in the model."""
+        return f"{self.block}.{self.kind}"
+
+    @cached_property
     def output_axis(self) -> UnitAxis:
         """Where the units lie in the weight of the output linear."""
         return next(axis for axis in self.axes if axis.parameter == f"{self.output}.weight")
@@ -103,6 +93,31 @@ class SubBlock:
     def columns_UP(self) -> Tensor:
         """Input columns of the output linear by unit, int64 (units, columns of each)."""
         return self.output_axis.positions_UP
+
+    @property
+    def units(self) -> int:
+        """How many units it has."""
+        return len(self.columns_UP)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head; 0 for a feed-forward."""
+        return self.output_axis.head_positions
+
+    @cached_property
+    def heads_per_unit(self) -> int:
+        """Query heads in a key-value group; 0 for a feed-forward."""
+        return self.columns_UP.shape[1] // self.head_dim if self.head_dim else 0
+
+    @cached_property
+    def unit_parameters(self) -> int:
+        """Parameters that one unit holds."""
+        return sum(axis.size * axis.positions_UP.shape[1] for axis in self.axes)
+
+    @cached_property
+    def head_parameters(self) -> int:
+        """Parameters that go with one query head alone."""
+        return sum(axis.size * axis.head_positions for axis in self.axes)
 
     @property
     def whole(self) -> Width:
@@ -131,6 +146,10 @@ class SubBlock:
         gone = self.heads_per_unit - width.queries
         return width.units * (self.unit_parameters - gone * self.head_parameters)
 
+    def removed(self, width: Width) -> int:
+        """Parameters that a width lacks."""
+        return self.parameters(self.whole) - self.parameters(width)
+
     def extent(self, axis: UnitAxis, width: Width) -> int:
         """Positions along an axis at a width."""
         gone = self.heads_per_unit - width.queries
@@ -147,29 +166,49 @@ class SubBlock:
         rest = rest_UP[kept[:, 0] // self.heads_per_unit].flatten()
         return torch.cat([own, rest]).sort().values
 
-    @property
-    def label(self) -> str:
-        """``3.attention``: short and unique in the model."""
-        return f"{self.block}.{self.kind}"
+    def columns(self, kept: Tensor) -> Tensor:
+        """Input columns of the output matrix that kept units have, rising."""
+        return self.positions(self.output_axis, kept)
 
+    def cut(self, tensors: Mapping[str, Tensor], kept: Tensor) -> dict[str, Tensor]:
+        """Return the parameters that units lie in, with the kept units alone, in their old order.
 
-def find_sub_blocks(blocks: BlockList, *, ffn_only: bool = False) -> list[SubBlock]:
-    """Return the sub-blocks that can be cut, attention before feed-forward in each block.
+        ``tensors`` are those of the dense block by name inside it; others are ignored.
+        """
+        small: dict[str, Tensor] = {}
+        for axis in self.axes:
+            tensor = tensors[axis.parameter]
+            positions = self.positions(axis, kept).to(tensor.device)
+            small[axis.parameter] = tensor.index_select(axis.axis, positions)
+        return small
 
-    Raises:
-        SecateurError: a feed-forward, or an attention unless ``ffn_only``, is built in a way that
-            cutting does not know; nothing would be left to do for the user but to leave it alone.
-    """
-    found: list[SubBlock] = []
-    for index, block in enumerate(blocks):
-        linears = find_linears(block)
-        name, attention = _find_attention(block)
-        inside = set() if attention is None else set(attention.modules())
-        if not ffn_only:
-            parts = [linear for linear in linears if linear.module in inside]
-            found.append(_attention(index, name, attention, parts))
-        found.append(_feed_forward(index, [each for each in linears if each.module not in inside]))
-    return found
+    def pad(self, small: Mapping[str, Tensor], kept: Width, width: Width) -> dict[str, Tensor]:
+        """Widen what ``cut`` returns from ``kept`` to ``width``, which is nowhere smaller.
+
+        The last units, and of each the last query heads, are zero.
+        """
+        wide: dict[str, Tensor] = {}
+        for axis in self.axes:
+            tensor = small[axis.parameter]
+            shape = list(tensor.shape)
+            shape[axis.axis] = self.extent(axis, width)
+            # Where the first units of the dense parameter are once the others are gone.
+            places = torch.searchsorted(
+                self.positions(axis, self.first(width)), self.positions(axis, self.first(kept))
+            )
+            wide[axis.parameter] = tensor.new_zeros(shape).index_copy(
+                axis.axis, places.to(tensor.device), tensor
+            )
+        return wide
+
+    def stored_output(self, v_OK: Tensor) -> dict[str, Tensor]:
+        """A cut output matrix as its module holds it, by name inside the block."""
+        axis = self.output_axis
+        return {axis.parameter: v_OK if axis.axis == 1 else v_OK.T.contiguous()}
+
+    def output_linear(self, block: nn.Module) -> Linear:
+        """The linear of its dense block whose input columns are the units."""
+        return next(linear for linear in find_linears(block) if linear.name == self.output)
 
 
 def block_parameters(blocks: BlockList) -> int:
@@ -190,9 +229,22 @@ def all_units(sub_blocks: Sequence[SubBlock]) -> list[Tensor]:
     return [torch.arange(sub_block.units) for sub_block in sub_blocks]
 
 
-def output_linear(block: nn.Module, sub_block: SubBlock) -> Linear:
-    """The linear of a dense block whose input columns are the units."""
-    return next(linear for linear in find_linears(block) if linear.name == sub_block.output)
+def find_sub_blocks(blocks: BlockList, *, ffn_only: bool = False) -> list[SubBlock]:
+    """Return the sub-blocks of all blocks, attention before feed-forward.
+
+    Raises:
+        SecateurError: a feed-forward, or an attention unless ``ffn_only``, cannot be cut.
+    """
+    found: list[SubBlock] = []
+    for index, block in enumerate(blocks):
+        linears = find_linears(block)
+        name, attention = _find_attention(block)
+        inside = set() if attention is None else set(attention.modules())
+        if not ffn_only:
+            parts = [linear for linear in linears if linear.module in inside]
+            found.append(_attention(index, name, attention, parts))
+        found.append(_feed_forward(index, [each for each in linears if each.module not in inside]))
+    return found
 
 
 def attention_refused(reason: str) -> SecateurError:
@@ -205,11 +257,8 @@ def attention_refused(reason: str) -> SecateurError:
 
 def _head_dim(module: nn.Module) -> int:
     """Width of a head of an attention module, 0 for any other module."""
-    for name in ("head_dim", "head_size"):
-        value = getattr(module, name, None)
-        if isinstance(value, int):
-            return value
-    return 0
+    sizes = (getattr(module, name, None) for name in ("head_dim", "head_size"))
+    return next((size for size in sizes if isinstance(size, int)), 0)
 
 
 def _find_attention(block: nn.Module) -> tuple[str, nn.Module | None]:
@@ -229,42 +278,19 @@ def _attention(
     head_dim = _head_dim(attention)
     output = leaves.pop(outputs[0])
     heads = output.weight_OI.shape[1] // head_dim
-    rows = _rows_by_group(
-        {leaf: each.weight_OI.shape[0] for leaf, each in leaves.items()}, heads, head_dim
-    )
-    for leaf, rows_UP in rows.items():
-        if rows_UP.numel() != leaves[leaf].weight_OI.shape[0]:
+    sizes = {leaf: linear.weight_OI.shape[0] for leaf, linear in leaves.items()}
+    axes: list[UnitAxis] = []
+    for leaf, rows_UP in _rows_by_group(sizes, heads, head_dim).items():
+        if rows_UP.numel() != sizes[leaf]:
             raise attention_refused(f"{leaf} does not hold whole heads of one key-value group each")
-    axes = [
-        axis
-        for leaf, rows_UP in rows.items()
-        for axis in _row_axes(leaves[leaf], rows_UP, head_dim if leaf in _WITH_QUERIES else 0)
-    ]
-    groups = len(axes[0].positions_UP)
-    columns_UP = torch.arange(heads * head_dim).view(groups, -1)
+        axes += _row_axes(leaves[leaf], rows_UP, head_dim if leaf in _WITH_QUERIES else 0)
+    columns_UP = torch.arange(heads * head_dim).view(len(axes[0].positions_UP), -1)
     axes.append(_column_axis(output, columns_UP, head_dim))
-    return SubBlock(
-        block=index,
-        kind="attention",
-        units=groups,
-        unit_parameters=_parameters(linears, [(axis, axis.positions_UP.shape[1]) for axis in axes]),
-        head_parameters=_parameters(linears, [(axis, axis.head_positions) for axis in axes]),
-        axes=tuple(axes),
-        output=output.name,
-        attention=name,
-        heads_per_unit=heads // groups,
-        head_dim=head_dim,
-    )
+    return SubBlock(index, "attention", tuple(axes), output.name, name)
 
 
 def _rows_by_group(sizes: Mapping[str, int], heads: int, head_dim: int) -> dict[str, Tensor]:
-    """Rows of each input projection by key-value group.
-
-    Args:
-        sizes: rows of the input projections in all, by the last part of their names.
-        heads: number of query heads.
-        head_dim: width of a head.
-    """
+    """Rows of each input projection by key-value group; both are by the last part of its name."""
     if sizes.keys() == _SEPARATE:
         queries_UP, keys_UP = _head_positions(heads, sizes["k_proj"] // head_dim, head_dim)
         return {"q_proj": queries_UP, "k_proj": keys_UP, "v_proj": keys_UP}
@@ -306,38 +332,17 @@ def _feed_forward(index: int, linears: Sequence[Linear]) -> SubBlock:
         # Gate and up projection in one matrix lie one behind the other.
         axes += _row_axes(linear, torch.arange(rows).view(-1, width).T)
     axes.append(_column_axis(output, torch.arange(width).view(-1, 1)))
-    return SubBlock(
-        block=index,
-        kind="ffn",
-        units=width,
-        unit_parameters=_parameters(linears, [(axis, axis.positions_UP.shape[1]) for axis in axes]),
-        head_parameters=0,
-        axes=tuple(axes),
-        output=output.name,
-    )
+    return SubBlock(index, "ffn", tuple(axes), output.name)
 
 
 def _row_axes(linear: Linear, rows_UP: Tensor, head_rows: int = 0) -> list[UnitAxis]:
-    name, axis = f"{linear.name}.weight", int(linear.transposed)
-    axes = [UnitAxis(linear.name, name, axis, rows_UP, head_rows)]
+    axis, columns = int(linear.transposed), linear.weight_OI.shape[1]
+    axes = [UnitAxis(f"{linear.name}.weight", axis, columns, rows_UP, head_rows)]
     if linear.bias_O is not None:
-        axes.append(UnitAxis(linear.name, f"{linear.name}.bias", 0, rows_UP, head_rows))
+        axes.append(UnitAxis(f"{linear.name}.bias", 0, 1, rows_UP, head_rows))
     return axes
 
 
 def _column_axis(linear: Linear, columns_UP: Tensor, head_columns: int = 0) -> UnitAxis:
-    name, axis = f"{linear.name}.weight", 1 - int(linear.transposed)
-    return UnitAxis(linear.name, name, axis, columns_UP, head_columns)
-
-
-def _parameters(linears: Sequence[Linear], counts: Sequence[tuple[UnitAxis, int]]) -> int:
-    """Parameters at so many positions along each of some axes."""
-    parameters = {
-        f"{linear.name}.{name}": parameter
-        for linear in linears
-        for name, parameter in linear.module.named_parameters()
-    }
-    return sum(
-        count * (parameters[axis.parameter].numel() // parameters[axis.parameter].shape[axis.axis])
-        for axis, count in counts
-    )
+    axis, rows = 1 - int(linear.transposed), linear.weight_OI.shape[0]
+    return UnitAxis(f"{linear.name}.weight", axis, rows, columns_UP, head_columns)

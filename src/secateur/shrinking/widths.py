@@ -1,21 +1,26 @@
-"""Widths that sub-blocks may have, and the ones that a budget leaves them."""
+"""Widths that sub-blocks may have, what each costs the model, and which a budget buys."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from secateur.runs.errors import SecateurError
 from secateur.shrinking.units import SubBlock, Width
 from secateur.solvers.knapsack import Selection, WidthOptions, width_curve
+from secateur.solvers.utility import fit_with_prior
 
 # What kernels of accelerators and quantisers like, and the fewest steps that leave a choice.
 _CHANNELS = 64
 _STEPS = 16
+# Least coefficient, of the typical one: nothing is free, whatever noise says.
+_FLOOR = 0.1
 
 
 def width_grids(
@@ -34,7 +39,8 @@ def width_grids(
     for sub_block in sub_blocks:
         step = 1
         if sub_block.kind == "ffn":
-            step = grid or _default_step(sub_block.units)
+            most = max(1, sub_block.units // _STEPS)
+            step = grid or min(_CHANNELS, 1 << (most.bit_length() - 1))
         if step > 1 and step >= sub_block.units:
             raise SecateurError(
                 f"Feed-forwards of {sub_block.units} channels have no width that is a multiple of "
@@ -67,22 +73,87 @@ def parameter_costs(
     ]
 
 
+@dataclass(frozen=True)
+class Penalties:
+    """Divergence from the dense model that widths are expected to cause.
+
+    Attributes:
+        nats: of each sub-block and each width of its grid, nats per token; they add up. Infinite
+            for widths narrower than any that was tried: of them nothing is known.
+        explained: share of the variance of the sub-models' divergences that the fit to all others
+            foretells; None if they do not differ.
+    """
+
+    nats: list[list[float]]
+    explained: float | None
+
+
+def fit_penalties(
+    grids: Sequence[Sequence[Width]],
+    losses: Sequence[Sequence[float]],
+    tried: Sequence[Sequence[int]],
+    divergences: Sequence[float],
+) -> Penalties:
+    """Regress divergences on local losses.
+
+    A sub-block has two coefficients, nats per local loss: one of its narrower widths, one for all
+    of it being gone, which is more than the sum of its parts. All are expected to be alike, as far
+    as sub-models do not say otherwise. A width never costs less than one that it is part of.
+
+    Args:
+        grids: widths of each sub-block, rising from none.
+        losses: local loss of each of them.
+        tried: for each sub-model the place in each sub-block's grid.
+        divergences: of each sub-model; infinite ones count as the furthest finite one.
+    """
+    rows = [
+        [
+            entry
+            for loss, place in zip(losses, places, strict=True)
+            for entry in ((loss[place], 0.0) if place else (0.0, loss[place]))
+        ]
+        for places in tried
+    ]
+    design_NK = torch.tensor(rows, dtype=torch.float64)
+    divergence_N = torch.tensor(divergences, dtype=torch.float64)
+    ones_K = torch.ones(design_NK.shape[1], dtype=torch.float64)
+    fit = fit_with_prior(design_NK, divergence_N, ones_K, intercept=False)
+    coefficient_K = fit.coefficients_M
+    typical = coefficient_K.median().clamp_min(torch.finfo(coefficient_K.dtype).tiny)
+    coefficient_SK = coefficient_K.clamp_min(_FLOOR * typical).view(-1, 2).tolist()
+    nats = []
+    for place, (grid, loss, pair) in enumerate(zip(grids, losses, coefficient_SK, strict=True)):
+        least = min((row[place] for row in tried if row[place]), default=len(grid) - 1)
+        priced = _nested_prices(grid, loss, *pair)
+        priced[1:least] = [math.inf] * len(priced[1:least])
+        nats.append(priced)
+    finite_N = divergence_N.isfinite()
+    spread = float(divergence_N[finite_N].var(correction=0))
+    left_out = float(fit.left_out_N[finite_N].square().mean())
+    return Penalties(nats, 1 - left_out / spread if spread else None)
+
+
+def _nested_prices(
+    grid: Sequence[Width], loss: Sequence[float], partial: float, gone: float
+) -> list[float]:
+    """Penalties of all widths, each raised to the highest of those that contain it."""
+    priced = np.array([loss[0] * gone, *(each * partial for each in loss[1:])])
+    places_QU = nested_places(grid)[::-1, ::-1]
+    highest_QU = np.maximum.accumulate(np.maximum.accumulate(priced[places_QU], axis=0), axis=1)
+    priced[places_QU] = highest_QU
+    priced[0] = priced.max()
+    found: list[float] = priced.tolist()
+    return found
+
+
 def choose_widths(
     costs: Sequence[Sequence[int]],
     penalties: Sequence[Sequence[float]],
     budgets: Sequence[int],
 ) -> list[Selection]:
-    """The widths of least penalty that cost at most so much together, for each budget.
+    """The widths of least penalty within each budget, in the unit of the costs.
 
-    Args:
-        costs: of each width of each sub-block, in parameters or nanoseconds.
-        penalties: of each of these widths.
-        budgets: in the unit of the costs.
+    Costs, in parameters or nanoseconds, and penalties are of each width of each sub-block.
     """
     tables = [WidthOptions(*table) for table in zip(costs, penalties, strict=True)]
     return width_curve(tables, budgets)
-
-
-def _default_step(channels: int) -> int:
-    most = max(1, channels // _STEPS)
-    return int(min(_CHANNELS, 2 ** math.floor(math.log2(most))))

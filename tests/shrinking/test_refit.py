@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from secateur.blocks.capture import logits_after
 from secateur.blocks.streams import Batches, Stream
-from secateur.shrinking.export import Form, export, plan_layout
-from secateur.shrinking.refitting import CutSubBlock, cut_blocks, pass_cut_blocks, read_refitted
+from secateur.shrinking.export import export
+from secateur.shrinking.layout import plan_layout
+from secateur.shrinking.options import Form
+from secateur.shrinking.refit import CutSubBlock, cut_blocks, pass_cut_blocks, read_refitted
 from secateur.shrinking.source import Source, open_source
 from secateur.shrinking.units import Width, find_sub_blocks
 
