@@ -18,7 +18,7 @@ from typer.models import OptionInfo
 
 from secateur.allocation import ALLOCATIONS
 from secateur.comparison.options import Comparison
-from secateur.evaluation import TASKS
+from secateur.evaluation.tasks import TASKS
 from secateur.evaluation.options import EvaluationOptions
 from secateur.methods import STAGES
 from secateur.models.formats import FORMATS
