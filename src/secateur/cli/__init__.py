@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
 import typer
 
@@ -67,8 +68,10 @@ def main() -> None:
     except SecateurError as error:
         _end(1, str(error))
     except OSError as error:
-        reason = error.strerror or str(error).partition("\n")[0]
-        _end(1, f"{error.filename or 'a file'} cannot be used ({reason.lower()}); check the path.")
+        reason = (error.strerror or str(error).partition("\n")[0]).lower()
+        if error.filename is None:
+            _end(1, f"The system refuses to go on ({reason}); mend that and run it again.")
+        _end(1, f"{error.filename} cannot be used ({reason}); check the path.")
     except _Stopped as stopped:
         number = stopped.args[0]
         resumes = sys.argv[1:2] and sys.argv[1] in _RESUMING
@@ -80,7 +83,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise _Stopped(number)
 
 
-def _end(code: int, sentence: str) -> None:
+def _end(code: int, sentence: str) -> NoReturn:
     from secateur.cli.console import complain
 
     complain(sentence)
