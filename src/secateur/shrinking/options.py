@@ -36,8 +36,8 @@ class ShrinkOptions(Options):
     grid: int | None = Field(
         None,
         ge=1,
-        description="feed-forwards keep multiples of so many channels, or all; by default the "
-        "largest power of two up to 64 that gives sixteen widths",
+        description="feed-forwards keep multiples of this many channels, or all; by default the "
+        "largest power of two up to 64 that gives sixteen widths, 1 if widths are uniform",
     )
     budget: Literal["parameters", "latency"] = Field(
         "parameters",
