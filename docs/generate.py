@@ -18,8 +18,8 @@ from typer.models import OptionInfo
 
 from secateur.allocation import ALLOCATIONS
 from secateur.comparison.options import Comparison
-from secateur.evaluation.tasks import TASKS
 from secateur.evaluation.options import EvaluationOptions
+from secateur.evaluation.tasks import TASKS
 from secateur.methods import STAGES
 from secateur.models.formats import FORMATS
 from secateur.pruning.recipe import Recipe

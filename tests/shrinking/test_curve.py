@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from secateur.cli import app
 from secateur.report.documents.shrink import SizeCurve
 from secateur.runs.errors import SecateurError
+from secateur.shrinking import survey
 from secateur.shrinking.curve import size_curve
 from secateur.shrinking.options import ShrinkOptions
 from secateur.shrinking.shrink import shrink
 from secateur.shrinking.source import open_source
 from secateur.shrinking.units import Width, find_sub_blocks
+from secateur.shrinking.widths import Penalties
 
 
 def options(text_file: Path, **values: Any) -> ShrinkOptions:
@@ -89,3 +93,25 @@ def test_curves_of_other_kinds_are_refused(
     with pytest.raises(SecateurError, match="leave out --preset"):
         size_curve(checkpoints("llama"), tmp_path / "out", ShrinkOptions.from_mapping(values))
     assert not (tmp_path / "out").exists()
+
+
+def test_expectations_that_deserve_no_trust_are_said_to(
+    checkpoints: Callable[..., Path],
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fit = survey.fit_penalties
+    monkeypatch.setattr(
+        survey, "fit_penalties", lambda *found: Penalties(fit(*found).nats, explained=-0.1)
+    )
+    text = ["--calibration", str(text_file), "--samples", "8", "--length", "32"]
+    result = CliRunner().invoke(
+        app,
+        ["shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--curve",
+         "--sub-models", "8", *text],
+    )  # fmt: skip
+    assert result.exit_code == 0
+    assert "Do not trust the expected divergences" in result.stderr
+    (note,) = json.loads((tmp_path / "out" / "curve.json").read_text())["notes"]
+    assert "--sub-models" in note

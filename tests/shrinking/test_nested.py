@@ -223,6 +223,15 @@ def test_uniform_widths_need_no_sub_models(
     assert model(IDS).logits.isfinite().all()
 
 
+def test_uniform_feed_forwards_keep_a_multiple_of_the_grid(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    chosen = options(text_file, form="uniform", grid=16)
+    report = shrink(checkpoints("llama"), tmp_path, chosen).report
+    assert {each.kept for each in report.sub_blocks if each.kind == "ffn"} == {48}
+    assert 0.25 < report.parameters.removed <= 0.4
+
+
 def test_nearly_everything_can_go(
     checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
@@ -237,6 +246,7 @@ def test_nearly_everything_can_go(
     [
         ({"grid": 64}, "smaller --grid"),
         ({"sub_models": 2}, "sub_models"),
+        ({"sub_models": 10**9}, "sub_models .* less than or equal to 10000"),
         ({"masks": 10}, "belongs to the preset paper"),
         ({"preset": "paper", "grid": 8}, "belongs to the preset default"),
         ({"preset": "paper", "whole_groups": True}, "belongs to the preset default"),

@@ -177,7 +177,15 @@ def test_goals_that_cannot_be_reached_are_refused_before_work(
 
 
 @pytest.mark.parametrize(
-    "values", [{"sparsity": 0.0}, {"sparsity": 1.0}, {"masks": 1}, {"step": 0.0}, {"prior": "x"}]
+    "values",
+    [
+        {"sparsity": 0.0},
+        {"sparsity": 1.0},
+        {"masks": 1},
+        {"masks": 10**9},
+        {"step": 0.0},
+        {"prior": "x"},
+    ],
 )
 def test_options_out_of_range_are_named(values: dict[str, Any]) -> None:
     with pytest.raises(SecateurError, match=next(iter(values))):

@@ -139,11 +139,16 @@ def page_of(output: Path) -> Path:
     return output / "secateur" / "report.html"
 
 
-def show_result(table: RenderableType, notes: Iterable[str], output: Path) -> None:
-    """Show a finished run: its table, what the user should know, and where the files are."""
+def show_table(table: RenderableType, notes: Iterable[str]) -> None:
+    """Show a table, and what the user should know."""
     stdout.print(table)
     for note in notes:
         stderr.print(Text.assemble(("note", "yellow"), " ", note))
+
+
+def show_result(table: RenderableType, notes: Iterable[str], output: Path) -> None:
+    """Show a finished run: its table, what the user should know, and where the files are."""
+    show_table(table, notes)
     say("Saved to ", output, f"; every number is in {output / 'report.json'}.")
     say("To look at: ", page_of(output))
 

@@ -66,7 +66,14 @@ def shrink(
     as_json: AsJson = False,
 ) -> None:
     """Remove channels and heads, and save a smaller model."""
-    from secateur.cli.console import page_of, print_json, progress_bars, say, show_result, stdout
+    from secateur.cli.console import (
+        page_of,
+        print_json,
+        progress_bars,
+        say,
+        show_result,
+        show_table,
+    )
     from secateur.report.terminal import curve_table, shrink_table
     from secateur.shrinking.curve import size_curve
     from secateur.shrinking.options import ShrinkOptions
@@ -85,7 +92,7 @@ def shrink(
         if as_json:
             print_json(found.model_dump(mode="json"))
             return
-        stdout.print(curve_table(found))
+        show_table(curve_table(found), found.notes)
         say("Widths of every size: ", output / "curve.json", "; a plot: curve.svg.")
         say("To look at: ", page_of(output))
         return
