@@ -32,11 +32,11 @@ from secateur.shrinking.bonsai import (
     output_weight,
     prune_round,
     remove,
-    round_shares,
     sample_without_replacement,
     sampling_weights,
     score_units,
 )
+from secateur.shrinking.options import round_shares
 from secateur.shrinking.sub_models import narrowed
 from secateur.shrinking.units import SubBlock, all_units, find_sub_blocks, kept_parameters
 

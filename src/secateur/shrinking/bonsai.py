@@ -142,12 +142,6 @@ def remove(kept: Sequence[Tensor], removed: Sequence[Tensor]) -> list[Tensor]:
     return [left[~torch.isin(left, gone)] for left, gone in zip(kept, removed, strict=True)]
 
 
-def round_shares(sparsity: float, step: float) -> list[float]:
-    """Share of the goal that is reached after each round, when one removes at most ``step``."""
-    rounds = max(1, math.ceil(sparsity / step - 1e-9))
-    return [min(1.0, (number + 1) * step / sparsity) for number in range(rounds - 1)] + [1.0]
-
-
 class Trial(NamedTuple):
     """How many units of a sub-block may go in a round, and how many of them a first mask lacks."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -95,3 +96,9 @@ class ShrinkOptions(Options):
                 "--padded, or count parameters."
             )
         return self
+
+
+def round_shares(sparsity: float, step: float) -> list[float]:
+    """Share of the goal that is reached after each round, when one removes at most ``step``."""
+    rounds = max(1, math.ceil(sparsity / step - 1e-9))
+    return [min(1.0, (number + 1) * step / sparsity) for number in range(rounds - 1)] + [1.0]

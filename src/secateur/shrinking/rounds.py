@@ -25,9 +25,9 @@ from secateur.shrinking.bonsai import (
     RoundOptions,
     prune_round,
     remove,
-    round_shares,
 )
 from secateur.shrinking.job import Chosen, Job, describe_sub_block
+from secateur.shrinking.options import round_shares
 from secateur.shrinking.units import all_units, block_parameters, kept_parameters
 
 
