@@ -6,13 +6,15 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from transformers import AutoModelForCausalLM
 
 import secateur
+from secateur.patterns.pattern import parse_pattern
+from secateur.patterns.plan import Plan
 from secateur.report.documents.prune import Report
 from secateur.report.documents.shrink import ShrinkReport, SubBlockReport
-from secateur.report.terminal import report_table, shrink_table
+from secateur.report.terminal import plan_table, report_table, shrink_table
 from tiny import make_tokenizer
 
 
@@ -27,9 +29,9 @@ def report_of(folder: Path, text_file: Path, *methods: str) -> Report:
     return secateur.prune(model, recipe, tokenizer=make_tokenizer()).report
 
 
-def shown(report: Report | ShrinkReport) -> str:
+def shown(table: RenderableType) -> str:
     console = Console(file=io.StringIO(), width=120)
-    console.print(report_table(report) if isinstance(report, Report) else shrink_table(report))
+    console.print(table)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -43,7 +45,7 @@ def test_learned_rates_are_shown_by_linear_and_by_row(
         for name, linear in block.linears.items():
             rows = model.get_submodule(f"model.layers.{block.index}.{name}").out_features
             assert sum(linear.rows) == rows
-    text = shown(report)
+    text = shown(report_table(report))
     assert "rows from 0 to 100 %" in text
     assert "mlp.down_proj" in text
     assert "█" in text
@@ -51,7 +53,9 @@ def test_learned_rates_are_shown_by_linear_and_by_row(
 
 
 def test_even_rates_need_no_table(checkpoints: Callable[..., Path], text_file: Path) -> None:
-    assert "rows from 0" not in shown(report_of(checkpoints("llama"), text_file, "wanda"))
+    assert "rows from 0" not in shown(
+        report_table(report_of(checkpoints("llama"), text_file, "wanda"))
+    )
 
 
 def test_widths_are_groups_by_query_heads_where_heads_share_keys(runs: dict[str, Path]) -> None:
@@ -63,9 +67,15 @@ def test_widths_are_groups_by_query_heads_where_heads_share_keys(runs: dict[str,
             parameters=0,
         )  # fmt: skip
         channels = SubBlockReport(block=0, kind="ffn", kept=1000, of=1536, parameters=0)
-        return shown(report.model_copy(update={"sub_blocks": [part, channels]}))
+        return shown(shrink_table(report.model_copy(update={"sub_blocks": [part, channels]})))
 
     assert "2 × 1 of 3 × 3" in attention(2, 3, 1, 3)
     assert "0 of 3 × 3" in attention(0, 3, 3, 3)
     assert "5 of 12" in attention(5, 12, 1, 1)
     assert "1,000 of 1,536" in attention(3, 3, 3, 3)
+
+
+def test_names_in_brackets_are_no_markup() -> None:
+    name = "x[/bold].q[red]:smile:"
+    plan = Plan(parse_pattern("0.5"), {name: 4}, {name: 2})
+    assert name in shown(plan_table(plan))

@@ -19,7 +19,7 @@ import secateur
 from interruption import interrupted_after
 from secateur.evaluation.scores import score_windows
 from secateur.models.reader import CheckpointReader
-from secateur.report.documents.recovery import RecoveryReport
+from secateur.report.documents.training import RecoveryReport
 from secateur.text.training import TrainingText
 from secateur.training.recover import recover
 from secateur.training.recovery_options import Recovery

@@ -107,9 +107,7 @@ def _cells(row: Row) -> list[str]:
         f"{pruned.sparsity:.4f}" if pruned else "",
         f"{figures['perplexity']:.2f}",
         _interval(figures["interval"]),
-        f"{difference['perplexity']:.2f} ({_interval(difference['perplexity_interval'])})"
-        if difference
-        else "",
+        _difference(difference) if difference else "",
         f"{evaluation['divergence']['kl']:.4f}" if evaluation["divergence"] else "",
         _mean(evaluation["zero_shot"]),
         _at_least(row) + seconds_text(pruned.seconds) if pruned else "",
@@ -127,6 +125,11 @@ def _memory(row: Row) -> str:
     device = row.pruned.peak_device_bytes
     own = bytes_text(row.pruned.peak_bytes)
     return own if device is None else f"{own}, {bytes_text(device)} on GPU"
+
+
+def _difference(difference: dict[str, Any]) -> str:
+    interval = _interval(difference["perplexity_interval"])
+    return f"{difference['perplexity']:.2f}" + (f" ({interval})" if interval else "")
 
 
 def _interval(interval: Sequence[float] | None) -> str:

@@ -80,13 +80,7 @@ def evaluate(
         task_data=task_data,
         limit=limit,
     )
-    given = Inputs.check(
-        model,
-        options,
-        against=against,
-        tokenizer=tokenizer,
-        trust_remote_code=trust_remote_code,
-    )
+    given = Inputs.check(model, options, against, tokenizer, trust_remote_code)
     tokenizer, passage = given.tokenizer, given.passage
     place = model.device if isinstance(model, PreTrainedModel) else resolve_device(device)
     forward_dtype = resolve_dtype(dtype, place)
@@ -99,14 +93,7 @@ def evaluate(
     products = _name(pruned.dtype if stored else forward_dtype)
     answers = None
     if given.choice is not None:
-        answers = zero_shot(
-            models,
-            tokenizer,
-            given.choice,
-            dtype=forward_dtype,
-            dtype_name=products,
-            progress=progress,
-        )
+        answers = zero_shot(models, tokenizer, given.choice, forward_dtype, products, progress)
     if passage is None:
         return Evaluation(zero_shot=answers, seconds=0.0)
 

@@ -27,15 +27,7 @@ from secateur.runs.errors import SecateurError
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an evaluation is given.
-
-    Attributes:
-        model: the model to evaluate.
-        dense: the dense model beside it, if there is one.
-        tokenizer: of both.
-        passage: the text, if there is one.
-        choice: the tasks, if there are any.
-    """
+    """What an evaluation is given: models, their tokenizer, a text, and tasks."""
 
     model: GivenModel
     dense: GivenModel | None
@@ -48,7 +40,6 @@ class Inputs:
         cls,
         model: str | Path | PreTrainedModel,
         options: EvaluationOptions,
-        *,
         against: str | Path | PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         trust_remote_code: bool = False,
@@ -129,11 +120,9 @@ class GivenModel:
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens it knows."""
         return int(self.config.get_text_config().vocab_size)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Its own tokenizer; a model in memory has none."""
         if isinstance(self.place, PreTrainedModel):
             return None
         return load_tokenizer(self.place, trust_remote_code=self.trust_remote_code)

@@ -59,7 +59,6 @@ class Likelihood(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
         return int(self.tokenizer.eos_token_id)
 
     @property
@@ -82,16 +81,12 @@ class Likelihood(TemplateLM):  # type: ignore[misc]
         self, requests: list[Any], disable_tqdm: bool = True
     ) -> list[tuple[float, bool]]:
         """As lm-eval's, whose progress bars would break ours."""
-        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
-        return answers
+        return list(super().loglikelihood(requests, disable_tqdm=True))
 
-    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
-        """Not needed by any task that is offered."""
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
         raise NotImplementedError("Only tasks that choose among continuations are offered.")
 
-    def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        """Not needed by any task that is offered."""
-        raise NotImplementedError("Only tasks that choose among continuations are offered.")
+    generate_until = loglikelihood_rolling
 
     @torch.no_grad()
     def _loglikelihood_tokens(

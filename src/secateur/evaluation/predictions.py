@@ -77,12 +77,11 @@ class Predictions:
 
     @cached_property
     def total_P(self) -> Tensor:
-        """Logarithm of what softmax divides by, (positions,)."""
+        """Logarithm of what softmax divides by."""
         return self.logits_PV.logsumexp(-1)
 
     @cached_property
     def probability_PV(self) -> Tensor:
-        """Of each token, (positions, vocabulary)."""
         return self.logits_PV.sub(self.total_P[:, None]).exp_()
 
     def loss(self, targets_P: Tensor) -> Tensor:

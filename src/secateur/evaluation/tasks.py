@@ -27,13 +27,7 @@ from secateur.runs.progress import Progress, silent
 
 @dataclass(frozen=True)
 class TaskDefinition:
-    """Where a task's data and prompts come from.
-
-    Attributes:
-        definition: lm-eval's own file, relative to its tasks.
-        split: the part of the data that is evaluated.
-        description: what is asked, in a line.
-    """
+    """A task: lm-eval's own file, the split of the data that is evaluated, and what is asked."""
 
     definition: str
     split: str
@@ -74,12 +68,7 @@ _SPLIT_WORDS = {"validation": ("validation", "valid", "val", "dev"), "test": ("t
 
 @dataclass(frozen=True)
 class TaskChoice:
-    """Tasks that can be run: known names, files that are there.
-
-    Attributes:
-        files: local file of each task, None where the data come from the hub.
-        limit: questions per task.
-    """
+    """Tasks that can be run; the local file of each, or None where the data come from the hub."""
 
     files: dict[str, Path | None]
     limit: int | None
@@ -112,7 +101,6 @@ class TaskChoice:
 
     @property
     def data(self) -> dict[str, str]:
-        """Where the questions of each task come from."""
         return {
             name: "hub" if file is None else fingerprint_files([file])
             for name, file in self.files.items()
@@ -135,11 +123,7 @@ def _local_file(folder: Path, name: str) -> Path:
 
 
 def load_tasks(choice: TaskChoice, scratch: Path) -> Any:
-    """Let lm-eval build the tasks from definitions that include its own.
-
-    Args:
-        choice: from ``TaskChoice.check``.
-        scratch: an empty folder, which is needed no longer than the tasks are.
+    """Let lm-eval build the tasks from definitions, written to scratch, that include its own.
 
     Raises:
         SecateurError: data that cannot be fetched or have another form than the hub's.
@@ -200,7 +184,6 @@ def zero_shot(
     models: Sequence[tuple[str, PreTrainedModel]],
     tokenizer: PreTrainedTokenizerBase,
     choice: TaskChoice,
-    *,
     dtype: torch.dtype,
     dtype_name: str,
     progress: Progress = silent,
@@ -210,7 +193,7 @@ def zero_shot(
     Args:
         models: causal language models by name, where they are.
         tokenizer: of both.
-        choice: from ``TaskChoice.check``.
+        choice: the tasks.
         dtype: of matrix products; bfloat16 means autocast.
         dtype_name: what the result calls it.
         progress: called with (phase, done, total).

@@ -21,12 +21,7 @@ _HUB_CHARACTERS = 10_000_000
 
 @dataclass(frozen=True)
 class EvaluationText:
-    """A text and what it is called.
-
-    Attributes:
-        name: file name, or name, configuration and split of a data set.
-        content: the text itself.
-    """
+    """A text and the name of its file, or name, configuration and split of its data set."""
 
     name: str
     content: str
@@ -38,7 +33,6 @@ class EvaluationText:
 
     @cached_property
     def words(self) -> int:
-        """Words separated by white space."""
         return len(self.content.split())
 
 

@@ -13,10 +13,9 @@ from secateur.models.inspection import Inspection
 from secateur.patterns.plan import Plan
 from secateur.report.documents.evaluation import Evaluation, Figures, Protocol, ZeroShot
 from secateur.report.documents.prune import Estimate, LinearReport, Report
-from secateur.report.documents.recovery import RecoveryReport
 from secateur.report.documents.run import RunReport
 from secateur.report.documents.shrink import ShrinkReport, SizeCurve, SubBlockReport
-from secateur.report.documents.training import TrainingReport
+from secateur.report.documents.training import RecoveryReport, TrainingReport
 from secateur.report.format import bytes_text, linear_kind, seconds_text, width_text
 
 # Blocks whose sparsities differ by more than this were not pruned evenly.

@@ -16,7 +16,7 @@ from secateur.models.checkpoint import Checkpoint
 from secateur.models.store import check_finite
 from secateur.models.streamed import StreamedStore
 from secateur.models.structure import find_blocks
-from secateur.report.documents.recovery import (
+from secateur.report.documents.training import (
     AdaptersReport,
     FittedBlockReport,
     NetworkReport,
