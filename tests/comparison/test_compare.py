@@ -34,7 +34,7 @@ def edit(checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path) -> E
         values = {
             "model": str(checkpoints("llama")),
             "calibration": {"source": str(text_file), "samples": 8, "length": 32},
-            "evaluation": {"text": str(text_file), "window": 32, "max_windows": 4, **evaluation},
+            "evaluation": {"text": str(text_file), "window": 32, "max_windows": 8, **evaluation},
             "dtype": "float32",
             "rows": rows
             or {
@@ -95,7 +95,7 @@ def test_one_table_of_all_rows(edit: Edit, ran: list[str], tmp_path: Path) -> No
     heads, _, *lines = [line for line in table.splitlines() if line.startswith("|")]
     assert heads.count("|") == lines[0].count("|") == 11
     assert "| 1 min 01 s | 2.00 GB |" in lines[2]
-    assert "4 windows of 32 tokens, float32" in table
+    assert "8 windows of 32 tokens, float32" in table
     assert "over piqa, first 2 questions of each; lm-eval" in table
     perplexity = wanda.evaluation["model"]["perplexity"]
     terminal = Console(width=80, file=StringIO())

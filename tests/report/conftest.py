@@ -59,7 +59,7 @@ def runs(
         source, secateur.Training.from_mapping(training), root / "trained", data=[str(text_file)]
     )
     measured = secateur.evaluate(
-        root / "ramp", text=text_file, window=32, max_windows=6, against=source
+        root / "ramp", text=text_file, window=32, max_windows=8, against=source
     )
     (root / "ramp" / "secateur" / "evaluation.json").write_text(measured.model_dump_json())
     simulated = secateur.simulate(root / "ramp")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur
@@ -46,6 +47,20 @@ def test_the_dense_model_is_that_of_the_run(
 ) -> None:
     saved = json.loads((runs["ramp"] / "secateur" / "continuations.json").read_text())
     assert saved["reference"] == str(checkpoints("llama"))
+
+
+def test_what_the_files_lack_is_not_made_up(
+    runs: dict[str, Path], checkpoints: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs["ramp"], folder)
+    weights = folder / "model.safetensors"
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    source = load_file(checkpoints("llama") / "model.safetensors")
+    del source["model.layers.1.mlp.up_proj.weight"]
+    save_file(source, weights, metadata={"format": "pt"})
+    with pytest.raises(SecateurError, match=r"lack model\.layers\.1\.mlp\.up_proj\.weight"):
+        secateur.continue_texts(folder, checkpoints("llama"), ["the cat"], tokens=2)
 
 
 def test_a_curve_has_no_model(runs: dict[str, Path]) -> None:

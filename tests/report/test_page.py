@@ -118,7 +118,7 @@ def test_numbers_are_those_of_the_report(runs: dict[str, Path]) -> None:
         assert f"{block['held_out_error']:.4f}" in texts
     assert f"{evaluation['model']['perplexity']:.2f}" in texts
     assert f"{evaluation['dense']['perplexity']:.2f}" in texts
-    assert any("6 windows of 32 tokens, no overlap" in text for text in texts)
+    assert any("8 windows of 32 tokens, no overlap" in text for text in texts)
 
 
 def test_several_runs_share_tables_and_plots(runs: dict[str, Path], tmp_path: Path) -> None:
