@@ -29,10 +29,10 @@ from transformers import AutoModelForCausalLM
 
 from harness.timing import timed
 from random_llama import Shapes, write_checkpoint
-from secateur.blocks.block_task import BlockTask
-from secateur.blocks.parts import Part, catch_call, find_parts
+from secateur.blocks.passes import Part, catch_call, find_parts
 from secateur.blocks.replay import Replay
 from secateur.blocks.streams import Batches, Stream
+from secateur.blocks.tasks import BlockTask
 from secateur.methods.barber import Barber
 from secateur.methods.rows import write_masks
 from secateur.methods.sparsegpt import SparseGPT

@@ -45,14 +45,9 @@ from harness.timing import timed
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
 from secateur.methods.descent import stepping
-from secateur.solvers.besa import apply_counts, ascending_ranks, masked_linear
+from secateur.solvers.besa import apply_counts, ascending_ranks, masked_linear, thresholded_linear
 from secateur.solvers.block_loss import relative_loss
-from secateur.solvers.margin import (
-    RowCosts,
-    cheapest,
-    follow_margin,
-    margin_threshold,
-)
+from secateur.solvers.margin import RowCosts, cheapest, follow_margin, margin_threshold
 from secateur.solvers.rates import (
     candidate_counts,
     candidate_rates,
@@ -63,7 +58,6 @@ from secateur.solvers.rates import (
     truncated_counts,
 )
 from secateur.solvers.scores import wanda_score
-from secateur.solvers.thresholded import thresholded_linear
 
 TARGET = 0.5
 PENALTY = 5.0

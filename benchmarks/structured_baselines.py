@@ -37,7 +37,7 @@ from secateur.shrinking.units import (
     kept_parameters,
 )
 from secateur.solvers.ridge import output_bias
-from secateur.solvers.unit_scores import fluctuation_columns, unit_means, wanda_columns
+from secateur.solvers.scores import fluctuation_columns, unit_means, wanda_columns
 from secateur.text import CalibrationOptions, load_calibration
 
 

@@ -8,8 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.allocation.counts import bounded_counts, threshold_counts
-from secateur.allocation.histogram import BINS, rank_histogram, score_histogram
+from secateur.allocation.counts import (
+    BINS,
+    bounded_counts,
+    rank_histogram,
+    score_histogram,
+    threshold_counts,
+)
 from secateur.runs.errors import SecateurError
 
 parts = st.lists(

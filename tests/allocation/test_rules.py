@@ -8,11 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.allocation.allocation import BlockCounts
+from secateur.allocation.allocation import BlockCounts, ScoredBlock
 from secateur.allocation.dlp import dlp_sparsities
 from secateur.allocation.loss import block_bounds
 from secateur.allocation.owl import outlier_share, owl_sparsities
 from secateur.allocation.ramp import ramp_sparsities
+from secateur.pruning.recipe import Recipe
 
 shares = st.lists(st.floats(0, 1), min_size=1, max_size=40)
 
@@ -61,6 +62,18 @@ def test_dlp_against_its_formula(medians: list[float], target: float) -> None:
 
 def test_blocks_stay_within_the_limit_and_what_their_linears_allow() -> None:
     counts = BlockCounts(["a", "b"], [100, 300], [50, 150])
-    assert block_bounds(counts, 0.5, 0.12, [0, 0], [100, 300]) == (152, 248)
-    assert block_bounds(counts, 0.5, 0.12, [50, 150], [60, 150]) == (200, 210)
-    assert block_bounds(counts, 0.5, 0.0, [0, 0], [100, 300]) == (200, 200)
+
+    def bounds(limit: float, low: list[int], high: list[int]) -> tuple[int, int]:
+        scored = ScoredBlock(np.zeros((2, 1), np.int32), low, high)
+        return block_bounds(counts, 0.5, limit, scored)
+
+    assert bounds(0.12, [0, 0], [100, 300]) == (152, 248)
+    assert bounds(0.12, [50, 150], [60, 150]) == (200, 210)
+    assert bounds(0.0, [0, 0], [100, 300]) == (200, 200)
+
+
+@pytest.mark.parametrize("method", ["loss", "sensitivity"])
+def test_the_option_rows_still_says_the_scope(method: str) -> None:
+    for rows, scope in (("even", "row"), ("free", "linear")):
+        recipe = Recipe.from_mapping({"allocation": {"method": method, "rows": rows}})
+        assert recipe.allocation.model_dump()["scope"] == scope

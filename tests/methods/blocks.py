@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from secateur.blocks.block_task import BlockTask
 from secateur.blocks.inputs import InputAccumulator, find_groups, observed_inputs
 from secateur.blocks.streams import Batches, Stream
+from secateur.blocks.tasks import BlockTask
 from secateur.models.experts import linear_shapes, unstacked_experts
 from secateur.models.resident import ResidentStore
 from secateur.models.structure import find_blocks, find_linears
@@ -56,22 +56,20 @@ def _task(
     return BlockTask(
         name="block",
         block=block,
-        linears=linears,
-        dense={linear.name: linear.weight_OI.clone() for linear in linears},
-        masks={},
+        stored=stored,
+        stream=stream,
+        target_SLD=target_SLD,
+        generator=torch.Generator().manual_seed(0),
+        pattern=pattern,
         zeros={
             name.removeprefix(prefix): zeros
             for name, zeros in plan.zeros.items()
             if name.startswith(prefix)
         },
-        pattern=pattern,
-        stored=stored,
+        dense={linear.name: linear.weight_OI.clone() for linear in linears},
         mean_squares={
             linear.name: sums[number].result().mean_square_I
             for number, group in enumerate(groups)
             for linear in group.linears
         },
-        stream=stream,
-        targets={"pruned": target_SLD},
-        generator=torch.Generator().manual_seed(0),
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from methods.blocks import SPARSITY, block_task
-from secateur.blocks.block_task import BlockTask
+from secateur.blocks.tasks import BlockTask
 from secateur.methods import BlockStage
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
@@ -47,12 +47,12 @@ def test_reconstruction_lowers_the_error_and_keeps_every_zero(
 ) -> None:
     with block_task(checkpoints(family), stored) as task:
         prune_at_random(task)
-        before = task.held_out_error("pruned")
+        before = task.held_out_error()
         stage = Reconstruct(
             reference="pruned", window=window, epochs=6, learning_rate=0.03, batch_sequences=2
         )
         stage.apply(task)
-        assert task.held_out_error("pruned") < before
+        assert task.held_out_error() < before
         for linear in task.linears:
             assert not linear.weight_OI[~task.masks[linear.name]].any()
             assert torch.equal(linear.weight_OI, linear.weight_OI.to(stored).float())
@@ -86,7 +86,7 @@ def test_vectors_stay_when_asked(checkpoints: Callable[..., Path]) -> None:
         BESARates(steps=0, batch_sequences=2, probe_sequences=4),
         BESARates(steps=6, batch_sequences=2, probe_sequences=4),
         BESA(epochs=2),
-        BESA(granularity="linear"),
+        BESA(scope="linear"),
         BESA(parameterisation="paper", loss="feature", optimiser="prodigy"),
     ],
     ids=["closed form", "steps", "besa", "besa by linear", "besa as released"],
@@ -97,7 +97,7 @@ def test_rates_meet_the_budget_and_never_lose_to_uniform_wanda(
     with block_task(checkpoints(family)) as task:
         weights = sum(dense.numel() for dense in task.dense.values())
         stage.apply(task)
-        found = task.held_out_error("pruned")
+        found = task.held_out_error()
         zeros = sum(task.zeros.values())
         assert zeros_of(task) == zeros
         assert abs(zeros - SPARSITY * weights) < len(task.linears)
@@ -114,7 +114,7 @@ def test_rates_meet_the_budget_and_never_lose_to_uniform_wanda(
             mask_OI = select(wanda_score(dense_OI, task.mean_squares[name]), budget)
             module = next(linear for linear in task.linears if linear.name == name)
             module.weight_OI.copy_(dense_OI * mask_OI)
-        assert found <= task.held_out_error("pruned")
+        assert found <= task.held_out_error()
 
 
 @pytest.mark.parametrize(
@@ -149,14 +149,14 @@ def test_rates_and_weights_learned_together_meet_the_budget_and_lose_nothing(
 ) -> None:
     with block_task(checkpoints(family), stored) as task:
         BESARates(steps=0, probe_sequences=4).apply(task)
-        before = task.held_out_error("pruned")
+        before = task.held_out_error()
         BESAReconstruct(
             reference="pruned", probe_sequences=4, epochs=10, rate=0.1, batch_sequences=2
         ).apply(task)
         if family in ("llama", "gpt2", "opt"):
             assert not any("rejected" in note for note in task.notes)
-            assert task.held_out_error("pruned") < before
-        assert task.held_out_error("pruned") <= before
+            assert task.held_out_error() < before
+        assert task.held_out_error() <= before
         removed = sum(int((~mask_OI).sum()) for mask_OI in task.masks.values())
         assert removed == sum(task.zeros.values())
         for linear in task.linears:
@@ -193,3 +193,10 @@ def test_learning_rate_rises_then_falls() -> None:
     assert shares.index(1) == 4
     assert shares[-1] < 0.12
     assert min(shares) > 0
+
+
+@pytest.mark.parametrize("method", ["besa", "barber"])
+def test_the_option_granularity_still_says_the_scope(method: str) -> None:
+    stages = [{"method": "wanda"}, {"method": method, "granularity": "linear"}]
+    recipe = Recipe.from_mapping({"stages": stages})
+    assert recipe.model_dump()["stages"][1]["scope"] == "linear"

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.test_group_task import inputs, make_task
+from blocks.test_tasks import inputs, make_task
 from methods.blocks import block_task
-from secateur.blocks.group_task import GroupTask
 from secateur.blocks.inputs import InputStatistics
-from secateur.methods.besa import BESA
-from secateur.methods.clipping import LearnedClipping
+from secateur.blocks.tasks import GroupTask, Quantization
+from secateur.methods.besa import BESA, LearnedClipping
 from secateur.methods.quantize import Quantize
 from secateur.methods.refit import Refit
 from secateur.methods.rows import uniform_masks, write_rounded
@@ -66,9 +65,9 @@ def test_zeros_stay_and_weights_are_levels_of_the_grid(
     Quantize(bits=4, group=8, solver=solver, symmetric=False).apply(task)
     assert torch.equal(task.mask_OI, before_OI)  # type: ignore[arg-type]
     assert not task.w_OI[~mask_OI].any()
-    assert task.quantised is not None
-    assert torch.equal(task.quantised.w_OI, task.w_OI)
-    scale_OG = task.quantised.grid.scale_OG
+    assert task.quantized is not None
+    assert torch.equal(task.quantized.w_OI, task.w_OI)
+    scale_OG = task.quantized.grid.scale_OG
     assert torch.equal(scale_OG, scale_OG.to(stored).float())
 
 
@@ -99,8 +98,8 @@ def test_learned_clipping_comes_before_a_searched_one() -> None:
     whole = pruned_task()
     for each in (task, whole):
         Quantize(group=16, solver="round").apply(each)
-    assert task.quantised is not None and whole.quantised is not None
-    torch.testing.assert_close(task.quantised.grid.scale_OG * 2, whole.quantised.grid.scale_OG)
+    assert task.quantized is not None and whole.quantized is not None
+    torch.testing.assert_close(task.quantized.grid.scale_OG * 2, whole.quantized.grid.scale_OG)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -108,8 +107,7 @@ def test_besa_learns_clipping_along_with_its_rates(
     symmetric: bool, checkpoints: Callable[..., Path]
 ) -> None:
     with block_task(checkpoints()) as task:
-        task.grid = Quantize(bits=3, group=16, symmetric=symmetric).grid
-        task.rounds_to_nearest = True
+        task.quantization = Quantization(GridOptions(3, 16, symmetric), rounds_to_nearest=True)
         stage = BESA(epochs=2)
         masks, clippings = stage._learn(task)
         assert sum(int((~each).sum()) for each in masks.values()) == sum(task.zeros.values())
@@ -123,17 +121,17 @@ def test_besa_learns_clipping_along_with_its_rates(
 
 def test_besa_takes_what_is_best_on_the_grid(checkpoints: Callable[..., Path]) -> None:
     with block_task(checkpoints()) as task:
-        task.grid = Quantize(bits=3, group=16).grid
+        task.quantization = Quantization(GridOptions(3, 16, True), rounds_to_nearest=False)
         BESA(clip_rate=0.05).apply(task)
         uniform = uniform_masks(task)
         for linear in task.linears:
             # The weights themselves are left for the stage that quantises.
             dense_OI, mask_OI = task.dense[linear.name], task.masks[linear.name]
             assert torch.equal(linear.weight_OI, dense_OI * mask_OI)
-        write_rounded(task, task.masks, task.clippings)
-        found = task.held_out_error("pruned")
+        write_rounded(task, task.masks, task.quantization.clippings)
+        found = task.held_out_error()
         write_rounded(task, uniform, {})
-        assert found <= task.held_out_error("pruned")
+        assert found <= task.held_out_error()
         assert "uniform rates and clipping" in task.notes[-1]
         assert "learned rates and clipping" in task.notes[-1]
 
@@ -143,13 +141,12 @@ def test_besa_without_a_clipping_rate_is_as_if_nothing_were_quantised(
     clip_rate: float | None, solver: Literal["round", "feedback"], checkpoints: Callable[..., Path]
 ) -> None:
     masks = []
-    for quantize in (None, Quantize(bits=3, group=16, solver=solver)):
+    quantization = Quantization(GridOptions(3, 16, True), rounds_to_nearest=solver == "round")
+    for task_quantization in (None, quantization):
         with block_task(checkpoints()) as task:
-            if quantize is not None:
-                task.grid = quantize.grid
-                task.rounds_to_nearest = quantize.solver == "round"
+            task.quantization = task_quantization
             BESA(clip_rate=clip_rate).apply(task)
-            assert not task.clippings
+            assert not quantization.clippings
             masks.append(task.masks)
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
 

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from methods.blocks import block_task
-from secateur.blocks.block_task import BlockTask
+from secateur.blocks.tasks import BlockTask, Quantization
 from secateur.methods.rows import uniform_masks
 from secateur.methods.scales import Scales
-from secateur.solvers.grids import GridOptions, QuantisedSolution, make_grid
-from secateur.solvers.quantise import round_to_grid
+from secateur.solvers.grids import GridOptions, QuantizedSolution, make_grid, round_to_grid
 
 FAMILIES = ("llama", "gpt2", "mixtral")
 
@@ -26,12 +25,12 @@ def quantised_task(
     """A pruned block on a grid of few bits."""
     with block_task(folder, stored) as task:
         task.masks.update(uniform_masks(task))
+        grids = task.quantization = Quantization(GridOptions(bits, 16, symmetric), False)
         for linear in task.linears:
             mask_OI = task.masks[linear.name]
-            options = GridOptions(bits, 16, symmetric)
-            grid = make_grid(linear.weight_OI, mask_OI, options, stored=stored)
+            grid = make_grid(linear.weight_OI, mask_OI, grids.grid, stored=stored)
             solution = round_to_grid(linear.weight_OI, mask_OI, grid)
-            task.quantised[linear.name] = solution
+            grids.solutions[linear.name] = solution
             linear.weight_OI.copy_(solution.w_OI)
         yield task
 
@@ -51,10 +50,10 @@ def test_integers_stay_and_weights_are_those_of_the_new_scales(
     checkpoints: Callable[..., Path],
 ) -> None:
     with quantised_task(checkpoints(family), stored, symmetric=symmetric, bits=bits) as task:
-        before = dict(task.quantised)
+        before = dict(solutions_of(task))
         stage().apply(task)
         for linear in task.linears:
-            found, was = task.quantised[linear.name], before[linear.name]
+            found, was = solutions_of(task)[linear.name], before[linear.name]
             assert torch.equal(found.level_OI, was.level_OI)
             assert torch.equal(found.grid.zero_OG, was.grid.zero_OG)
             scale_OG = found.grid.scale_OG
@@ -68,19 +67,19 @@ def test_integers_stay_and_weights_are_those_of_the_new_scales(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_block_comes_closer(family: str, checkpoints: Callable[..., Path]) -> None:
     with quantised_task(checkpoints(family)) as task:
-        before, scales = task.held_out_error("pruned"), scales_of(task.quantised)
+        before, scales = task.held_out_error(), scales_of(solutions_of(task))
         stage().apply(task)
-        assert task.held_out_error("pruned") < before
-        assert not torch.equal(scales_of(task.quantised), scales)
+        assert task.held_out_error() < before
+        assert not torch.equal(scales_of(solutions_of(task)), scales)
 
 
 def test_what_held_out_text_rejects_is_undone(checkpoints: Callable[..., Path]) -> None:
     with quantised_task(checkpoints()) as task:
         state = {name: tensor.clone() for name, tensor in task.block.state_dict().items()}
-        before = dict(task.quantised)
+        before = dict(solutions_of(task))
         stage(learning_rate=0.5).apply(task)
         assert task.notes and "rejected" in task.notes[-1]
-        assert task.quantised == before
+        assert solutions_of(task) == before
         for name, tensor in task.block.state_dict().items():
             assert torch.equal(tensor, state[name]), name
 
@@ -93,5 +92,10 @@ def test_vectors_stay_if_told_to(checkpoints: Callable[..., Path]) -> None:
         assert all(torch.equal(old, new) for old, new in zip(vectors, after, strict=True))
 
 
-def scales_of(quantised: dict[str, QuantisedSolution]) -> torch.Tensor:
+def solutions_of(task: BlockTask) -> dict[str, QuantizedSolution]:
+    assert task.quantization is not None
+    return task.quantization.solutions
+
+
+def scales_of(quantised: dict[str, QuantizedSolution]) -> torch.Tensor:
     return torch.cat([each.grid.scale_OG.flatten() for each in quantised.values()])

@@ -28,8 +28,7 @@ from secateur.models.structure import find_linears
 from secateur.patterns.pattern import Budget, Pattern, parse_pattern, select
 from secateur.pruning.recipe import Recipe
 from secateur.runs.errors import SecateurError
-from secateur.solvers.grids import GridOptions, make_grid
-from secateur.solvers.quantise import round_to_grid
+from secateur.solvers.grids import GridOptions, make_grid, round_to_grid
 from tiny import FAMILIES
 
 CPU = torch.device("cpu")

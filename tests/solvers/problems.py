@@ -32,3 +32,12 @@ def make_problem(
 def quadratic_error(delta_OI: Tensor, gram_II: Tensor) -> Tensor:
     """Mean squared change of each output over calibration tokens: δ G δᵀ for each row δ."""
     return torch.linalg.vecdot(delta_OI @ gram_II, delta_OI)
+
+
+def predicted_change(
+    delta_OI: Tensor, gradient_OI: Tensor, gram_II: Tensor, curvature_O: Tensor
+) -> Tensor:
+    """Change of a quadratic error by each row, ⟨g, Δ⟩ + ½ b Δ A Δᵀ; (out,)."""
+    slope_OI = torch.addmm(gradient_OI, delta_OI * (0.5 * curvature_O[:, None]), gram_II)
+    change_O: Tensor = torch.linalg.vecdot(slope_OI, delta_OI)
+    return change_O

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.patterns.pattern import NM, Pattern, Unstructured
+from secateur.patterns.pattern import NM, Pattern, Scope, Unstructured
 from secateur.runs.errors import SecateurError
-from secateur.solvers.barber import Granularity, barber_score, rebuild_masks
+from secateur.solvers.barber import barber_score, rebuild_masks
 
 ANY = Unstructured(0.5)
 SHAPES = [(6, 12), (6, 12), (9, 6)]
-GRANULARITIES: list[Granularity] = ["block", "linear", "row", "column"]
+SCOPES: list[Scope] = ["block", "linear", "row", "column"]
 
 
 def part(seed: int, pattern: Pattern = ANY, levels: int = 0) -> tuple[list[Tensor], list[Tensor]]:
@@ -36,16 +36,16 @@ def part(seed: int, pattern: Pattern = ANY, levels: int = 0) -> tuple[list[Tenso
     return scores, masks
 
 
-def units(tensors: list[Tensor], granularity: str) -> list[Tensor]:
-    if granularity == "block":
+def units(tensors: list[Tensor], scope: str) -> list[Tensor]:
+    if scope == "block":
         return [torch.cat([t.flatten() for t in tensors])]
-    if granularity == "linear":
+    if scope == "linear":
         return [t.flatten() for t in tensors]
-    if granularity == "row":
+    if scope == "row":
         return [row for t in tensors for row in t]
-    if granularity == "column":
+    if scope == "column":
         return [column for t in tensors for column in t.T]
-    return [group for t in tensors for group in t.reshape(-1, int(granularity))]
+    return [group for t in tensors for group in t.reshape(-1, int(scope))]
 
 
 def expected_exchange(score_N: Tensor, mask_N: Tensor, ratio: float) -> tuple[float, int]:
@@ -59,17 +59,15 @@ def expected_exchange(score_N: Tensor, mask_N: Tensor, ratio: float) -> tuple[fl
 
 @pytest.mark.parametrize("levels", [0, 4, 1])
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_every_unit_exchanges_its_first_pairs(
-    granularity: Granularity, ratio: float, levels: int
-) -> None:
+@pytest.mark.parametrize("scope", SCOPES)
+def test_every_unit_exchanges_its_first_pairs(scope: Scope, ratio: float, levels: int) -> None:
     scores, masks = part(0, levels=levels)
-    rebuilt = rebuild_masks(scores, masks, ANY, granularity, ratio)
+    rebuilt = rebuild_masks(scores, masks, ANY, scope, ratio)
     assert [mask.shape for mask in rebuilt] == [mask.shape for mask in masks]
     for score_N, before_N, after_N in zip(
-        units(scores, granularity),
-        units(masks, granularity),
-        units(rebuilt, granularity),
+        units(scores, scope),
+        units(masks, scope),
+        units(rebuilt, scope),
         strict=True,
     ):
         kept, count = expected_exchange(score_N, before_N, ratio)
@@ -77,16 +75,14 @@ def test_every_unit_exchanges_its_first_pairs(
         assert float(score_N[after_N].sum()) == pytest.approx(kept)
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_the_whole_ratio_keeps_the_highest_scores_and_is_settled(granularity: Granularity) -> None:
+@pytest.mark.parametrize("scope", SCOPES)
+def test_the_whole_ratio_keeps_the_highest_scores_and_is_settled(scope: Scope) -> None:
     scores, masks = part(1)
-    rebuilt = rebuild_masks(scores, masks, ANY, granularity, 1)
-    for score_N, mask_N in zip(
-        units(scores, granularity), units(rebuilt, granularity), strict=True
-    ):
+    rebuilt = rebuild_masks(scores, masks, ANY, scope, 1)
+    for score_N, mask_N in zip(units(scores, scope), units(rebuilt, scope), strict=True):
         if mask_N.any() and not mask_N.all():
             assert score_N[mask_N].min() > score_N[~mask_N].max()
-    again = rebuild_masks(scores, rebuilt, ANY, granularity, 1)
+    again = rebuild_masks(scores, rebuilt, ANY, scope, 1)
     assert all(map(torch.equal, rebuilt, again))
 
 
@@ -94,21 +90,17 @@ def test_the_whole_ratio_keeps_the_highest_scores_and_is_settled(granularity: Gr
     seed=st.integers(0, 1000),
     ratios=st.tuples(st.floats(0, 1), st.floats(0, 1)),
     levels=st.sampled_from([0, 1, 3]),
-    case=st.sampled_from(
-        [*((ANY, g) for g in GRANULARITIES), (NM(2, 3), "row"), (NM(1, 6), "row")]
-    ),
+    case=st.sampled_from([*((ANY, g) for g in SCOPES), (NM(2, 3), "row"), (NM(1, 6), "row")]),
 )
 def test_exchanges_of_a_smaller_ratio_are_among_those_of_a_larger_one(
     seed: int,
     ratios: tuple[float, float],
     levels: int,
-    case: tuple[Pattern, Granularity],
+    case: tuple[Pattern, Scope],
 ) -> None:
-    pattern, granularity = case
+    pattern, scope = case
     scores, masks = part(seed, pattern, levels)
-    small, large = (
-        rebuild_masks(scores, masks, pattern, granularity, ratio) for ratio in sorted(ratios)
-    )
+    small, large = (rebuild_masks(scores, masks, pattern, scope, ratio) for ratio in sorted(ratios))
     for mask_OI, small_OI, large_OI in zip(masks, small, large, strict=True):
         assert not ((small_OI ^ mask_OI) & ~(large_OI ^ mask_OI)).any()
 

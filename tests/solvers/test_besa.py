@@ -15,7 +15,7 @@ from harness.memory import LiveBytes
 from secateur.methods.descent import stepping
 from secateur.patterns.pattern import Budget, Unstructured, select
 from secateur.runs.errors import SecateurError
-from secateur.solvers import besa, chunks
+from secateur.solvers import besa, pieces
 from secateur.solvers.besa import (
     apply_counts,
     ascending_ranks,
@@ -40,10 +40,10 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@pytest.fixture(params=[1, 40, chunks._CHUNK_CPU])
+@pytest.fixture(params=[1, 40, pieces._CHUNK_CPU])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are handled one, one or two, or all at a time."""
-    monkeypatch.setattr(chunks, "_CHUNK_CPU", request.param)
+    monkeypatch.setattr(pieces, "_CHUNK_CPU", request.param)
     monkeypatch.setattr(besa, "_FEWEST_ROWS", 1)
 
 
@@ -253,7 +253,7 @@ def test_a_step_needs_little_more_than_ranks_and_one_masked_linear(
     """Four linears, fp32: 2 bytes per weight for ranks, one Ŵ at a time, and a chunk of rows."""
     linears, width, tokens = 4, 512, 4
     chunk = 2**15
-    monkeypatch.setattr(chunks, "_CHUNK_CPU", chunk)
+    monkeypatch.setattr(pieces, "_CHUNK_CPU", chunk)
     monkeypatch.setattr(besa, "_FEWEST_ROWS", 1)
     weights = [normal(width, width, seed=seed, dtype=torch.float32) for seed in range(linears)]
     x = normal(tokens, width, dtype=torch.float32).requires_grad_()

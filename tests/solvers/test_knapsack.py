@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.runs.errors import SecateurError
-from secateur.solvers.knapsack import Selection, WidthOptions, select_widths, width_curve
+from secateur.solvers.knapsack import RESOLUTION, Selection, WidthOptions, width_curve
 
 losses = st.one_of(st.floats(-5, 100), st.just(math.inf))
 
@@ -35,6 +35,12 @@ def all_selections(tables: list[WidthOptions]) -> list[Selection]:
         )
         for choices in product(*(range(len(table.costs)) for table in tables))
     ]
+
+
+def select_widths(
+    tables: list[WidthOptions], budget: int, resolution: int = RESOLUTION
+) -> Selection:
+    return width_curve(tables, [budget], resolution)[0]
 
 
 def lowest_loss(tables: list[WidthOptions], budget: int) -> float:

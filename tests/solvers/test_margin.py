@@ -8,11 +8,7 @@ import pytest
 import torch
 
 from secateur.solvers import margin
-from secateur.solvers.margin import (
-    cheapest,
-    follow_margin,
-    margin_threshold,
-)
+from secateur.solvers.margin import cheapest, follow_margin, margin_threshold
 from solvers.row_costs import all_costs, random_costs, two_rows
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from secateur.runs.errors import SecateurError
 from secateur.solvers.elimination import eliminate, kept_first
-from secateur.solvers.ridge import cut_loss, output_bias, ridge_refit
+from secateur.solvers.ridge import cut_loss, low_rank_fit, output_bias, ridge_refit
 from solvers.problems import make_problem
 
 ROWS, WIDTH = 6, 20
@@ -160,3 +160,37 @@ def test_values_that_are_not_finite_are_refused() -> None:
         ridge_refit(w_OI, gram_II * torch.inf, kept_K)
     with pytest.raises(SecateurError, match="targets"):
         ridge_refit(w_OI, gram_II, kept_K, target_IO=torch.full((48, 24), torch.inf))
+
+
+def inputs(tokens: int = 400, width: int = 12) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mixing_II = torch.randn(width, width, generator=generator)
+    scale_I = torch.logspace(-1, 1, width)
+    return torch.randn(tokens, width, generator=generator) * scale_I @ mixing_II
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_error_is_the_tail_of_the_singular_values(rank: int) -> None:
+    x_NI = inputs()
+    residual_OI = torch.randn(9, 12, generator=torch.Generator().manual_seed(1))
+    s_OR, x_RI = low_rank_fit(residual_OI, x_NI.T @ x_NI / len(x_NI), rank)
+    assert s_OR.shape == (9, rank)
+    output_NO = (x_NI @ residual_OI.T).double()
+    error = (output_NO - (x_NI @ x_RI.T @ s_OR.T).double()).square().sum()
+    # No product of this rank can be nearer to the outputs than their own truncation.
+    tail = torch.linalg.svdvals(output_NO)[rank:].square().sum()
+    assert float(tail) * (1 - 1e-4) <= float(error) <= 1.02 * float(tail)
+
+
+def test_more_than_the_rank_there_is_restores_everything() -> None:
+    x_NI = inputs()
+    residual_OI = torch.randn(3, 12, generator=torch.Generator().manual_seed(2))
+    s_OR, x_RI = low_rank_fit(residual_OI, x_NI.T @ x_NI, 5)
+    torch.testing.assert_close(s_OR @ x_RI, residual_OI, rtol=1e-3, atol=1e-4)
+    assert not bool(s_OR[:, 3:].any())
+
+
+def test_nothing_missing_adds_nothing() -> None:
+    s_OR, x_RI = low_rank_fit(torch.zeros(3, 12), torch.zeros(12, 12), 2)
+    assert not bool((s_OR @ x_RI).any())
+    assert bool(x_RI.isfinite().all())

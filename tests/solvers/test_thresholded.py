@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from secateur.solvers import thresholded
+from secateur.solvers import besa
+from secateur.solvers.besa import thresholded_linear, trained_linear
 from secateur.solvers.margin import RowCosts
-from secateur.solvers.thresholded import thresholded_linear, trained_linear
 from solvers.row_costs import all_costs, random_costs, two_rows
 
 
 @pytest.fixture(autouse=True)
 def few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thresholded, "row_chunks", two_rows)
+    monkeypatch.setattr(besa, "row_chunks", two_rows)
 
 
 def slopes(costs: RowCosts, threshold: float, w_OI: Tensor, gradient_OI: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rules that divide zeros among linears. One joins by its module and a name in the union."""
+"""Rules that divide zeros among linears. One joins by its module and its name in the union."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Annotated, Any, get_args
 from pydantic import BeforeValidator, Field
 
 from secateur.allocation.allocation import Allocation
+from secateur.allocation.dense_model import DenseModel
 from secateur.allocation.dlp import DLP
 from secateur.allocation.loss import Loss
 from secateur.allocation.owl import OWL
-from secateur.allocation.plan_file import FromFile
-from secateur.allocation.profile import DenseModel
+from secateur.allocation.plan import GivenPlan
 from secateur.allocation.ramp import Ramp
 from secateur.allocation.sensitivity import Sensitivity
 from secateur.allocation.uniform import Uniform
 
-_Allocations = Uniform | Ramp | OWL | DLP | Sensitivity | Loss | FromFile
+_Allocations = Uniform | Ramp | OWL | DLP | Sensitivity | Loss | GivenPlan
 
 
 def _named(value: Any) -> Any:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, model_validator
 
-from secateur.allocation.counts import bounded_counts
-from secateur.allocation.profile import DenseModel
+from secateur.allocation.counts import (
+    BINS,
+    Histogram,
+    bounded_counts,
+    rank_histogram,
+    score_histogram,
+)
+from secateur.allocation.dense_model import DenseBlock, DenseModel
 from secateur.models.experts import linear_shapes
 from secateur.models.structure import BlockList
 from secateur.patterns.pattern import NM, Pattern
@@ -52,13 +59,7 @@ class Allocation(Options, ABC):
 
 @dataclass(frozen=True)
 class BlockCounts:
-    """The linears of one block in a plan.
-
-    Attributes:
-        names: full names.
-        weights: of each.
-        zeros: of each.
-    """
+    """Full names, weights and zeros of the linears of one block in a plan."""
 
     names: list[str]
     weights: list[int]
@@ -131,3 +132,51 @@ class PerBlock(Unequal, ABC):
         )
         names = [name for block in grouped for name in block.names]
         return replace(plan, zeros=dict(zip(names, counts, strict=True)))
+
+
+@dataclass(frozen=True)
+class ScoredBlock:
+    """Score histograms of a block's linears, and the bounds of their zeros."""
+
+    histograms_PB: Histogram
+    low: list[int]
+    high: list[int]
+
+
+class ByThreshold(Unequal, ABC):
+    """A rule that removes the weights whose scores lie under a common threshold."""
+
+    measures: ClassVar[bool] = True
+
+    scope: Literal["row", "linear"] = Field(
+        "row",
+        description="row: each row of a linear will lose the same share, as with Wanda; linear: "
+        "the method divides a linear's zeros among its rows, as BESA and magnitude do",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_is_scope(cls, values: Any) -> Any:
+        """Take the option by the name that it had, rows: even or free."""
+        if isinstance(values, dict) and values.get("rows") in ("even", "free"):
+            others = {key: value for key, value in values.items() if key != "rows"}
+            return {"scope": "row" if values["rows"] == "even" else "linear", **others}
+        return values
+
+    def scored(self, block: DenseBlock, counts: BlockCounts) -> ScoredBlock:
+        """Score a block; a linear that no token reached keeps its uniform share."""
+        count = rank_histogram if self.scope == "row" else score_histogram
+        scored = {name: count(score_OI) for name, score_OI in block.scores()}
+        names = [linear.name for linear in block.linears]
+        blind = [name not in scored for name in names]
+        bounds = [
+            (uniform, uniform) if fixed else (0, most)
+            for uniform, most, fixed in zip(
+                counts.zeros, self.most_zeros(counts), blind, strict=True
+            )
+        ]
+        return ScoredBlock(
+            np.stack([scored.get(name, np.zeros(BINS, np.int32)) for name in names]),
+            [low for low, _ in bounds],
+            [high for _, high in bounds],
+        )

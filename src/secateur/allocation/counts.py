@@ -1,16 +1,26 @@
-"""From wanted shares, or from score histograms, to exact integer counts within bounds."""
+"""From wanted shares, or from scores under one threshold, to exact integer counts within bounds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from secateur.patterns.pattern import proportional_counts
 from secateur.runs.errors import SecateurError
+from secateur.solvers.pieces import row_chunks
 
 Counts = npt.NDArray[np.int64]
+Histogram = npt.NDArray[np.int32]
+
+# Floats that are not negative are ordered as their bits are. A bin is their sign, exponent and the
+# first six bits of their fraction, so it is 1/64 of its value wide; the other bits are dropped.
+_DROPPED_BITS = 17
+BINS = 1 << (31 - _DROPPED_BITS)
 
 
 def bounded_counts(
@@ -52,13 +62,41 @@ def bounded_counts(
     return _between(at(below), at(above), total)
 
 
+def score_histogram(score_OI: Tensor) -> Histogram:
+    """Count scores in ``BINS`` bins whose width is a 64th of the score, from 0 to infinity.
+
+    Args:
+        score_OI: fp32, not negative, no NaN; any shape.
+    """
+    bins = score_OI.contiguous().view(torch.int32).bitwise_right_shift(_DROPPED_BITS)
+    counts: Histogram = torch.bincount(bins.flatten(), minlength=BINS).cpu().int().numpy()
+    return counts
+
+
+def rank_histogram(score_OI: Tensor) -> Histogram:
+    """As ``score_histogram``, for a linear each of whose rows will lose the same share.
+
+    Such a linear loses its weights a rank at a time: the lowest of every row, then the second
+    lowest. Every weight of a rank counts with the root of the mean square of them all, since the
+    squares are costs and add up.
+
+    Args:
+        score_OI: fp32 (out, in), not negative, no NaN.
+    """
+    sum_I = torch.zeros(score_OI.shape[1], dtype=torch.float64, device=score_OI.device)
+    for rows in row_chunks(score_OI):
+        sum_I += score_OI[rows].sort(dim=1).values.double().square().sum(dim=0)
+    rank_I = (sum_I / score_OI.shape[0]).sqrt().float()
+    return score_histogram(rank_I) * np.int32(score_OI.shape[0])
+
+
 def threshold_counts(
-    histograms_PB: npt.NDArray[np.int32], total: int, low: Sequence[int], high: Sequence[int]
+    histograms_PB: npt.NDArray[np.integer], total: int, low: Sequence[int], high: Sequence[int]
 ) -> list[int]:
     """How many scores of each part lie under one threshold common to all parts.
 
-    The threshold is the one at which the counts, each kept within its bounds, add up to
-    ``total``. Within the bin it falls into, what is missing is shared in proportion.
+    At the threshold the counts, each kept within its bounds, add up to ``total``. Within the bin
+    it falls into, what is missing is shared in proportion.
 
     Args:
         histograms_PB: scores of each part, counted in the bins of ``score_histogram``.
@@ -77,17 +115,9 @@ def threshold_counts(
         return counts
 
     _require_reachable(total, least, most)
-    below = _last(lambda bins: int(at(bins).sum()) <= total, histograms_PB.shape[1])
-    return _between(at(below), at(min(below + 1, histograms_PB.shape[1])), total)
-
-
-def _last(holds: Callable[[int], bool], end: int) -> int:
-    """The largest of 0 ... end for which a condition holds that holds for 0."""
-    first, last = 0, end
-    while first < last:
-        middle = (first + last + 1) // 2
-        first, last = (middle, last) if holds(middle) else (first, middle - 1)
-    return first
+    end = histograms_PB.shape[1]
+    below = bisect_right(range(end + 1), total, key=lambda bins: int(at(bins).sum())) - 1
+    return _between(at(below), at(min(below + 1, end)), total)
 
 
 def _between(below: Counts, above: Counts, total: int) -> list[int]:

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from secateur.allocation.allocation import PerBlock
+from secateur.allocation.dense_model import DenseModel
 from secateur.allocation.owl import opposed
-from secateur.allocation.profile import DenseModel
 
 
 class DLP(PerBlock):

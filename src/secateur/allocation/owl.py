@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from secateur.allocation.allocation import PerBlock
-from secateur.allocation.profile import DenseModel
+from secateur.allocation.dense_model import DenseModel
 
 
 class OWL(PerBlock):

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from secateur.allocation.allocation import PerBlock
-from secateur.allocation.profile import DenseModel
+from secateur.allocation.dense_model import DenseModel
 
 
 class Ramp(PerBlock):

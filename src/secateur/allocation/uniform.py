@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from secateur.allocation.allocation import Allocation
-from secateur.allocation.profile import DenseModel
+from secateur.allocation.dense_model import DenseModel
 from secateur.models.structure import BlockList
 from secateur.patterns.plan import Plan
 

@@ -14,7 +14,7 @@ from secateur.runs.files import writing
 
 
 def memory_budget(gigabytes: float | None) -> int:
-    """Bytes a stream may take in memory: as asked for, or half of what is free now if None."""
+    """Bytes that streams may take in memory: as asked for, or half of what is free if None."""
     if gigabytes is None:
         return psutil.virtual_memory().available // 2
     return int(gigabytes * 1e9)
@@ -43,10 +43,10 @@ def allocate(
         tempfile.NamedTemporaryFile(dir=folder, prefix=".activations-", delete=True) as file,
         writing(Path(file.name)),
     ):
-        # Without its space reserved, a full disk would end the process at some later write.
+        # If the space were not reserved, a full disk would end the process at some later write.
         _reserve(file.fileno(), size * dtype.itemsize)
-        # The name goes when the context ends, the mapping keeps the bytes: nothing to clean up
-        # after a killed run.
+        # The name goes when the context ends and the mapping keeps the bytes, so a killed run
+        # leaves no file behind.
         return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(shape)
 
 

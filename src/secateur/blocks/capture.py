@@ -39,8 +39,8 @@ def hidden_states(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
-class _Reached(Exception):
-    """Ends a forward pass when nothing more is wanted of it."""
+class Reached(Exception):
+    """Ends a forward pass as soon as all that is wanted of it is there."""
 
 
 def capture(blocks: BlockList, token_ids: Tensor, last: int | None = None) -> Captured:
@@ -78,7 +78,7 @@ def _capture(
             inputs.append(x_BLD)
             calls.append(BlockCall(args, kwargs))
             if index == last:
-                raise _Reached
+                raise Reached
             return wrap(x_BLD)
 
         return record
@@ -86,7 +86,7 @@ def _capture(
     with replaced_forwards((block, recorder(index)) for index, block in enumerate(blocks)):
         try:
             blocks.model.base_model(input_ids=token_ids, use_cache=False)
-        except _Reached:
+        except Reached:
             pass
         except (IndexError, AttributeError, RuntimeError, ValueError, TypeError):
             if not inputs or len(inputs) == last + 1:

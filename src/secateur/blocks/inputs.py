@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from secateur.blocks.capture import Reached
 from secateur.blocks.precision import products_of_bfloat16
 from secateur.models.structure import Linear
 
 Needs = Literal["nothing", "norms", "gram"]
 
-# So many held-out tokens tell a good update of a linear from a bad one, at a small part of a
+# Enough held-out tokens to tell a good update of a linear from a bad one, in a small part of a
 # solver's time.
 _JUDGED_TOKENS = 1024
 
@@ -27,7 +28,7 @@ class InputStatistics:
     Attributes:
         tokens: how many token vectors were seen.
         mean_square_I: mean of the squared inputs per column, fp32.
-        gram_II: mean of x xᵀ over tokens, fp32; None if nobody asked for it.
+        gram_II: mean of x xᵀ over tokens, fp32; None if it was not asked for.
     """
 
     tokens: int
@@ -83,7 +84,7 @@ class InputAccumulator:
 
 
 def _add_upper_gram(gram_II: Tensor, x_NI: Tensor) -> None:
-    """Add xᵀx in strips of columns, leaving out most of what symmetry gives for free."""
+    """Add xᵀx in strips of columns, without most of what lies below the diagonal."""
     width = x_NI.shape[1]
     strip = min(-(-width // 3), 1024)
     for start in range(0, width, strip):
@@ -119,15 +120,11 @@ def find_groups(linears: Sequence[Linear], run: Callable[[], object]) -> list[Li
 
 
 def steps(groups: Iterable[LinearGroup]) -> list[list[LinearGroup]]:
-    """Put groups that can be handled in one pass together: the same linears of sibling experts."""
+    """Put groups together that one pass can handle: the same linears of sibling experts."""
     ordered: dict[str, list[LinearGroup]] = {}
     for group in groups:
         ordered.setdefault(group.linears[0].kind, []).append(group)
     return list(ordered.values())
-
-
-class _Reached(Exception):
-    """Ends a forward pass when all wanted inputs were seen."""
 
 
 def visit_inputs(
@@ -135,20 +132,17 @@ def visit_inputs(
 ) -> None:
     """Call ``visit(group index, inputs (tokens, in))`` once per group during ``run``.
 
-    The pass is cut off as soon as every group was visited: what follows in the block would be
-    computed for nothing.
+    The pass ends as soon as every group was visited: the rest of the block is not needed.
     """
     waiting = set(range(len(groups)))
-    index_of = {group.linears[0].name: index for index, group in enumerate(groups)}
 
-    def record(linear: Linear, x: Tensor) -> None:
-        index = index_of[linear.name]
-        visit(index, x.detach().flatten(0, -2))
+    def visit_once(index: int, x_NI: Tensor) -> None:
+        visit(index, x_NI)
         waiting.discard(index)
         if not waiting:
-            raise _Reached
+            raise Reached
 
-    with _input_hooks([group.linears[0] for group in groups], record), suppress(_Reached):
+    with suppress(Reached), observed_inputs(groups, visit_once):
         run()
 
 
@@ -173,9 +167,7 @@ def _input_hooks(
     def hook_for(linear: Linear) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _module, args: record(linear, args[0])
 
-    handles = [linear.module.register_forward_pre_hook(hook_for(linear)) for linear in linears]
-    try:
+    with ExitStack() as hooks:
+        for linear in linears:
+            hooks.enter_context(linear.module.register_forward_pre_hook(hook_for(linear)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

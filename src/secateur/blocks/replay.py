@@ -1,4 +1,4 @@
-"""Outputs of a block's finished parts, so that later passes need not compute them again."""
+"""Outputs of a block's finished parts, which later passes need not compute again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Replay:
 
     A part is a direct child of the block that holds linears, such as attention. Once all its
     linears are pruned it returns the same for the same batch in every later pass. Use as a
-    context manager: on leaving it the block is as it was.
+    context manager: on exit the block is as it was.
     """
 
     def __init__(self, block: nn.Module) -> None:
@@ -36,7 +36,7 @@ class Replay:
         self.forget()
 
     def forget(self) -> None:
-        """Take every part for unfinished again."""
+        """Take all parts as unfinished again."""
         for name in self._all_parts.keys() - self._parts.keys():
             del self._all_parts[name][0].forward
         self._parts = dict(self._all_parts)
@@ -53,7 +53,7 @@ class Replay:
             pruned: names, inside the block, of the linears that are done.
         """
         open_parts = {name for name, (_, linears) in self._parts.items() if linears - set(pruned)}
-        # With nothing left to do in the block there is one pass to come, and nothing to save.
+        # Once all parts are finished only one pass is to come, and replaying would save no time.
         for name in set(self._parts) - open_parts if open_parts else ():
             part, _ = self._parts.pop(name)
             part.forward = self._replaying(name, part.forward)

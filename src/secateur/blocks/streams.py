@@ -1,4 +1,4 @@
-"""Batches of calibration sequences and the stream of hidden states that runs through them."""
+"""Batches of calibration sequences, and the stream of hidden states that runs through them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from secateur.models.store import BlockStore
 from secateur.runs.errors import SecateurError
 from secateur.text.options import fitted_share
 
-# So many held-out tokens tell a better block from a worse one, at a small part of a stage's time.
+# Enough held-out tokens to tell a better block from a worse one, in a small part of a stage's time.
 _JUDGED_TOKENS = 4096
 
 
@@ -113,7 +113,10 @@ class Stream:
                     self._calls[len(ids)] = capture(store.blocks, ids).calls
 
     def twin(self, folder: Path | None, memory: int) -> Stream:
-        """A stream of its own that starts where this one is, without what nothing is judged on."""
+        """A second stream that starts at the same hidden states and moves independently.
+
+        It has the fitted sequences and the judged ones, not the other held-out ones.
+        """
         twin = copy(self)
         judged = self.batches.judged
         twin.batches = Batches(self.batches.fitted, judged, judged)
@@ -129,13 +132,13 @@ class Stream:
         compared = False
         for batch in self.batches.all:
             ids = token_ids[batch].to(self.device, torch.long)
-            size = len(ids)
-            known = self._calls.get(size)
-            everything = known is None or not compared
+            known = self._calls.get(len(ids))
+            # One repetition of a batch size is enough to see whether calls depend on the text.
+            whole = known is None or not compared
             with forward_precision(self.dtype, self.device):
-                captured = capture(store.blocks, ids, last=None if everything else 0)
+                captured = capture(store.blocks, ids, last=None if whole else 0)
             if known is None:
-                self._calls[size] = captured.calls
+                self._calls[len(ids)] = captured.calls
             elif not compared:
                 compared = True
                 if not same_calls(known, captured.calls):
@@ -145,8 +148,7 @@ class Stream:
                     )
             first_BLD = captured.first_BLD.float()
             if x_SLD is None:
-                shape = (len(token_ids), *first_BLD.shape[1:])
-                x_SLD = allocate(shape, folder, memory)
+                x_SLD = allocate((len(token_ids), *first_BLD.shape[1:]), folder, memory)
             x_SLD[batch].copy_(first_BLD)
         assert x_SLD is not None
         return x_SLD

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from secateur.blocks.group_task import GroupTask
 from secateur.blocks.inputs import Needs
+from secateur.blocks.tasks import GroupTask
 from secateur.methods.stage import GroupStage
 from secateur.solvers.admm import admm
 

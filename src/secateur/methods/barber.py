@@ -5,23 +5,25 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AliasChoices, Field
 from torch import Tensor
 
-from secateur.blocks.block_task import BlockTask
-from secateur.blocks.gradients import (
+from secateur.blocks.passes import (
     LinearPass,
+    Part,
+    catch_call,
+    find_parts,
     output_gradients,
     recorded_passes,
     weight_gradient,
 )
-from secateur.blocks.parts import Part, catch_call, find_parts
+from secateur.blocks.tasks import BlockTask
 from secateur.methods.rebuild import Rebuild, kept_values
 from secateur.methods.stage import BlockStage
-from secateur.patterns.pattern import NM, Pattern
-from secateur.solvers.barber import Granularity, barber_score, rebuild_masks
+from secateur.patterns.pattern import NM, Pattern, Scope
+from secateur.solvers.barber import barber_score, rebuild_masks
 
-# Those of the released scripts, one between, and the whole way.
+# Those of the released scripts, one more between them, and all pairs.
 _RATIOS = (0.001, 0.01, 0.1, 0.3, 1.0)
 
 
@@ -32,10 +34,11 @@ class Barber(BlockStage):
     copies: ClassVar[int] = 3
 
     method: Literal["barber"] = "barber"
-    granularity: Granularity = Field(
+    scope: Scope = Field(
         "row",
-        description="where weights are exchanged: in the linears of attention, or of the "
-        "MLP, together, in a linear, an output row or an input column",
+        validation_alias=AliasChoices("scope", "granularity"),
+        description="where weights are exchanged: in an output row, an input column, a linear, or "
+        "block, the linears of attention, or of the MLP, together",
     )
     ratio: Annotated[float, Field(ge=0, le=1)] | Literal["best"] = Field(
         "best",
@@ -47,10 +50,10 @@ class Barber(BlockStage):
 
     def check_pattern(self, pattern: Pattern) -> None:
         """Raise ValueError for exchanges that would leave the groups of n:m."""
-        if isinstance(pattern, NM) and self.granularity != "row":
+        if isinstance(pattern, NM) and self.scope != "row":
             raise ValueError(
                 f"under the pattern {pattern} barber exchanges weights within groups of a row, "
-                f"not within a {self.granularity}; use granularity: row"
+                f"not within a {self.scope}; use scope: row"
             )
 
     @property
@@ -62,13 +65,13 @@ class Barber(BlockStage):
         return min(super().step_size(sequences), self.windows)
 
     def passes(self, sequences: int) -> float:
-        # Each part as it is, dense, and backwards; attention once more on the way to the MLP.
-        # Then the held-out third, before and after each offer to one of two parts.
+        # Each part is run as it is, dense, and backwards; attention once more on the way to the
+        # MLP. Then come the held-out third, before and after each offer to one of two parts.
         looked_at = min(self.windows / max(sequences, 1), 1)
         return 4.5 * looked_at + (1 + 2 * len(self.ratios)) / 3
 
     def apply(self, task: BlockTask) -> None:
-        rebuild = Rebuild(task, self.method, self.reference)
+        rebuild = Rebuild(task, self.method)
         for part in find_parts(task.block, task.linears):
             squares = self._squared_gradients(task, part)
             names = [linear.name for linear in part.linears]
@@ -79,7 +82,7 @@ class Barber(BlockStage):
             ]
             candidates = {}
             for ratio in self.ratios:
-                rebuilt = rebuild_masks(scores, masks, task.pattern, self.granularity, ratio)
+                rebuilt = rebuild_masks(scores, masks, task.pattern, self.scope, ratio)
                 candidates[f"ratio {ratio:g}"] = dict(zip(names, rebuilt, strict=True))
             rebuild.offer(part, candidates)
         rebuild.note()
@@ -113,7 +116,6 @@ def _dense_pass(task: BlockTask, part: Part, batch: Tensor) -> tuple[list[Linear
     """Run a part as it is and dense; the calls of the dense one, and its error by sequence."""
     with torch.no_grad(), task.stream.precision():
         call = catch_call(part, lambda: task.output(batch))
-        assert call is not None, "a part that holds linears runs"
         pruned = call.output()
     with task.stream.precision(), recorded_passes(part.linears) as passes:
         dense = call.output_with(task.dense)

@@ -11,24 +11,19 @@ from importlib.util import find_spec
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 from torch import Tensor
 
-from secateur.blocks.block_task import BlockTask
-from secateur.methods.clipping import LearnedClipping
+from secateur.blocks.tasks import BlockTask
 from secateur.methods.descent import descend
 from secateur.methods.rows import block_scores, take_best, uniform_masks, write_masks
 from secateur.methods.stage import BlockStage
 from secateur.models.forwards import replaced_forwards
 from secateur.models.structure import Linear
 from secateur.patterns.pattern import Pattern
-from secateur.solvers.besa import (
-    ascending_ranks,
-    mask_of_counts,
-    masked_linear,
-)
+from secateur.solvers.besa import ascending_ranks, mask_of_counts, masked_linear
 from secateur.solvers.block_loss import relative_loss
-from secateur.solvers.grids import Clipping
+from secateur.solvers.grids import Clipping, GridOptions, make_grid
 from secateur.solvers.rates import (
     candidate_counts,
     candidate_rates,
@@ -43,6 +38,8 @@ from secateur.solvers.rates import (
 
 # A learning rate of clipping strengths under which their sigmoids move within one pass.
 _CLIP_RATE = 0.05
+# OmniQuant's first logit of a strength, which is 0.982.
+_FIRST_LOGIT = 4.0
 
 
 class BESA(BlockStage):
@@ -54,7 +51,11 @@ class BESA(BlockStage):
 
     method: Literal["besa"] = "besa"
     batch_sequences: int = Field(1, ge=1, description="calibration windows in one step")
-    granularity: Literal["row", "linear"] = Field("row", description="what shares a rate")
+    scope: Literal["row", "linear"] = Field(
+        "row",
+        validation_alias=AliasChoices("scope", "granularity"),
+        description="what shares a rate: a row or a whole linear",
+    )
     parameterisation: Literal["softmax", "paper"] = Field(
         "softmax",
         description="softmax reaches every rate; paper is that of the released code, a softmax of "
@@ -111,11 +112,11 @@ class BESA(BlockStage):
         learned, clippings = self._learn(task)
         candidates = {"uniform rates": uniform_masks(task), "learned rates": learned}
         if not clippings:
-            take_best(task, self.method, self.reference, candidates)
+            take_best(task, self.method, candidates)
             return
         clipped = {f"{name} and clipping": masks for name, masks in candidates.items()}
         candidates = {"uniform rates": candidates["uniform rates"], **clipped}
-        take_best(task, self.method, self.reference, candidates, dict.fromkeys(clipped, clippings))
+        take_best(task, self.method, candidates, dict.fromkeys(clipped, clippings))
 
     def _learn(self, task: BlockTask) -> tuple[dict[str, Tensor], dict[str, Clipping]]:
         """Masks, and how the grid of the recipe is best clipped, if it has one."""
@@ -145,7 +146,7 @@ class BESA(BlockStage):
         start_D = torch.zeros(len(rates), device=task.device)
         if self.parameterisation == "softmax":
             start_D = _tilted(rates, sparsity).to(task.device)
-        grid = task.grid if self._clip_rate(task) else None
+        grid = task.quantization.grid if task.quantization and self._clip_rate(task) else None
         made = []
         for linear in task.linears:
             dense_OI = task.dense[linear.name]
@@ -156,17 +157,17 @@ class BESA(BlockStage):
                     dense_OI=dense_OI,
                     rank_OI=ascending_ranks(block_scores(task, linear.name)),
                     counts_D=torch.tensor(counts, device=task.device),
-                    theta_GD=start_D.repeat(len(dense_OI) if self.granularity == "row" else 1, 1),
+                    theta_GD=start_D.repeat(len(dense_OI) if self.scope == "row" else 1, 1),
                     clipping=LearnedClipping(dense_OI, grid, task.stored) if grid else None,
                 )
             )
         return made
 
     def _clip_rate(self, task: BlockTask) -> float:
-        """The one asked for, or none before error feedback, which makes up for most of rounding."""
+        """The one asked for; by default none before error feedback, which needs no clipping."""
         if self.clip_rate is not None:
             return self.clip_rate
-        return _CLIP_RATE if task.rounds_to_nearest else 0.0
+        return _CLIP_RATE if task.quantization and task.quantization.rounds_to_nearest else 0.0
 
     def _descend(
         self,
@@ -198,8 +199,8 @@ class BESA(BlockStage):
 
     def _error(self, task: BlockTask, batch: Tensor) -> Tensor:
         if self.loss == "feature":
-            return relative_loss(task.output(batch), task.target(batch, self.reference))
-        return task.output_error(batch, self.reference).mean()
+            return relative_loss(task.output(batch), task.target(batch))
+        return task.loss(batch)
 
     def _distributions(
         self, rows: list[_Rows], rates: tuple[Fraction, ...]
@@ -207,6 +208,31 @@ class BESA(BlockStage):
         smooth = self.parameterisation == "paper"
         betas = [rate_distribution(each.theta_GD, smooth=smooth) for each in rows]
         return betas, [expected_rate(beta_GD, rates) for beta_GD in betas]
+
+
+class LearnedClipping:
+    """Two strengths for each group of a linear, the sigmoids of two logits.
+
+    Attributes:
+        logits: those of the lower and of the upper ends, (out, groups) each; they want gradients.
+    """
+
+    def __init__(self, w_OI: Tensor, options: GridOptions, stored: torch.dtype) -> None:
+        self._options = options
+        self._stored = stored
+        shape = Clipping.none(w_OI, options).lower_OG
+        self.logits = [torch.full_like(shape, _FIRST_LOGIT).requires_grad_() for _ in range(2)]
+
+    @property
+    def strengths(self) -> Clipping:
+        """The strengths, with their graph where gradients are recorded."""
+        lower, upper = self.logits
+        return Clipping(lower.sigmoid(), upper.sigmoid())
+
+    def on_grid(self, w_OI: Tensor, mask_OI: Tensor) -> Tensor:
+        """All weights, removed ones too, as values of the grid that the kept ones span."""
+        grid = make_grid(w_OI, mask_OI, self._options, self.strengths, self._stored)
+        return grid.nearest(w_OI)
 
 
 @dataclass

@@ -9,19 +9,20 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from secateur.blocks.block_task import BlockTask
-from secateur.methods.costs import (
+from secateur.blocks.tasks import BlockTask
+from secateur.methods.rows import (
     cheapest_masks,
-    closed_form,
     removed_share,
+    row_costs,
     slope_takers,
+    take_best,
     thresholded,
+    uniform_masks,
 )
-from secateur.methods.rows import take_best, uniform_masks
 from secateur.methods.stage import BlockStage
 from secateur.models.structure import Linear
+from secateur.solvers.besa import thresholded_linear
 from secateur.solvers.margin import RowCosts, follow_margin, margin_threshold
-from secateur.solvers.thresholded import thresholded_linear
 
 
 class BESARates(BlockStage):
@@ -43,12 +44,12 @@ class BESARates(BlockStage):
 
     def apply(self, task: BlockTask) -> None:
         candidates = {"uniform rates": uniform_masks(task)}
-        costs = closed_form(task, self.probe_sequences, self.batch_sequences)
+        costs = row_costs(task, self.probe_sequences, self.batch_sequences)
         candidates["row sensitivities"] = cheapest_masks(task, costs)
         if self.steps:
             self._follow(task, costs)
             candidates["straight-through steps"] = cheapest_masks(task, costs)
-        take_best(task, self.method, self.reference, candidates)
+        take_best(task, self.method, candidates)
 
     def _follow(self, task: BlockTask, costs: Mapping[str, RowCosts]) -> None:
         """Scale the costs of each row, step by step, by what the loss says at its margin."""
@@ -80,5 +81,5 @@ class BESARates(BlockStage):
             )
 
         with thresholded(task, costs, forward):
-            task.output_error(batch, self.reference).mean().backward()
+            task.loss(batch).backward()
         return {name: each.grad for name, each in removed.items() if each.grad is not None}

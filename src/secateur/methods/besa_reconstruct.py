@@ -9,20 +9,22 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from secateur.blocks.block_task import BlockTask, Reference
-from secateur.methods.costs import (
-    cheapest_masks,
-    closed_form,
-    removed_share,
-    slope_takers,
-    thresholded,
-)
+from secateur.blocks.tasks import BlockTask, Reference
 from secateur.methods.descent import descend, relative_rate
-from secateur.methods.rows import take_best, uniform_masks, write_masks
+from secateur.methods.rows import (
+    cheapest_masks,
+    removed_share,
+    row_costs,
+    slope_takers,
+    take_best,
+    thresholded,
+    uniform_masks,
+    write_masks,
+)
 from secateur.methods.stage import BlockStage
 from secateur.models.structure import Linear
+from secateur.solvers.besa import trained_linear
 from secateur.solvers.margin import RowCosts, follow_margin, margin_threshold
-from secateur.solvers.thresholded import trained_linear
 
 
 class BESAReconstruct(BlockStage):
@@ -50,14 +52,13 @@ class BESAReconstruct(BlockStage):
         return 3.0 * (self.probe_sequences / sequences + self.epochs)
 
     def apply(self, task: BlockTask) -> None:
-        costs = closed_form(task, self.probe_sequences, self.batch_sequences)
-        weights = [linear.module.get_parameter("weight") for linear in task.linears]
-        trained = [*weights, *(p for p in task.block.parameters() if p.ndim == 1)]
+        costs = row_costs(task, self.probe_sequences, self.batch_sequences)
+        trained = [*task.weights, *task.vectors]
         untrained = {
             "uniform rates": uniform_masks(task),
             "row sensitivities": cheapest_masks(task, costs),
         }
-        before = take_best(task, self.method, self.reference, untrained)
+        before = take_best(task, self.method, untrained)
         masks: dict[str, Tensor] = {}
 
         def train() -> None:
@@ -67,7 +68,7 @@ class BESAReconstruct(BlockStage):
             for linear in task.linears:
                 linear.weight_OI.mul_(masks[linear.name])
 
-        if task.accept_better(self.method, self.reference, trained, train, before):
+        if task.accept_better(self.method, trained, train, before):
             task.masks.update({name: mask_OI.cpu() for name, mask_OI in masks.items()})
 
     def _train(
@@ -92,7 +93,7 @@ class BESAReconstruct(BlockStage):
         def error(batch: Tensor) -> Tensor:
             thresholds.append(margin_threshold(costs.values(), share))
             with thresholded(task, costs, forward):
-                return task.output_error(batch, self.reference).mean()
+                return task.loss(batch)
 
         def follow() -> None:
             pull = self.rate * (1 - (len(thresholds) - 1) / len(batches))

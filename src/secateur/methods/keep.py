@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from secateur.blocks.group_task import GroupTask
+from secateur.blocks.tasks import GroupTask
 from secateur.methods.stage import GroupStage
 from secateur.patterns.pattern import Pattern, Unstructured
 

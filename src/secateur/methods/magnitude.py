@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from secateur.blocks.group_task import GroupTask
+from secateur.blocks.tasks import GroupTask
 from secateur.methods.stage import GroupStage
 from secateur.patterns.pattern import select
 from secateur.solvers.scores import magnitude_score

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from secateur.blocks.dense_task import DenseTask
+from secateur.blocks.tasks import DenseTask
 from secateur.methods.stage import DenseStage
 from secateur.models.absorption import Absorption, find_absorptions
 from secateur.patterns.pattern import NM, Pattern

@@ -7,15 +7,21 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from secateur.blocks.group_task import GroupTask
 from secateur.blocks.inputs import Needs
+from secateur.blocks.tasks import GroupTask
 from secateur.methods.stage import GroupStage
 from secateur.models.experts import unstacked_experts
 from secateur.models.formats import FormatName
 from secateur.models.structure import BlockList, find_linears
 from secateur.runs.errors import SecateurError
-from secateur.solvers.grids import GridOptions, QuantisedSolution, make_grid, search_clipping
-from secateur.solvers.quantise import quantise, round_to_grid
+from secateur.solvers.grids import (
+    GridOptions,
+    QuantizedSolution,
+    make_grid,
+    round_to_grid,
+    search_clipping,
+)
+from secateur.solvers.quantize import quantize
 
 
 class Quantize(GroupStage):
@@ -78,7 +84,7 @@ class Quantize(GroupStage):
         grid = make_grid(w_OI, mask_OI, self.grid, clipping, stored)
         solution = rounded = round_to_grid(w_OI, mask_OI, grid)
         if self.solver == "feedback" and not task.blind:
-            solution = quantise(
+            solution = quantize(
                 w_OI,
                 mask_OI,
                 task.gram_II,
@@ -90,7 +96,7 @@ class Quantize(GroupStage):
         _take_better(task, solution, rounded)
 
 
-def _take_better(task: GroupTask, solution: QuantisedSolution, rounded: QuantisedSolution) -> None:
+def _take_better(task: GroupTask, solution: QuantizedSolution, rounded: QuantizedSolution) -> None:
     """Take the solution, or the rounded one for linears whose held-out outputs it moves less."""
     found = task.held_out_errors(solution.w_OI, task.w_OI)
     plain = task.held_out_errors(rounded.w_OI, task.w_OI)
@@ -103,4 +109,4 @@ def _take_better(task: GroupTask, solution: QuantisedSolution, rounded: Quantise
             )
     joined = ", ".join(task.names)
     task.notes += [f"{joined}: quantize {note}" for note in solution.notes]
-    task.w_OI, task.quantised = solution.w_OI, solution
+    task.w_OI, task.quantized = solution.w_OI, solution

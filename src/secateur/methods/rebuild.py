@@ -1,4 +1,4 @@
-"""Other masks for the parts of a block, kept only where held-out text agrees."""
+"""Other masks for the parts of a block, taken only where held-out text agrees."""
 
 from __future__ import annotations
 
@@ -6,41 +6,39 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from secateur.blocks.block_task import BlockTask, Reference
-from secateur.blocks.parts import Part
+from secateur.blocks.passes import Part
+from secateur.blocks.tasks import BlockTask
 
 
 class Rebuild:
-    """Offers masks part by part and takes those that do not raise the block's held-out error.
+    """Tries masks part by part and takes those that do not raise the block's held-out error.
 
     Args:
         task: the block, with masks.
         stage: name of the stage, for the note.
-        reference: what the error is measured against.
     """
 
-    def __init__(self, task: BlockTask, stage: str, reference: Reference) -> None:
+    def __init__(self, task: BlockTask, stage: str) -> None:
         self._task = task
         self._stage = stage
-        self._reference = reference
-        self._first = self._error = task.held_out_error(reference)
+        self._first = self._error = task.held_out_error()
         self._outcomes: list[str] = []
 
     def offer(self, part: Part, candidates: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Try masks of a part, take the best if the error does not rise, else change nothing.
 
-        Kept weights stay as they are, restored ones come back with their dense value.
+        Kept weights stay as they are; restored ones come back with their dense value.
 
         Args:
             part: the part.
-            candidates: masks of its linears by name, by a description of where they come from; of
-                equal ones the first wins.
+            candidates: masks of its linears by name, by a description of their origin; of equal
+                ones the first wins.
         """
         before = {linear.name: linear.weight_OI.clone() for linear in part.linears}
         errors = {}
         for description, masks in candidates.items():
             self._write(part, before, masks)
-            errors[description] = self._task.held_out_error(self._reference)
+            errors[description] = self._task.held_out_error()
         best = min(errors, key=errors.__getitem__)
         masks = candidates[best]
         pairs = sum(
@@ -75,11 +73,5 @@ class Rebuild:
 
 
 def kept_values(task: BlockTask, name: str, w_OI: Tensor) -> Tensor:
-    """What each weight of a linear is if it is kept: ``w_OI`` under the mask, else its dense value.
-
-    Args:
-        task: the block, with masks.
-        name: of the linear.
-        w_OI: its weights as they are now.
-    """
+    """What each weight is if it is kept: ``w_OI`` under the mask, else its dense value."""
     return w_OI.where(task.masks[name].to(w_OI.device), task.dense[name])

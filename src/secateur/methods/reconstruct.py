@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from secateur.blocks.block_task import BlockTask, Reference
-from secateur.blocks.parts import Part, catch_call, find_parts
+from secateur.blocks.passes import Part, catch_call, find_parts
+from secateur.blocks.tasks import BlockTask, Reference
 from secateur.methods.descent import descend, relative_rate
 from secateur.methods.stage import BlockStage
 from secateur.solvers.block_loss import relative_error
@@ -44,29 +44,21 @@ class Reconstruct(BlockStage):
 
     def apply(self, task: BlockTask) -> None:
         kept: dict[Tensor, Tensor] = {}
-        for linear in task.linears:
+        for linear, weight in zip(task.linears, task.weights, strict=True):
             mask_OI = task.masks[linear.name].to(task.device)
-            weight = linear.module.get_parameter("weight")
             kept[weight] = mask_OI.T if linear.transposed else mask_OI
-        trained = list(kept)
-        if self.vectors:
-            trained += [p for p in task.block.parameters() if p.ndim == 1]
+        trained = [*kept, *(task.vectors if self.vectors else ())]
 
         def train() -> None:
             if self.window == "block":
-                self._train(
-                    task,
-                    trained,
-                    kept,
-                    lambda batch: task.output_error(batch, self.reference).mean(),
-                )
+                self._train(task, trained, kept, task.loss)
                 return
             for part in find_parts(task.block, task.linears):
                 inside = set(part.module.parameters())
                 own = [parameter for parameter in trained if parameter in inside]
                 self._train(task, own, kept, partial(_part_error, task, part))
 
-        task.accept_better(self.method, self.reference, trained, train)
+        task.accept_better(self.method, trained, train)
 
     def _train(
         self,
@@ -90,7 +82,6 @@ def _part_error(task: BlockTask, part: Part, batch: Tensor) -> Tensor:
     """Relative error of a part against its dense self, on what the pruned block hands it."""
     with torch.no_grad(), task.stream.precision():
         call = catch_call(part, lambda: task.output(batch))
-        assert call is not None, "a part that holds linears runs"
         target = call.output_with(task.dense)
     with task.stream.precision():
         return relative_error(call.output(), target).mean()

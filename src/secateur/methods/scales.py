@@ -10,12 +10,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from secateur.blocks.block_task import BlockTask, Reference
+from secateur.blocks.tasks import BlockTask, Reference
 from secateur.methods.descent import descend, relative_rate
 from secateur.methods.stage import BlockStage
 from secateur.models.forwards import replaced_forwards
 from secateur.models.structure import Linear
-from secateur.solvers.grids import QuantisedSolution, representable
+from secateur.solvers.grids import QuantizedSolution, representable
 
 
 class Scales(BlockStage):
@@ -45,24 +45,22 @@ class Scales(BlockStage):
         return 3.0 * self.epochs
 
     def apply(self, task: BlockTask) -> None:
-        levels = [_Levels.of(linear, task.quantised[linear.name]) for linear in task.linears]
-        vectors = [p for p in task.block.parameters() if self.vectors and p.ndim == 1]
+        assert task.quantization is not None
+        solutions = task.quantization.solutions
+        levels = [_Levels.of(linear, solutions[linear.name]) for linear in task.linears]
+        vectors = task.vectors if self.vectors else []
         batches = task.training_batches(self.batch_sequences, self.epochs)
-
-        def error(batch: Tensor) -> Tensor:
-            return task.output_error(batch, self.reference).mean()
 
         def train() -> None:
             rates = {each.exponent_OG: self.learning_rate for each in levels}
             rates |= {p: relative_rate(p, self.learning_rate) for p in vectors}
             with replaced_forwards((each.linear.module, each.forward) for each in levels):
-                descend(rates, batches, error)
+                descend(rates, batches, task.loss)
             for each in levels:
                 each.linear.weight_OI.copy_(each.solution(task.stored).w_OI)
 
-        weights = [linear.module.get_parameter("weight") for linear in task.linears]
-        if task.accept_better(self.method, self.reference, [*weights, *vectors], train):
-            task.quantised.update({each.linear.name: each.solution(task.stored) for each in levels})
+        if task.accept_better(self.method, [*task.weights, *vectors], train):
+            solutions.update({each.linear.name: each.solution(task.stored) for each in levels})
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,12 @@ class _Levels:
     """
 
     linear: Linear
-    found: QuantisedSolution
+    found: QuantizedSolution
     level_OGI: Tensor
     exponent_OG: Tensor
 
     @classmethod
-    def of(cls, linear: Linear, found: QuantisedSolution) -> _Levels:
+    def of(cls, linear: Linear, found: QuantizedSolution) -> _Levels:
         # Levels of an asymmetric grid of 8 bits reach from -255 to 255.
         dtype = torch.int16 if found.grid.options.bits == 8 else torch.int8
         scale_OG = found.grid.scale_OG
@@ -95,7 +93,7 @@ class _Levels:
         w_OI = (self.level_OGI * scale_OG.unsqueeze(2)).flatten(1)
         return functional.linear(x, w_OI, self.linear.bias_O)
 
-    def solution(self, stored: torch.dtype) -> QuantisedSolution:
+    def solution(self, stored: torch.dtype) -> QuantizedSolution:
         """The weights as they are now."""
         grid = self.found.grid
         scale_OG = representable(grid.scale_OG * self.exponent_OG.exp(), stored)

@@ -7,10 +7,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from secateur.blocks.block_task import BlockTask, Reference
-from secateur.blocks.dense_task import DenseTask
-from secateur.blocks.group_task import GroupTask
 from secateur.blocks.inputs import Needs
+from secateur.blocks.tasks import BlockTask, DenseTask, GroupTask, Reference
 from secateur.patterns.pattern import NM, Pattern
 from secateur.runs.options import Options
 

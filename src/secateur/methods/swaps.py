@@ -9,21 +9,26 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from secateur.blocks.block_task import BlockTask
-from secateur.blocks.gradients import output_gradients, recorded_passes, weight_gradient
 from secateur.blocks.inputs import InputAccumulator
-from secateur.blocks.parts import Part, find_parts
-from secateur.blocks.probes import random_projection
+from secateur.blocks.passes import (
+    Part,
+    find_parts,
+    output_gradients,
+    random_projection,
+    recorded_passes,
+    weight_gradient,
+)
+from secateur.blocks.tasks import BlockTask
 from secateur.methods.rebuild import Rebuild, kept_values
 from secateur.methods.stage import BlockStage
 from secateur.models.structure import Linear
 from secateur.solvers.block_loss import relative_error
 from secateur.solvers.swaps import swap_weights
 
-# The gradient at a row tells of the row's own error, g = b (w − dense) A, and of that of everything
-# else in the block. The latter reaches many rows at once; if each of them made up for all of it,
-# they would overshoot, but for the last linear, whose rows are outputs of their own. Offers are
-# shares of the latter, at the linears of a part and at its last one.
+# The gradient at a row has two terms: the row's own error, g = b (w − dense) A, and the rest, that
+# of everything else in the block. The rest reaches many rows at once. If each of them made up for
+# all of it, they would overshoot; only the rows of a part's last linear are outputs of their own.
+# So masks are tried for several shares of the rest: at the linears of a part, and at its last one.
 _OWN = {"each row's own error": (0.0, 0.0)}
 _SHARED = {
     "a quarter of the rest": (0.25, 0.25),
@@ -54,12 +59,12 @@ class Swaps(BlockStage):
 
     def passes(self, sequences: int) -> float:
         # Forward and backward, to the block's beginning and to that of the MLP; Gram matrices; and
-        # the held-out third before and after each offer to one of two parts.
+        # the held-out third, before and after each offer to one of two parts.
         backward = 3 if self.gradient == "rows" else 5
         return 2 + backward + 1 + (1 + 2 * len(self._shares)) / 3
 
     def apply(self, task: BlockTask) -> None:
-        rebuild = Rebuild(task, self.method, self.reference)
+        rebuild = Rebuild(task, self.method)
         for part in find_parts(task.block, task.linears):
             seen, last = self._look(task, part)
             candidates: dict[str, dict[str, Tensor]] = {name: {} for name in self._shares}
@@ -77,7 +82,7 @@ class Swaps(BlockStage):
     def _swapped(
         self, task: BlockTask, linear: Linear, statistics: _Statistics, shares: Collection[float]
     ) -> dict[float, Tensor]:
-        """Masks of a linear for each share of the gradient that is not of the rows' own errors."""
+        """Masks of a linear, for each share of the gradient's second term."""
         gram_II, curvature_O = statistics.curvature()
         value_OI = kept_values(task, linear.name, linear.weight_OI)
         before_OI = task.masks[linear.name].to(task.device)
@@ -87,9 +92,9 @@ class Swaps(BlockStage):
         masks: dict[float, Tensor] = {}
         mask_OI = before_OI
         for share in sorted(shares):
-            # What another share has found is a good start, which its gradient has to follow.
+            # The mask of another share is a good start; the gradient has to follow it.
             moved_OI = value_OI * (mask_OI.float() - before_OI.float()) * curvature_O[:, None]
-            mask_OI = swap_weights(
+            mask_OI, _ = swap_weights(
                 value_OI,
                 mask_OI,
                 torch.addmm(own_OI.lerp(whole_OI, share), moved_OI, gram_II),
@@ -98,7 +103,7 @@ class Swaps(BlockStage):
                 task.pattern,
                 rounds=self.rounds,
                 shortlist=self.shortlist,
-            ).mask_OI
+            )
             masks[share] = mask_OI
         return masks
 
@@ -106,7 +111,7 @@ class Swaps(BlockStage):
         """Gradient and curvature of the block's error by linear name, and the last name to run."""
         seen = {linear.name: _Statistics(linear) for linear in part.linears}
         for batch in task.fitted_batches(self.batch_sequences):
-            target_BLD = task.target(batch, self.reference)
+            target_BLD = task.target(batch)
             with recorded_passes(part.linears) as passes:
                 y_BLD = task.output(batch)
             if self.gradient == "block":
@@ -166,8 +171,7 @@ class _Statistics:
         if self._inputs is None:
             width = self._size[1]
             return self._square_O.new_zeros(width, width), self._square_O
-        gram_II = self._inputs.result().gram_II
-        assert gram_II is not None
+        gram_II = self._inputs.gram()
         tiny = torch.finfo(torch.float32).tiny
         share_O = self._square_O / self._square_O.sum().clamp_min(tiny)
         return gram_II, share_O * (2 * self._inputs.tokens / max(self.tokens, 1))

@@ -16,7 +16,7 @@ from secateur.models.store import check_finite, least_precise
 from secateur.models.streamed import copy_side_files
 from secateur.models.structure import BlockList
 from secateur.runs.files import move_file, write_safetensors, writing
-from secateur.solvers.grids import QuantisedSolution
+from secateur.solvers.grids import QuantizedSolution
 
 
 class ResidentStore:
@@ -81,7 +81,7 @@ class ResidentStore:
         self,
         index: int,
         masks: Mapping[str, Tensor],
-        quantised: Mapping[str, QuantisedSolution] | None = None,
+        quantised: Mapping[str, QuantizedSolution] | None = None,
     ) -> None:
         if self._output is None:
             return
@@ -102,6 +102,8 @@ class ResidentStore:
         for name, parameter in block.named_parameters():
             full_name = f"{self.blocks.name(index)}.{name}"
             parameter.data = parameter.data.to(self._home[full_name], self._dtypes[index][name])
+            # Passes of stages leave gradients behind, and train some parameters alone.
+            parameter.grad = None
             parameter.requires_grad_(full_name in self._trained)
 
     def finish(self) -> None:
@@ -121,8 +123,6 @@ class ResidentStore:
     def _give_out(self, block: nn.Module) -> nn.Module:
         block.to(self._device)
         for parameter in block.parameters():
-            # As a streamed block's: gradients that nobody reads would take as much memory again.
-            parameter.requires_grad_(False)
             if parameter.is_floating_point():
                 parameter.data = parameter.data.float()
         return block

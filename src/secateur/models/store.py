@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.models.structure import BlockList
 from secateur.runs.errors import SecateurError
-from secateur.solvers.grids import QuantisedSolution
+from secateur.solvers.grids import QuantizedSolution
 
 
 class BlockStore(Protocol):
@@ -42,7 +42,7 @@ class BlockStore(Protocol):
         self,
         index: int,
         masks: Mapping[str, Tensor],
-        quantised: Mapping[str, QuantisedSolution] | None = None,
+        quantised: Mapping[str, QuantizedSolution] | None = None,
     ) -> None:
         """Write a loaded block, whose weights are rounded to their dtype, and its masks.
 

@@ -19,7 +19,7 @@ from secateur.models.store import check_finite, least_precise
 from secateur.models.structure import BlockList, find_linears
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import copy_file, write_json, write_safetensors
-from secateur.solvers.grids import QuantisedSolution
+from secateur.solvers.grids import QuantizedSolution
 
 _COPIED = "*.json *.txt *.model *.jinja *.tiktoken *.py LICENSE* NOTICE*".split()
 
@@ -111,7 +111,7 @@ class StreamedStore:
         self,
         index: int,
         masks: Mapping[str, Tensor],
-        quantised: Mapping[str, QuantisedSolution] | None = None,
+        quantised: Mapping[str, QuantizedSolution] | None = None,
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write a block; the tensors it holds, or those given by name."""

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from secateur.runs.errors import SecateurError
 
-Scope = Literal["row", "linear"]
+# Among which weights zeros are divided, or exchanged: those of a row, a column, a linear, or of all
+# linears of a block or a part of it. Options of stages allow some of these.
+Scope = Literal["row", "column", "linear", "block"]
 
 # Up to this group size comparing all pairs is faster than a stable sort.
 _PAIRWISE_GROUP = 16
 # Groups of these sizes fit into an integer, one byte for each member.
 _LANES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-# So many scores at a time stay in a processor's cache through all operations on them.
+# This many scores stay in a processor's cache through all operations on them.
 _CACHED = 2**17
 
 
@@ -126,12 +128,8 @@ def proportional_counts(total: int, sizes: Sequence[int]) -> list[int]:
     The cumulative share is rounded to the nearest integer (halves up), so the parts sum to
     `total` exactly, each is within one of its own share, and none exceeds its size.
 
-    Args:
-        total: What to split, 0 <= total <= sum(sizes).
-        sizes: Size of each part, not negative.
-
     Raises:
-        SecateurError: `total` does not fit in the parts.
+        SecateurError: `total` is negative or does not fit in the parts.
     """
     whole = sum(sizes)
     if not 0 <= total <= whole:
@@ -144,6 +142,13 @@ def proportional_counts(total: int, sizes: Sequence[int]) -> list[int]:
         counts.append(share - given)
         given = share
     return counts
+
+
+def uniform_zeros(pattern: Pattern, sizes: Sequence[int]) -> list[int]:
+    """Zeros of linears of these sizes at the pattern's own sparsity, their total rounded once."""
+    if isinstance(pattern, NM):
+        return [size // pattern.m * (pattern.m - pattern.n) for size in sizes]
+    return proportional_counts(round(pattern.sparsity * sum(sizes)), sizes)
 
 
 @dataclass(frozen=True)
@@ -170,12 +175,8 @@ class Budget:
     @classmethod
     def uniform(cls, pattern: Pattern, rows: Sequence[int], width: int) -> Budget:
         """The pattern's own sparsity for linears of these rows and one width, rounded once."""
-        sizes = [count * width for count in rows]
-        if isinstance(pattern, NM):
-            check_width(pattern, width)
-            zeros = [size // pattern.m * (pattern.m - pattern.n) for size in sizes]
-        else:
-            zeros = proportional_counts(round(pattern.sparsity * sum(sizes)), sizes)
+        check_width(pattern, width)
+        zeros = uniform_zeros(pattern, [count * width for count in rows])
         return cls(pattern, tuple(rows), tuple(zeros))
 
     def check_fits(self, rows: int, width: int) -> None:
@@ -186,7 +187,7 @@ class Budget:
         for count, zeros in zip(self.rows, self.zeros, strict=True):
             size = count * width
             if isinstance(self.pattern, NM):
-                exact = size // self.pattern.m * (self.pattern.m - self.pattern.n)
+                (exact,) = uniform_zeros(self.pattern, [size])
                 if zeros != exact:
                     raise SecateurError(
                         f"pattern {self.pattern} puts {exact} zeros in a ({count}, {width}) "
@@ -208,7 +209,7 @@ def check_width(pattern: Pattern, width: int) -> None:
 def select(
     score_OI: Tensor, budget: Budget, scope: Scope = "row", row_zeros: Sequence[int] | None = None
 ) -> Tensor:
-    """Keep the weights with the highest scores, exactly within budget.
+    """Keep the weights with the highest scores, exactly within budget; mask_OI, True = kept.
 
     Among equal scores the one with the lower position goes first, so a mask depends neither on
     the device nor on how linears are stacked.
@@ -219,9 +220,6 @@ def select(
         scope: Where unstructured weights compete: within each "row" (zeros of rows differ by at
             most one) or over the whole "linear". n:m weights always compete in their group.
         row_zeros: Zeros of each row, where rows are to differ; within the budget.
-
-    Returns:
-        mask_OI: bool, True = kept.
 
     Raises:
         SecateurError: A score is NaN, or the budget does not fit the shape.
@@ -255,7 +253,7 @@ def refuse_nan(score: Tensor) -> None:
 
 
 def keep_highest(score: Tensor, n: int, dim: int) -> Tensor:
-    """Mark the n highest scores along a dimension; of equal scores the later ones are kept.
+    """Mark the n highest scores along a dimension; of equal scores the later ones.
 
     Args:
         score: Any shape, no NaN.
@@ -336,7 +334,7 @@ def lowest(score_RN: Tensor, counts: Sequence[int]) -> Tensor:
 
     Args:
         score_RN: Scores without NaN.
-        counts: One count for each row; the fastest if they differ by one at most.
+        counts: One count for each row; it is fastest if they differ by one at most.
 
     Returns:
         bool tensor (R, N), True = among the lowest.
@@ -385,12 +383,7 @@ def _order_statistics(score_RN: Tensor, high: int, count_R: Tensor) -> Tensor:
 
 
 def check_mask(mask_OI: Tensor, budget: Budget) -> None:
-    """Raise SecateurError unless the mask meets its budget: each linear's count, each group.
-
-    Args:
-        mask_OI: bool, True = kept, rows stacked as in the budget.
-        budget: The demand.
-    """
+    """Raise SecateurError unless the mask meets its budget: each linear's count, each group."""
     budget.check_fits(*mask_OI.shape)
     if isinstance(budget.pattern, NM):
         groups = mask_OI.unflatten(1, (-1, budget.pattern.m))

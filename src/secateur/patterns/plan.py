@@ -18,7 +18,7 @@ from secateur.patterns.pattern import (
     Unstructured,
     check_width,
     parse_pattern,
-    proportional_counts,
+    uniform_zeros,
 )
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import write_text
@@ -30,13 +30,13 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @dataclass(frozen=True)
 class PlanFile:
-    """Where a plan was read from, so that what is wrong with it can be pointed at.
+    """Where a plan was read from, so that its faults can be pointed at.
 
     Attributes:
-        path: the file.
-        text: what it holds.
-        weights: weights of all linears, as its header says.
-        zeros: zeros of all linears, as its header says.
+        path: The file.
+        text: Its content.
+        weights: Weights of all linears, as its header says.
+        zeros: Zeros of all linears, as its header says.
     """
 
     path: Path
@@ -67,10 +67,10 @@ class Plan:
     """Exact zeros per linear.
 
     Attributes:
-        pattern: what masks must look like.
-        weights: number of weights of each linear, by full name in block order.
-        zeros: number of zeros of each linear.
-        file: the file it was read from, None if it was computed.
+        pattern: What masks must look like.
+        weights: Number of weights of each linear, by full name in block order.
+        zeros: Number of zeros of each linear.
+        file: The file it was read from, None if it was computed.
     """
 
     pattern: Pattern
@@ -99,15 +99,15 @@ class Plan:
         )
 
     def write(self, path: Path) -> None:
-        """Write the plan as JSON, one line per linear."""
+        """Write ``to_json`` to a file."""
         write_text(path, self.to_json())
 
     @classmethod
     def from_file(cls, path: Path) -> Plan:
-        """Read a plan; ``check_fits`` holds its counts against each other and a model.
+        """Read a plan, and leave it to ``check_fits`` to compare its counts.
 
         Raises:
-            SecateurError: the file cannot be read, or its form is not that of a plan.
+            SecateurError: The file cannot be read, or its form is not that of a plan.
         """
         try:
             text = path.read_text(encoding="utf-8")
@@ -122,7 +122,7 @@ class Plan:
             shapes: (out, in) of the model's linears by full name.
 
         Raises:
-            SecateurError: a linear is unknown, missing or of another size, a count does not fit
+            SecateurError: A linear is unknown, missing or of another size, a count does not fit
                 its linear or the pattern, or a total of the file is not the sum.
         """
         uniform = uniform_plan(shapes, self.pattern)
@@ -186,10 +186,10 @@ def uniform_plan(shapes: Mapping[str, tuple[int, int]], pattern: Pattern) -> Pla
 
     Args:
         shapes: (out, in) of the model's linears by full name.
-        pattern: what masks must look like.
+        pattern: What masks must look like.
 
     Raises:
-        SecateurError: a linear's width does not fit an n:m pattern.
+        SecateurError: A linear's width does not fit an n:m pattern.
     """
     weights: dict[str, int] = {}
     for name, (rows, columns) in shapes.items():
@@ -198,12 +198,7 @@ def uniform_plan(shapes: Mapping[str, tuple[int, int]], pattern: Pattern) -> Pla
         except SecateurError as error:
             raise SecateurError(f"{name}: {error}") from error
         weights[name] = rows * columns
-    sizes = list(weights.values())
-    match pattern:
-        case Unstructured(sparsity=sparsity):
-            zeros = proportional_counts(round(sparsity * sum(sizes)), sizes)
-        case NM(n=n, m=m):
-            zeros = [size // m * (m - n) for size in sizes]
+    zeros = uniform_zeros(pattern, list(weights.values()))
     return Plan(pattern, weights, dict(zip(weights, zeros, strict=True)))
 
 

@@ -10,8 +10,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from secateur.blocks.block_task import BlockTask, Reference
-from secateur.blocks.dense_task import DenseTask
 from secateur.blocks.inputs import (
     InputAccumulator,
     LinearGroup,
@@ -20,6 +18,7 @@ from secateur.blocks.inputs import (
     observed_inputs,
 )
 from secateur.blocks.streams import Stream
+from secateur.blocks.tasks import BlockTask, DenseTask, Quantization, Reference
 from secateur.methods import AnyStage, BlockStage, DenseStage, GroupStage
 from secateur.methods.quantize import Quantize
 from secateur.models.masks import KeptMasks
@@ -177,7 +176,6 @@ class BlockPruner:
                 BlockTask(
                     name=work.name,
                     block=work.block,
-                    linears=work.linears,
                     dense=work.dense,
                     masks=pruned.masks,
                     zeros=work.zeros,
@@ -185,13 +183,16 @@ class BlockPruner:
                     stored=work.stored,
                     mean_squares=targets.mean_squares,
                     stream=stream,
-                    targets=targets.outputs,
+                    target_SLD=targets.outputs[phase.reference],
                     generator=generator,
-                    grid=None if self._quantize is None else self._quantize.grid,
-                    rounds_to_nearest=self._quantize is not None
-                    and self._quantize.solver == "round",
-                    clippings=pruned.clippings,
-                    quantised=pruned.quantised,
+                    quantization=None
+                    if self._quantize is None
+                    else Quantization(
+                        self._quantize.grid,
+                        self._quantize.solver == "round",
+                        pruned.clippings,
+                        pruned.quantised,
+                    ),
                     notes=pruned.notes,
                 )
             )

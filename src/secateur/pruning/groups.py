@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from secateur.blocks.group_task import GroupTask
 from secateur.blocks.inputs import (
     InputAccumulator,
     InputStatistics,
@@ -18,6 +17,7 @@ from secateur.blocks.inputs import (
     steps,
     visit_inputs,
 )
+from secateur.blocks.tasks import GroupTask
 from secateur.methods import GroupStage
 from secateur.methods.magnitude import Magnitude
 from secateur.models.structure import Linear
@@ -143,8 +143,8 @@ class GroupPruner:
             linear.weight_OI.copy_(task.w_OI[rows])
             pruned.masks[linear.name] = task.mask_OI[rows].cpu()
             pruned.errors[linear.name] = error
-            if task.quantised is not None:
-                pruned.quantised[linear.name] = task.quantised.rows(rows)
+            if task.quantized is not None:
+                pruned.quantised[linear.name] = task.quantized.rows(rows)
                 zero_OI = (linear.weight_OI == 0) & task.mask_OI[rows]
                 pruned.rounded_to_zero[linear.name] = int(zero_OI.sum())
         pruned.notes += task.notes

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.allocation.plan_file import FromFile
+from secateur.allocation.plan import GivenPlan
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.locate import load_model, load_tokenizer
 from secateur.models.masks import KeptMasks
@@ -122,7 +122,7 @@ class Inputs:
         # What these resolve to is recorded below, or decides nothing.
         for name in ("device", "dtype", "activation_memory"):
             options.pop(name)
-        if isinstance(self.recipe.allocation, FromFile):
+        if isinstance(self.recipe.allocation, GivenPlan):
             # What a plan file says decides, not where it lies.
             plan = self.plan.to_json().encode()
             options["allocation"]["file"] = hashlib.sha256(plan).hexdigest()

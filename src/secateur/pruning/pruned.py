@@ -13,7 +13,7 @@ from secateur.blocks.replay import Replay
 from secateur.blocks.streams import Stream
 from secateur.models.structure import Linear
 from secateur.report.documents.prune import BlockReport, LinearReport
-from secateur.solvers.grids import Clipping, QuantisedSolution
+from secateur.solvers.grids import Clipping, QuantizedSolution
 
 
 @dataclass
@@ -36,7 +36,7 @@ class PrunedBlock:
     index: int
     held_out_error: float = nan
     masks: dict[str, Tensor] = field(default_factory=dict)
-    quantised: dict[str, QuantisedSolution] = field(default_factory=dict)
+    quantised: dict[str, QuantizedSolution] = field(default_factory=dict)
     clippings: dict[str, Clipping] = field(default_factory=dict)
     rounded_to_zero: dict[str, int] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from secateur.runs.progress import Progress, silent
 from secateur.shrinking.options import Prior
 from secateur.shrinking.sub_models import narrowed
 from secateur.shrinking.units import SubBlock
-from secateur.solvers.unit_scores import fluctuation_columns, unit_means, wanda_columns
+from secateur.solvers.scores import fluctuation_columns, unit_means, wanda_columns
 from secateur.solvers.utility import fit_utilities
 
 

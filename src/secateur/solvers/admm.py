@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from secateur.patterns.pattern import Budget, Scope, select
-from secateur.solvers.damping import damped_cholesky, live_columns
-from secateur.solvers.finite import check_finite
-from secateur.solvers.refit import masked_conjugate_gradients, normalised_gram
-from secateur.solvers.solution import SparseSolution
+from secateur.solvers.gram import (
+    SparseSolution,
+    check_finite,
+    damped_cholesky,
+    live_columns,
+    normalised_gram,
+)
+from secateur.solvers.refit import masked_conjugate_gradients
 
 # With the Gram matrix scaled to a unit diagonal, the penalty ρ grows geometrically from where the
 # mask still moves freely to where it has settled.
@@ -32,30 +36,18 @@ def admm(
 ) -> SparseSolution:
     """Prune by the alternating direction method of multipliers, then refit on the mask found.
 
-    With inputs scaled so that the Gram matrix H has a unit diagonal, and dense weights W, splits
-    the problem into unconstrained weights B and sparse weights D with a scaled dual U
+    Inputs are scaled so that the Gram matrix H has a unit diagonal; W are the dense weights. The
+    problem is split into unconstrained weights B and sparse weights D, with a scaled dual U
     (eqs. 3-4 of the paper):
 
         B = (H + ρI)⁻¹ (H W + ρ (D − U)) = W + (D − U − W) ρ (H + ρI)⁻¹
         D = B + U with all but its largest entries set to zero
         U = B + U − D
 
-    The mask of the last D is final; conjugate gradients on it finish the weights. The paper
-    grows ρ by watching the mask; here it grows by a constant factor in a fixed number of
-    iterations, each one product of the weights' size and one inverse of the Gram matrix's size.
-
-    Args:
-        w_OI: Weights of linears that share their input, rows stacked; fp32 or float64.
-        gram_II: XᵀX / N of the input, in the same dtype.
-        budget: Rows and zeros of each linear.
-        scope: Where unstructured weights compete, see `select`.
-        row_zeros: Zeros of each row, where rows are to differ.
-        damping: Fraction of the mean diagonal added to the Gram matrix's diagonal.
-        iterations: Steps of the search for the mask.
-        refit_iterations: Most steps of the refit that follows.
-
-    Raises:
-        SecateurError: Weights or Gram matrix are not finite, or the budget does not fit.
+    The mask of the last D is final; conjugate gradients on it finish the weights, in at most
+    ``refit_iterations``. The paper grows ρ by watching the mask. Here ρ grows by a constant factor
+    in a fixed number of ``iterations``, each one product of the weights' size and one inverse of
+    the Gram matrix's size. ``scope`` and ``row_zeros`` are those of `select`.
     """
     budget.check_fits(*w_OI.shape)
     check_finite("the weights", w_OI)
@@ -88,4 +80,4 @@ def admm(
     )
     # Inputs that are always zero say nothing about their weights: those kept stay as they were.
     fitted_OI = torch.where(live_I, fitted_OI.div_(scale_I), w_OI).masked_fill_(~mask_OI, 0)
-    return SparseSolution(fitted_OI, mask_OI, damping, tuple(notes))
+    return SparseSolution(fitted_OI, mask_OI, tuple(notes))

@@ -1,23 +1,19 @@
-"""LLM-Barber: exchange weights that a score says were badly chosen.
+"""LLM-Barber: exchange badly chosen weights by their scores (Su et al. 2024, arXiv 2408.10631).
 
-Su et al. 2024, arXiv 2408.10631. Given a mask, a pair is one removed and one kept weight of the
-same unit whose scores stand in the wrong order. The released code exchanges pairs by comparing
-scores with two thresholds, so that ties change the number of zeros; here they are exchanged by
-position, as many one way as the other.
+Given a mask, a pair is one removed and one kept weight of the same unit whose scores stand in the
+wrong order. The released code exchanges pairs by comparing scores with two thresholds, so that
+ties change the number of zeros; here they are exchanged by position, as many one way as the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from secateur.patterns.pattern import NM, Pattern, lowest
-from secateur.solvers.finite import check_finite
-
-Granularity = Literal["block", "linear", "row", "column"]
+from secateur.patterns.pattern import NM, Pattern, Scope, lowest
+from secateur.solvers.gram import check_finite
 
 
 def barber_score(value_OI: Tensor, mean_square_OI: Tensor) -> Tensor:
@@ -34,10 +30,10 @@ def rebuild_masks(
     scores: Sequence[Tensor],
     masks: Sequence[Tensor],
     pattern: Pattern,
-    granularity: Granularity,
+    scope: Scope,
     ratio: float,
 ) -> list[Tensor]:
-    """Exchange a share of the pairs whose order is wrong.
+    """Exchange a share of the pairs whose order is wrong; no unit, or group, changes its zeros.
 
     In each unit let g be the scores of removed weights in descending order and p those of kept
     weights in ascending order. The pairs are those i with g_i > p_i; the first ⌊ratio · pairs⌋ of
@@ -48,18 +44,12 @@ def rebuild_masks(
     g_i − p_i come first.
 
     Args:
-        scores: Of the linears of one part of a block, each (out, in), finite.
-        masks: bool, True = kept, in the same order.
-        pattern: Kind of mask, which the masks have.
-        granularity: The unit: all linears together, a linear, an output row or an input column.
-            Under n:m it is not used.
+        scores: Of the linears of one part of a block, each (out, in).
+        masks: In the same order.
+        pattern: Which the masks have.
+        scope: The unit: the whole part of the block, a linear, an output row or an input column.
+            n:m does not use it.
         ratio: Share of the pairs, in [0, 1].
-
-    Returns:
-        New masks, with as many zeros in each unit, or group, as before.
-
-    Raises:
-        SecateurError: A score is NaN or infinite.
     """
     for score_OI in scores:
         check_finite("the scores that masks are rebuilt by", score_OI)
@@ -68,7 +58,7 @@ def rebuild_masks(
             _exchange_in_groups(score_OI, mask_OI, pattern.m, ratio)
             for score_OI, mask_OI in zip(scores, masks, strict=True)
         ]
-    if granularity == "block":
+    if scope == "block":
         score_1N, mask_1N = (
             torch.cat([each.flatten() for each in t])[None] for t in (scores, masks)
         )
@@ -76,9 +66,9 @@ def rebuild_masks(
         return [part.view(mask.shape) for part, mask in zip(parts, masks, strict=True)]
     rebuilt = []
     for score_OI, mask_OI in zip(scores, masks, strict=True):
-        if granularity == "column":
+        if scope == "column":
             rebuilt.append(_exchange(score_OI.T.contiguous(), mask_OI.T, ratio).T.contiguous())
-        elif granularity == "row":
+        elif scope == "row":
             rebuilt.append(_exchange(score_OI, mask_OI, ratio))
         else:
             flat_1N = _exchange(score_OI.reshape(1, -1), mask_OI.reshape(1, -1), ratio)

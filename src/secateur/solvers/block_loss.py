@@ -1,13 +1,13 @@
-"""Distance of a block's outputs from a reference: by token, or by feature."""
+"""Distance of a block's outputs from a reference, by token or by feature."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Squared norms are taken to be no smaller, so that a state of zeros divides nothing by nothing.
+# The least squared norm that is divided by: a state may be all zeros.
 _SMALLEST = 1e-12
-# What a relative change of a hidden state's length counts for.
+# Weight of a relative change of a hidden state's length.
 _LENGTH = 0.1
 
 
@@ -31,9 +31,9 @@ def state_error(y: Tensor, target: Tensor) -> Tensor:
 
         ‖y/‖y‖ − o/‖o‖‖² + 0.1 (‖y‖/‖o‖ − 1)²
 
-    Pruned blocks answer too faintly, and to make up for that is the cheapest way to lower a
-    relative error. But whatever follows a block normalises each token by itself, so that length
-    only sets how much the next blocks add to the state.
+    Pruned blocks answer too faintly, and longer outputs are the cheapest way to lower a relative
+    error. But what follows a block normalises each token by itself, so the length only sets how
+    much the next blocks add to the state.
 
     Args:
         y: Hidden states (…, H).
@@ -48,44 +48,27 @@ def state_error(y: Tensor, target: Tensor) -> Tensor:
     return turned + _LENGTH * (ratio - 1).square()
 
 
-def inverse_square_norms(reference: Tensor) -> Tensor:
-    """1 / Σ_t reference_th² over all tokens, for each feature h; 0 where a feature is zero.
-
-    Args:
-        reference: (…, H).
-
-    Returns:
-        (H,), fp32 or float64.
-    """
-    square_H = _wide(reference).square().sum(dim=tuple(range(reference.ndim - 1)))
-    tiny = torch.finfo(square_H.dtype).tiny
-    return torch.where(square_H > tiny, 1 / square_H.clamp_min(tiny), 0)
-
-
-def relative_loss(
-    output: Tensor, reference: Tensor, inverse_square_H: Tensor | None = None
-) -> Tensor:
+def relative_loss(output: Tensor, reference: Tensor) -> Tensor:
     """Mean over features of the relative squared error of each.
 
         (1/H) Σ_h Σ_t (reference_th − output_th)² / Σ_t reference_th²
 
-    the reconstruction loss of BESA as it was released (arXiv 2402.16880; the paper prints it
-    without the normalisation). Rescaling a feature in both tensors changes nothing. A feature
+    This is the reconstruction loss of BESA as it was released (arXiv 2402.16880; the paper prints
+    it without the normalisation). Rescaling a feature in both tensors changes nothing. A feature
     whose reference is zero on all tokens has no relative error and counts as 0.
 
     Args:
         output: (…, H).
         reference: Same shape.
-        inverse_square_H: Norms from more tokens than these (``inverse_square_norms``); by default
-            those of ``reference``.
 
     Returns:
         Scalar, fp32 or float64.
     """
-    if inverse_square_H is None:
-        inverse_square_H = inverse_square_norms(reference)
-    error = (_wide(output) - _wide(reference)).square().flatten(0, -2).sum(0)
-    return torch.dot(error, inverse_square_H) / len(inverse_square_H)
+    square_H = _wide(reference).square().sum(dim=tuple(range(reference.ndim - 1)))
+    tiny = torch.finfo(square_H.dtype).tiny
+    inverse_H = torch.where(square_H > tiny, 1 / square_H.clamp_min(tiny), 0)
+    error_H = (_wide(output) - _wide(reference)).square().flatten(0, -2).sum(0)
+    return torch.dot(error_H, inverse_H) / len(inverse_H)
 
 
 def _square(states: Tensor) -> Tensor:

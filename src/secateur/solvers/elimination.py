@@ -7,18 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.solvers.damping import damped_cholesky, live_columns, mean_diagonal
-from secateur.solvers.finite import check_finite
-from secateur.solvers.refit import normalised_gram
-from secateur.solvers.unit_scores import check_units
+from secateur.solvers.gram import (
+    check_finite,
+    damped_cholesky,
+    live_columns,
+    mean_diagonal,
+    normalised_gram,
+)
+from secateur.solvers.scores import check_units
 
 # Columns removed before the large matrices are brought up to date by one GEMM.
 _PENDING = 128
 # Removed columns leave the large matrices once this share of their columns is left.
 _COMPACT = 0.9
-# Roundings of the dtype that a unit Gram matrix is damped by at least: its inverse stays accurate.
+# Least damping of a unit Gram matrix, in roundings of its dtype: the inverse stays accurate.
 _FLOOR = 100
-# Roundings of the largest entry by which the inverse is held away from singular.
+# What is added to the inverse's diagonal, in roundings of its largest entry.
 _NOISE = 4
 
 
@@ -48,51 +52,46 @@ def eliminate(
         tr(W_q P_qq⁻¹ W_qᵀ),
 
     and what is left of W makes up for it: W ← W − W_q P_qq⁻¹ P_q:, P ← P − P_:q P_qq⁻¹ P_q:. The
-    scores need no more of W than A = WᵀW. So A and P are what is kept; a removal is written as
-    low-rank terms to both, which are applied to many units at once. All is exact, one unit at a
-    time; work is O(I³ + O · I²), nearly all of it in matrix products, and memory about five
+    scores need no more of W than A = WᵀW, so A and P are what is kept. A removal is written as
+    low-rank terms to both, which are applied for many units at once. The result is exact, one unit
+    at a time; work is O(I³ + O · I²), nearly all of it in matrix products, and memory about five
     matrices like G.
 
-    Ties go by position; units that are zero on all tokens cost nothing and go first.
-
-    For a target that is not the matrix's own output, let ``w_OI`` be the ridge solution on all
-    columns: the loss then lacks a constant.
+    Ties go by position; units that are zero on all tokens cost nothing and go first. For a target
+    that is not the matrix's own output, let ``w_OI`` be the ridge solution on all columns: the
+    loss then lacks a constant.
 
     Args:
-        w_OI: Output matrix, fp32 or float64.
-        gram_II: XᵀX / N of its input, or the sum, in the same dtype; may be singular.
+        w_OI: Output matrix.
+        gram_II: Of its input; a sum over tokens will do.
         unit: Consecutive columns that make a unit.
-        damping: Fraction of the mean diagonal added to the Gram matrix's diagonal.
-        groups: So many equal groups of consecutive units, a divisor of their number, lose units in
-            rounds: none loses its next one before all have lost as many.
+        damping: See ``solvers``.
+        groups: Number of equal groups of consecutive units. They lose units in rounds, one from
+            each group in a round.
 
     Raises:
-        SecateurError: Weights or Gram matrix are not finite, or units do not fill the columns.
+        SecateurError: Units do not fill the columns.
     """
-    weights_OI, inverse_II, notes = _inverse_problem(w_OI, gram_II, unit, damping)
+    weights_OI, scaled_II, _ = _scaled_problem(w_OI, gram_II, unit, damping)
+    factor = damped_cholesky(scaled_II, _floor(scaled_II))
+    notes, inverse_II = factor.notes, torch.cholesky_inverse(factor.lower_II)
+    del scaled_II, factor
     order_U = _Units(weights_OI, inverse_II, unit, groups).remove_all()
-    return Elimination(order_U, nested_losses(w_OI, gram_II, order_U, unit, damping), notes)
+    losses_U = nested_losses(w_OI, gram_II, order_U, unit, damping)
+    return Elimination(order_U, losses_U, notes)
 
 
 def nested_losses(
     w_OI: Tensor, gram_II: Tensor, order_U: Tensor, unit: int = 1, damping: float = 0.01
 ) -> Tensor:
-    """Loss of every width of a given order, the kept columns fitted anew for each.
+    """Loss of every width of a given order, the kept columns fitted anew for each; float64.
 
-    The loss of doing without the columns R is the minimum of (W − V) H (W − V)ᵀ, summed over
-    rows, over all V that are zero in R, H being the damped Gram matrix. With the columns that go
-    last in front and H = L Lᵀ it is Σ_{j in R} ‖(W L)_:j‖², so that one factor serves all widths.
+    The loss of removing the columns R is the minimum of (W − V) H (W − V)ᵀ, summed over rows, over
+    all V that are zero in R, with the damped Gram matrix H. With the columns that go last in front
+    and H = L Lᵀ it is Σ_{j in R} ‖(W L)_:j‖², so that one factor serves all widths.
 
-    Args:
-        w_OI: Output matrix, fp32 or float64.
-        gram_II: XᵀX / N of its input, or the sum, in the same dtype.
-        order_U: All units, first removed first.
-        unit: Consecutive columns that make a unit.
-        damping: Fraction of the mean diagonal added to the Gram matrix's diagonal.
-
-    Returns:
-        losses_U, float64: entry k is the loss without the first k + 1 units; the last one, without
-        any column, is what all of them are worth.
+    Args are those of ``eliminate``; ``order_U`` are all units, first removed first. Entry k of
+    losses_U is the loss without the first k + 1 of them.
     """
     weights_OI, scaled_II, mean = _scaled_problem(w_OI, gram_II, unit, damping)
     kept_first_I = kept_first(order_U, unit)
@@ -108,15 +107,6 @@ def kept_first(order_U: Tensor, unit: int = 1) -> Tensor:
     return (order_U.flip(0)[:, None] * unit + within).flatten()
 
 
-def _inverse_problem(
-    w_OI: Tensor, gram_II: Tensor, unit: int, damping: float
-) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Scaled weights, the inverse of the scaled and damped Gram matrix, and notes on it."""
-    weights_OI, scaled_II, _ = _scaled_problem(w_OI, gram_II, unit, damping)
-    factor = damped_cholesky(scaled_II, _floor(scaled_II))
-    return weights_OI, torch.cholesky_inverse(factor.lower_II), factor.notes
-
-
 def _scaled_problem(
     w_OI: Tensor, gram_II: Tensor, unit: int, damping: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,7 +115,7 @@ def _scaled_problem(
     check_finite("the weights", w_OI)
     check_finite("the Gram matrix's entries", gram_II)
     scaled_II, scale_I = normalised_gram(gram_II, damping)
-    # What multiplies nothing but zeros is free to remove.
+    # Weights whose input is always zero are free to remove.
     weights_OI = w_OI * scale_I.where(live_columns(gram_II), 0)
     return weights_OI, scaled_II, mean_diagonal(gram_II)
 
@@ -164,7 +154,7 @@ class _Units:
         return order_U
 
     def remove_cheapest(self, finished: int) -> Tensor:
-        """Remove a unit of a group that has not lost one since so many rounds were finished."""
+        """Remove a unit, of a group that has lost no more than ``finished``."""
         waits_U = self.lost_G[self.group_U] > finished
         chosen = self.scores().masked_fill(waits_U, torch.inf).argmin()
         name = self.name_U[chosen]

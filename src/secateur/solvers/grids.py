@@ -21,9 +21,9 @@ class GridOptions:
     """What grids look like.
 
     Attributes:
-        bits: a weight takes one of 2^bits values.
-        group: consecutive columns of a row that share a scale; 0 is the whole row.
-        symmetric: the integer 0 stands for zero; else a zero point of its own does.
+        bits: A weight takes one of 2^bits values.
+        group: Consecutive columns of a row that share a scale; 0 is the whole row.
+        symmetric: The integer 0 stands for zero; else each group has a zero point.
     """
 
     bits: int
@@ -44,7 +44,7 @@ class GridOptions:
         """Columns in a group of a row of this width.
 
         Raises:
-            SecateurError: groups do not divide the row.
+            SecateurError: Groups do not divide the row.
         """
         if self.group and width % self.group:
             raise SecateurError(
@@ -59,9 +59,9 @@ class Grid:
     """Values (stored − zero) · scale that the weights of each group may take.
 
     Attributes:
-        options: bits, group and symmetry.
-        scale_OG: step of each group, positive, representable in the dtype it is saved in.
-        zero_OG: integer that stands for zero, as floating point; 0 if symmetric.
+        options: Bits, group and symmetry.
+        scale_OG: Step of each group, positive, representable in the dtype it is saved in.
+        zero_OG: Integer that stands for zero, as floating point; 0 if symmetric.
     """
 
     options: GridOptions
@@ -152,42 +152,12 @@ class _Nearest(Function):
 
 
 @dataclass(frozen=True)
-class QuantisedSolution:
-    """Weights on a grid.
-
-    Attributes:
-        level_OI: Multiples of the scale, integers as floating point, 0 outside the mask.
-        grid: The grid with its final scales.
-        notes: Fallbacks that were needed, one sentence each.
-    """
-
-    level_OI: Tensor
-    grid: Grid
-    notes: tuple[str, ...] = ()
-
-    @property
-    def w_OI(self) -> Tensor:
-        """The weights."""
-        return self.grid.values(self.level_OI)
-
-    def rows(self, rows: slice) -> QuantisedSolution:
-        """The solution for some rows."""
-        return replace(self, level_OI=self.level_OI[rows], grid=self.grid.rows(rows))
-
-    def rows_from(self, other: QuantisedSolution, rows: slice) -> QuantisedSolution:
-        """The solution with some rows of another one."""
-        level_OI, scale_OG = self.level_OI.clone(), self.grid.scale_OG.clone()
-        level_OI[rows], scale_OG[rows] = other.level_OI[rows], other.grid.scale_OG[rows]
-        return replace(self, level_OI=level_OI, grid=self.grid.with_scales(scale_OG))
-
-
-@dataclass(frozen=True)
 class Clipping:
     """How much of the range of its kept weights each group's grid covers.
 
     Attributes:
-        lower_OG: share of the lowest weight, in (0, 1].
-        upper_OG: share of the highest weight, in (0, 1].
+        lower_OG: Share of the lowest weight, in (0, 1].
+        upper_OG: Share of the highest weight, in (0, 1].
     """
 
     lower_OG: Tensor
@@ -225,18 +195,12 @@ def make_grid(
 
     With clipping lo and hi are γ₀ · min and γ₁ · max of the kept weights: the learnable weight
     clipping of OmniQuant (Shao et al. 2024, arXiv 2308.13137, eq. 2), here for each end of a
-    range that removed weights do not widen. Differentiable with respect to the strengths, rounding
-    taken as the identity.
-
-    Args:
-        w_OI: Weights, fp32 or float64, finite.
-        mask_OI: bool, True = kept.
-        options: What the grid looks like.
-        clipping: Strengths; the full range if None.
-        stored: Dtype that scales are saved in, and rounded to here.
+    range that removed weights do not widen. Differentiable with respect to the strengths γ, with
+    rounding taken as the identity. ``stored`` is the dtype that scales are saved in, and rounded
+    to here.
 
     Raises:
-        SecateurError: groups do not divide the rows.
+        SecateurError: Groups do not divide the rows.
     """
     columns = options.columns(w_OI.shape[1])
     kept_OGI = (w_OI * mask_OI).unflatten(1, (-1, columns))
@@ -270,12 +234,7 @@ def search_clipping(
 ) -> Clipping:
     """Shorten each group's range to where rounding costs least: Σ square_i · (w_i − ŵ_i)².
 
-    Args:
-        w_OI: Weights.
-        mask_OI: bool, True = kept.
-        square_I: Mean squared input of each column.
-        options: What the grid looks like.
-        stored: Dtype that scales are saved in.
+    ``square_I`` is the mean squared input of each column; the rest as for ``make_grid``.
     """
     whole = Clipping.none(w_OI, options)
     best_OG = whole.lower_OG
@@ -289,6 +248,41 @@ def search_clipping(
         best_OG = share_OG.where(better_OG, best_OG)
         least_OG = cost_OG.where(better_OG, least_OG)
     return Clipping(best_OG, best_OG)
+
+
+@dataclass(frozen=True)
+class QuantizedSolution:
+    """Weights on a grid.
+
+    Attributes:
+        level_OI: Multiples of the scale, integers as floating point, 0 outside the mask.
+        grid: The grid with its final scales.
+        notes: Fallbacks that were needed, one sentence each.
+    """
+
+    level_OI: Tensor
+    grid: Grid
+    notes: tuple[str, ...] = ()
+
+    @property
+    def w_OI(self) -> Tensor:
+        """The weights."""
+        return self.grid.values(self.level_OI)
+
+    def rows(self, rows: slice) -> QuantizedSolution:
+        """The solution for some rows."""
+        return replace(self, level_OI=self.level_OI[rows], grid=self.grid.rows(rows))
+
+    def rows_from(self, other: QuantizedSolution, rows: slice) -> QuantizedSolution:
+        """The solution with some rows of another one."""
+        level_OI, scale_OG = self.level_OI.clone(), self.grid.scale_OG.clone()
+        level_OI[rows], scale_OG[rows] = other.level_OI[rows], other.grid.scale_OG[rows]
+        return replace(self, level_OI=level_OI, grid=self.grid.with_scales(scale_OG))
+
+
+def round_to_grid(w_OI: Tensor, mask_OI: Tensor, grid: Grid) -> QuantizedSolution:
+    """Take the nearest value for each kept weight."""
+    return QuantizedSolution(grid.levels(w_OI) * mask_OI, grid)
 
 
 def _round(values: Tensor) -> Tensor:

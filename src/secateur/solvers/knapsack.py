@@ -43,13 +43,6 @@ class Selection:
     loss: float
 
 
-def select_widths(
-    tables: Sequence[WidthOptions], budget: int, resolution: int = RESOLUTION
-) -> Selection:
-    """The widths of least total loss whose total cost is within a budget (``width_curve``)."""
-    return width_curve(tables, [budget], resolution)[0]
-
-
 def width_curve(
     tables: Sequence[WidthOptions], budgets: Sequence[int], resolution: int = RESOLUTION
 ) -> list[Selection]:

@@ -1,12 +1,12 @@
-"""Let rows with dear marginal weights keep more of them.
+"""What a linear's weights cost to remove, and rows whose marginal weights cost alike.
 
-Removing weight w_rj is expected to raise the loss by g_r · w_rj² · mean(x_j²), g_r being how
-sensitive the loss is to row r. Here everything is told in square roots,
+Removing weight w_rj is expected to raise the loss by g_r · w_rj² · mean(x_j²), with g_r the
+sensitivity of the loss to row r. Costs are the square roots,
 
     cost_rj = g_r^½ · |w_rj| · mean(x_j²)^½ ,
 
-which are made anew, a few rows at a time, whenever they are looked at: all that is kept of them is
-one number for each row and one for each column.
+computed a few rows at a time whenever they are needed: only one number for each row and one for
+each column is stored.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.solvers.chunks import row_chunks
-from secateur.solvers.order import smallest
+from secateur.solvers.pieces import row_chunks, smallest
 
-# One weight in so many says where a threshold lies.
+# A threshold is estimated from one weight in this many.
 _SAMPLED = 13
 
 
@@ -40,11 +39,11 @@ class RowCosts:
     root_O: Tensor
 
     def of(self, rows: slice) -> Tensor:
-        """Costs of some rows, (rows, in)."""
+        """Costs of some rows."""
         return self.w_OI[rows].abs().mul_(self.norm_I).mul_(self.root_O[rows, None])
 
     def sample(self) -> Tensor:
-        """Costs of a regular sample of the weights."""
+        """Costs of weights at regular distances."""
         columns = self.w_OI.shape[1]
         taken_N = torch.arange(0, self.w_OI.numel(), _SAMPLED, device=self.w_OI.device)
         row_N = taken_N // columns
@@ -54,10 +53,10 @@ class RowCosts:
 
 
 def margin_threshold(costs: Iterable[RowCosts], share: float) -> float:
-    """About the cost of the dearest weight if the cheapest share of all is removed; positive."""
+    """About the cost below which a share of all weights lies; positive."""
     sample_N = torch.cat([each.sample() for each in costs])
     rank = min(max(1, round(share * len(sample_N))), len(sample_N))
-    # Its square is positive too.
+    # The square of the threshold is positive too.
     found = float(sample_N.kthvalue(rank).values)
     return max(found, math.sqrt(torch.finfo(torch.float32).tiny))
 
@@ -81,9 +80,8 @@ def cheapest(costs: Sequence[RowCosts], zeros: int) -> list[Tensor]:
 def follow_margin(root_O: Tensor, slope_O: Tensor, threshold: float, pull: float) -> None:
     """Scale each row's costs by the loss's slope at the row's margin, in place.
 
-    At the best rates the last weight removed from every row raises the loss alike: by T, the
-    threshold's square, as the costs foretell it, and by the slope s as the loss itself has it
-    (`secateur.solvers.thresholded`). The row's costs are multiplied by the root of
-    exp(pull · clip(s / T, −1, 1)).
+    At the best rates the last weight removed from every row raises the loss alike: by the expected
+    T = threshold², and by the measured slope s of ``solvers.besa``. The row's costs are multiplied
+    by the root of exp(pull · clip(s / T, −1, 1)).
     """
     root_O.mul_((slope_O / threshold**2).clamp_(-1, 1).mul_(pull / 2).exp_())

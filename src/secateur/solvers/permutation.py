@@ -1,4 +1,4 @@
-"""Order columns so that large scores do not compete in one group of n:m."""
+"""An order of columns in which large scores do not compete in one group of n:m."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from torch import Tensor
 
 from secateur.patterns.pattern import NM, keep_highest
 
-# Rows that guide the search; whether it gained anything is counted on all of them.
+# Rows that guide the search. Its gain is counted on all rows.
 _ROWS = 2048
-# Groups that exchange columns with each other at a time, so that the work grows with the width
-# and not with its square.
+# Groups that exchange columns with each other: work grows with the width, not with its square.
 _PARTNERS = 128
 # A sweep that saves a smaller share of what the pattern removes is the last one.
 _LEAST_GAIN = 2e-3
@@ -37,12 +36,7 @@ class Order:
 
 
 def kept_score(score_BRC: Tensor, pattern: NM) -> Tensor:
-    """Sum of the scores that the pattern keeps, for each problem; float64 (B,).
-
-    Args:
-        score_BRC: Scores of independent problems: rows by columns.
-        pattern: n of every m consecutive columns are kept, those with the highest scores.
-    """
+    """Sum of the scores that n:m keeps, for each problem of rows by columns; float64 (B,)."""
     kept_B = torch.zeros(len(score_BRC), dtype=torch.float64, device=score_BRC.device)
     for part_BRC in score_BRC.split(_ROWS, dim=1):
         part_BRGM = part_BRC.unflatten(2, (-1, pattern.m))
@@ -56,25 +50,25 @@ def best_order(score_BRC: Tensor, pattern: NM, generator: torch.Generator) -> Or
 
     The start is the better of the given order and of columns sorted by their total and dealt out
     over the groups. Then one column is taken out of every group, and groups swap them as long as
-    two of them gain by it; again and again, with other columns. The scheme is that of Zhang et al.
-    2024 (Plug-and-Play, doi 10.20944/preprints202310.1487), who solve the assignment of columns
-    to groups exactly where this swaps pairs.
+    two of them gain by it; this repeats with other columns.
+    The scheme is that of Zhang et al. 2024 (Plug-and-Play, doi 10.20944/preprints202310.1487), who
+    solve the assignment of columns to groups exactly where this swaps pairs.
 
     Args:
         score_BRC: Scores of independent problems, not negative: rows by columns, whose number
             m divides.
-        pattern: n of every m consecutive columns are kept.
+        pattern: n of every m consecutive columns are kept, those with the highest scores.
         generator: Of the CPU; decides which columns are taken out together.
 
     Returns:
-        The order found for each problem; the given one where nothing is gained.
+        The order found for each problem; the given one where none is better.
     """
     guide_BRC = score_BRC[:, :: -(-score_BRC.shape[1] // _ROWS)]
     identity_BC = torch.arange(score_BRC.shape[2], device=score_BRC.device)
     identity_BC = identity_BC.expand(len(score_BRC), -1)
     dealt_BC = _dealt(guide_BRC, pattern)
     order_BC, _, kept_B = _better(guide_BRC, pattern, dealt_BC, identity_BC)
-    # If everything is kept, there is nothing to gain and no column to take out.
+    # Where everything is kept, there is nothing to gain.
     sweeps = 0 if pattern.n == pattern.m else _MOST_SWEEPS
     total = guide_BRC.sum(dtype=torch.float64)
     for _ in range(sweeps):
@@ -117,7 +111,7 @@ def _dealt(score_BRC: Tensor, pattern: NM) -> Tensor:
 def _sweep(score_BRC: Tensor, order_BC: Tensor, pattern: NM, generator: torch.Generator) -> Tensor:
     """Let every column change places once with one of another group, if that gains."""
     order_BGM = order_BC.unflatten(1, (-1, pattern.m))
-    # Groups meet others, and columns others, than in the sweep before.
+    # Other groups and other columns meet than in the sweep before.
     order_BGM = _shuffled(_shuffled(order_BGM, 2, generator), 1, generator)
     problems, groups, m = order_BGM.shape
     parts = -(-groups // _PARTNERS)
@@ -145,7 +139,7 @@ def _gains(score_PRGM: Tensor, slot: int, pattern: NM) -> Tensor:
 
     Columns are named by the group that holds them. The slot's score s counts in a row as far as
     it exceeds the n-th highest of the others, t. The sum of max(0, s − t) over rows is half of
-    ‖s − t‖₁ + Σs − Σt, of which only the norm depends on who is paired with whom.
+    ‖s − t‖₁ + Σs − Σt, of which only the norm depends on which column meets which group.
     """
     others_PRGM = torch.cat([score_PRGM[..., :slot], score_PRGM[..., slot + 1 :]], 3)
     kept_PRGM = keep_highest(others_PRGM, pattern.n, dim=3)

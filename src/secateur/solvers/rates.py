@@ -13,10 +13,8 @@ from secateur.runs.errors import SecateurError
 
 # A candidate step is read as the closest fraction with a denominator up to this: 0.01 is 1/100.
 _FINEST_STEP = 10_000
-
-# Halvings of an interval of shifts; afterwards it is as short as float64 allows.
+# Halvings of an interval of shifts, after which it is as short as float64 allows.
 _BISECTIONS = 60
-
 # Rates further out than this are not told apart: float64 could not add a shift to them exactly.
 _FURTHEST_RATE = 1000.0
 
@@ -46,7 +44,7 @@ def candidate_counts(rates: Sequence[Fraction], columns: int) -> list[int]:
 def rate_distribution(theta_GD: Tensor, *, smooth: bool) -> Tensor:
     """Turn logits into beta_GD, the probability of each candidate rate.
 
-    A backward pass makes them again, so that beside the logits nothing of their size is kept.
+    The backward pass computes it again, so that nothing of the logits' size is kept beside them.
 
     Args:
         theta_GD: Logits, one row for each distribution.
@@ -67,8 +65,8 @@ def _softmax(theta_GD: Tensor, smooth: bool) -> Tensor:
 def reachable_rates(rates: Sequence[Fraction], *, smooth: bool) -> tuple[float, float]:
     """Limits of the expected rate under ``rate_distribution``.
 
-    The highest expected rate puts e times the weight on the rates above some cut; with 101
-    candidates and ``smooth`` that is 0.6237, and 0.3763 the lowest.
+    The highest expected rate gives rates above some cut e times the weight of the others. With
+    101 candidates and ``smooth`` the limits are 0.3763 and 0.6237.
     """
     if not smooth:
         return float(min(rates)), float(max(rates))
@@ -86,8 +84,8 @@ def reachable_rates(rates: Sequence[Fraction], *, smooth: bool) -> tuple[float, 
 def expected_rate(beta_GD: Tensor, rates: Sequence[Fraction]) -> Tensor:
     """alpha_G = Σ_d beta_d · p_d, fp32.
 
-    Summed in float64 around the mean rate, so that a uniform distribution gives the mean rate
-    exactly and rounding never takes a weight off a row.
+    The sum is in float64 and around the mean rate: a uniform distribution gives the mean rate
+    exactly, and rounding never takes a weight off a row.
     """
     rate_D = torch.tensor([float(rate) for rate in rates], dtype=torch.float64)
     mean = float(sum(rates) / len(rates))
@@ -99,7 +97,7 @@ def rows_per_distribution(rows: int, distributions: int) -> int:
     """How many consecutive rows share a distribution.
 
     Raises:
-        SecateurError: the rows cannot be shared out evenly.
+        SecateurError: The rows cannot be shared out evenly.
     """
     if distributions < 1 or rows % distributions:
         raise SecateurError(
@@ -110,12 +108,9 @@ def rows_per_distribution(rows: int, distributions: int) -> int:
 
 
 def truncated_counts(alpha_G: Tensor, rows: int, columns: int) -> Tensor:
-    """count_R = trunc(alpha · columns) for every row, int64, as the released code rounds.
+    """count_R = trunc(alpha · columns), int64, as the released code rounds.
 
-    Args:
-        alpha_G: Rates in [0, 1]; each serves rows / G consecutive rows.
-        rows: Rows of the linear.
-        columns: Its width.
+    Each of the rates alpha_G, in [0, 1], serves rows / G consecutive rows.
 
     Raises:
         SecateurError: G does not divide the rows.
@@ -143,20 +138,19 @@ def sparsity_penalty(rate: Tensor, target: float, weight: float) -> Tensor:
 
 
 def exact_counts(rate_R: Tensor, columns_R: Tensor, total: int) -> Tensor:
-    """Numbers of zeros of all rows that follow given rates and add up to ``total``.
+    """Zeros of all rows that follow given rates and add up to ``total``.
 
-    One shift τ is added to all rates, so that x_r = columns_r · clip(rate_r + τ, 0, 1) sums to
-    the total; τ is found by bisection. What the whole parts of x leave over goes, one by one, to
-    the rows with the largest fractions, ties to earlier rows. Rows of linears of different widths
-    are simply concatenated.
+    One shift τ, found by bisection, is added to all rates, so that
+    x_r = columns_r · clip(rate_r + τ, 0, 1) sums to the total. What the whole parts of x leave
+    over goes, one by one, to the rows with the largest fractions, ties to earlier rows.
 
     Args:
-        rate_R: Finite rates, which need not lie in [0, 1].
+        rate_R: Finite rates of the rows of any linears, which need not lie in [0, 1].
         columns_R: Width of each row's linear, integers.
         total: Zeros of all rows together.
 
     Returns:
-        count_R, int64, 0 <= count_r <= columns_r, with exactly the asked sum.
+        count_R, int64, 0 <= count_r <= columns_r.
 
     Raises:
         SecateurError: The total does not fit in the rows, or a rate is not finite.

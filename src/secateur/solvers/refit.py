@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.solvers.damping import live_columns, mean_diagonal
-from secateur.solvers.finite import check_finite
+from secateur.solvers.gram import check_finite, normalised_gram
 
-# Iterations between two looks at the residual: a look makes an accelerator wait.
+# Iterations between two checks of the residual, for which an accelerator has to wait.
 _CHECK_EVERY = 5
 
 
@@ -30,10 +29,10 @@ def refit(
     Every step lowers what is minimised, so no row ends worse than it started.
 
     Args:
-        w_OI: Dense weights, fp32 or float64; several linears may be stacked.
-        mask_OI: bool, True = kept.
-        gram_II: XᵀX / N of the input, in the same dtype; may be singular.
-        damping: Pull towards the dense weights, as a fraction of the mean diagonal.
+        w_OI: Dense weights.
+        mask_OI: True = kept.
+        gram_II: Of their inputs.
+        damping: Pull towards the dense weights.
         iterations: Most steps.
         tolerance: A row stops when its residual has fallen to this fraction of its first.
         start_OI: Where to start, by default the dense weights; entries outside the mask are
@@ -41,9 +40,6 @@ def refit(
 
     Returns:
         Weights, exactly zero outside the mask.
-
-    Raises:
-        SecateurError: Weights or Gram matrix are not finite.
     """
     start_OI = (w_OI if start_OI is None else start_OI).masked_fill(~mask_OI, 0)
     check_finite("the weights", w_OI)
@@ -60,24 +56,6 @@ def refit(
     ).div_(scale_I)
 
 
-def normalised_gram(gram_II: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """Scale G + damping · mean(diag G) · I to a unit diagonal.
-
-    Returns:
-        The scaled matrix, and scale_I: weights times it are the unknowns of the scaled problem.
-        Dead columns become independent, whatever the damping.
-    """
-    mean = mean_diagonal(gram_II)
-    diagonal_I = gram_II.diagonal() / mean + damping
-    diagonal_I = torch.where(live_columns(gram_II), diagonal_I, max(damping, 1.0))
-    scale_I = diagonal_I.sqrt()
-    scaled_II = gram_II / mean
-    scaled_II /= scale_I
-    scaled_II /= scale_I[:, None]
-    scaled_II.diagonal().fill_(1)
-    return scaled_II, scale_I
-
-
 def masked_conjugate_gradients(
     matrix_II: Tensor,
     target_OI: Tensor,
@@ -89,20 +67,15 @@ def masked_conjugate_gradients(
 ) -> Tensor:
     """Minimise (v − target) A (v − target)ᵀ for each row over v supported on the mask.
 
-    Args:
-        matrix_II: A, symmetric positive (semi)definite, best with unit diagonal.
-        target_OI: Where the unconstrained minimum is.
-        start_OI: First v, zero outside the mask.
-        mask_OI: bool, True = free.
-        iterations: Most steps.
-        tolerance: A row stops when its residual has fallen to this fraction of its first.
+    A = ``matrix_II`` is symmetric positive (semi)definite, best with unit diagonal; ``start_OI`` is
+    zero outside the mask. A row stops when its residual has fallen to ``tolerance`` of its first.
     """
     mask = mask_OI.to(matrix_II.dtype)
     v_OI = start_OI.clone()
     residual_OI = ((target_OI - start_OI) @ matrix_II).mul_(mask)
     direction_OI = residual_OI.clone()
     norm_O = torch.linalg.vecdot(residual_OI, residual_OI)
-    # Below its goal a row stands still: what is left of its residual is noise.
+    # A row stops at its goal: what is left of its residual is noise.
     goal_O = norm_O * max(tolerance, torch.finfo(matrix_II.dtype).eps) ** 2
     image_OI = torch.empty_like(v_OI)
     for step in range(iterations):

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from secateur.patterns.pattern import NM, Budget, keep_highest, lowest, proportional_counts
-from secateur.solvers.damping import damped_cholesky, live_columns
-from secateur.solvers.finite import check_finite
-from secateur.solvers.solution import SparseSolution
+from secateur.solvers.gram import SparseSolution, check_finite, damped_cholesky, live_columns
 
-# Columns below this are eliminated one by one, above it halves are coupled by one GEMM.
+# Up to this number columns are eliminated one by one; more are halved and coupled by one GEMM.
 _LEAF = 16
 
 
@@ -30,18 +28,9 @@ def sparsegpt(
     its term with δ_j = −Σ_{i<j} δ_i R_ij / R_jj, and pruning it costs (w_j R_jj)², w_j being the
     weight after that update: the paper's w_j² / [U_jj]².
 
-    Unstructured zeros are spread over the column blocks in proportion; within a block's slice of
-    a linear the cheapest weights go. An n:m group is chosen when its first column is reached.
-
-    Args:
-        w_OI: Weights of linears that share their input, rows stacked; fp32 or float64.
-        gram_II: XᵀX / N of the input, in the same dtype.
-        budget: Rows and zeros of each linear.
-        damping: Fraction of the mean diagonal added to the Gram matrix's diagonal.
-        column_block: Columns whose unstructured mask is chosen together.
-
-    Raises:
-        SecateurError: Weights or Gram matrix are not finite, or the budget does not fit.
+    Unstructured zeros are spread in proportion over blocks of ``column_block`` columns; within a
+    block's slice of a linear the cheapest weights go. An n:m group is chosen when its first column
+    is reached.
     """
     budget.check_fits(*w_OI.shape)
     check_finite("the weights", w_OI)
@@ -49,7 +38,7 @@ def sparsegpt(
     r_II = factor.lower_II.flip((0, 1))
     sweep = _Sweep(w_OI, r_II, live_columns(gram_II), budget, column_block)
     sweep.run(0, w_OI.shape[1])
-    return SparseSolution(*sweep.result(), factor.damping, factor.notes)
+    return SparseSolution(*sweep.result(), factor.notes)
 
 
 class _Sweep:

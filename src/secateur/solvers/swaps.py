@@ -7,13 +7,12 @@ the row. Then the error changes by
     ⟨g, Δ⟩ + ½ b Δ A Δᵀ,
 
 which is exact if the error is the squared error of the linear's output. Removing a kept weight p
-has Δ_p = −w_p, restoring a removed one q has Δ_q = w_q, so that the exchange of both changes it by
+has Δ_p = −w_p, restoring a removed one q has Δ_q = w_q. The exchange of both changes the error by
 
     −w_p g_p + ½ b A_pp w_p² + w_q g_q + ½ b A_qq w_q² − b A_pq w_p w_q,
 
-and the gradient by b (w_q A_q − w_p A_p). So one look at the model serves many exchanges. For the
-plain error of a linear, g = b (w − dense) A, this is the exchange of SparseSwaps
-(arXiv 2512.10922).
+and the gradient by b (w_q A_q − w_p A_p), so one gradient serves many exchanges. For the plain
+error of a linear, g = b (w − dense) A, this is the exchange of SparseSwaps (arXiv 2512.10922).
 """
 
 from __future__ import annotations
@@ -26,35 +25,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from secateur.patterns.pattern import NM, Pattern
-from secateur.solvers.chunks import row_chunks
-from secateur.solvers.finite import check_finite
+from secateur.solvers.gram import check_finite
+from secateur.solvers.pieces import row_chunks
 
 # Fewer rows than this make matrix products slow.
 _FEWEST_ROWS = 256
-# A gain below so many roundings of what it is the sum of is noise.
+# A gain below this many roundings of its largest term is noise.
 _NOISE = 16
-
-
-@dataclass(frozen=True)
-class Swaps:
-    """Masks after exchanges.
-
-    Attributes:
-        mask_OI: bool, True = kept.
-        change_O: Predicted change of the error by each row, at most 0.
-    """
-
-    mask_OI: Tensor
-    change_O: Tensor
-
-
-def predicted_change(
-    delta_OI: Tensor, gradient_OI: Tensor, gram_II: Tensor, curvature_O: Tensor
-) -> Tensor:
-    """⟨g, Δ⟩ + ½ b Δ A Δᵀ for each row; (out,)."""
-    slope_OI = torch.addmm(gradient_OI, delta_OI * (0.5 * curvature_O[:, None]), gram_II)
-    change_O: Tensor = torch.linalg.vecdot(slope_OI, delta_OI)
-    return change_O
 
 
 def swap_weights(
@@ -68,30 +45,28 @@ def swap_weights(
     rounds: int = 30,
     shortlist: int = 8,
     tolerance: float = 0.02,
-) -> Swaps:
+) -> tuple[Tensor, Tensor]:
     """Exchange weights of a row, under n:m of a group, while the model says that the error falls.
 
     In each round every row considers some exchanges: of its cheapest weights to remove, each with
     the best of the cheapest to restore, or of the groups where one is worth most. They are made
     one after the other, the best first, each given those before it; then the gradient of the
-    whole row follows. Every exchange lowers the model's error, and no row concerns another.
+    whole row follows. Every exchange lowers the model's error, and rows do not affect each other.
+    No row, or group, changes its zeros.
 
     Args:
-        value_OI: What each weight is if it is kept; fp32 or float64.
-        mask_OI: bool, True = kept.
+        value_OI: What each weight is if it is kept.
+        mask_OI: True = kept.
         gradient_OI: g, of the error at the weights kept.
-        gram_II: A, symmetric.
+        gram_II: A.
         curvature_O: b, not negative.
-        pattern: Kind of mask, which ``mask_OI`` has.
+        pattern: Which the mask has.
         rounds: Most rounds.
         shortlist: Weights of either kind, or groups, that a row considers in a round.
         tolerance: A row stops when a round has gained less than this share of all it has gained.
 
     Returns:
-        New masks, with as many zeros in each row, or group, as before.
-
-    Raises:
-        SecateurError: Weights, gradient, Gram matrix or curvature are not finite.
+        The new masks, and the predicted change of the error by each row, at most 0.
     """
     named = {
         "the weights": value_OI,
@@ -103,7 +78,7 @@ def swap_weights(
         check_finite(name, values)
     chosen_OI, change_O = mask_OI.clone(), torch.zeros_like(curvature_O)
     if bool(mask_OI.all()):
-        return Swaps(chosen_OI, change_O)
+        return chosen_OI, change_O
     for rows in row_chunks(mask_OI, _FEWEST_ROWS):
         places: _Places = (
             _InGroups.of(mask_OI[rows], pattern)
@@ -116,7 +91,7 @@ def swap_weights(
         for _ in range(rounds):
             gain_R = part.exchange(gram_II, shortlist)
             change_O[moving_R] += gain_R
-            # Without any gain a row has not changed, and would find nothing again.
+            # A row without any gain has not changed, and would find nothing again.
             going_R = gain_R < tolerance * change_O[moving_R]
             if not bool(going_R.all()):
                 done_R = ~going_R
@@ -125,12 +100,12 @@ def swap_weights(
                 if not len(moving_R):
                     break
         chosen_OI[moving_R] = part.places.mask(mask_OI.shape[1])
-    return Swaps(chosen_OI, change_O)
+    return chosen_OI, change_O
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows in work; delta is what removing a kept weight, or restoring a removed one, adds."""
+    """Rows in work; delta is what a kept weight's removal, or a removed one's return, adds."""
 
     delta_RI: Tensor
     gradient_RI: Tensor
@@ -155,7 +130,7 @@ class _Rows:
         slope_RC = self.gradient_RI.gather(1, columns_RC) * delta_RC
         noise_R = slope_RC.abs_().amax(1).mul_(_NOISE * torch.finfo(slope_RC.dtype).eps)
         chosen_RK, gain_R = _choose(moves.cost_RK, model.between(moves), noise_R)
-        # A weight may be part of several moves, of which one at most is chosen: hence the sums.
+        # A weight may be part of several moves. At most one of them is chosen: hence the sums.
         delta_RC *= chosen_RK.repeat(1, 2)
         self.delta_RI.scatter_add_(1, columns_RC, -2 * delta_RC)
         self.gradient_RI.add_(
@@ -181,10 +156,10 @@ class _Moves:
     """Exchanges that each row considers: columns to remove and to restore, and their costs.
 
     Attributes:
-        removed_RK: columns to remove.
-        restored_RK: columns to restore.
-        cost_RK: change of the error by each exchange alone.
-        slots: under n:m, the group of each, and which of its kept and of its removed weights.
+        removed_RK: Columns to remove.
+        restored_RK: Columns to restore.
+        cost_RK: Change of the error by each exchange alone.
+        slots: Under n:m the group of each, and which of its kept and of its removed weights.
     """
 
     removed_RK: Tensor
@@ -246,7 +221,7 @@ class _Places(Protocol):
 class _InRows:
     """Any kept weight of a row, and any removed one.
 
-    1 and 0 in floating point: sums of such are many times faster than a choice by a random mask.
+    1 and 0 in floating point: their sums are many times faster than a choice by a random mask.
     """
 
     kept_RI: Tensor

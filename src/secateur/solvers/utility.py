@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from secateur.runs.errors import SecateurError
-from secateur.solvers.finite import check_finite
+from secateur.solvers.gram import check_finite
 
 # Ridge weights to choose from, relative to the mean eigenvalue of the kernel.
 _RIDGES = tuple(10.0 ** (exponent / 2) for exponent in range(-16, 9))
-# Residuals beyond this many standard deviations count as if they were at it.
+# Residuals are clipped to this many standard deviations.
 _CLIP = 3.0
 # Standard deviation of a normal distribution whose median absolute deviation is 1.
 _DEVIATIONS = 1.4826
-# Most rounds of clipping, and the change, relative to the utilities' spread, that is none.
+# Most rounds of clipping; a change below this share of the utilities' spread ends them.
 _ROUNDS = 100
 _SETTLED = 1e-6
-# Residuals below this fraction of the spread are never far out.
+# Residuals below this fraction of the spread are never clipped.
 _EXACT = 1e-6
-# Least share of an observation that is taken to be its own and not rounding.
+# Least diagonal entry that is divided by; below it lies rounding.
 _ROUNDING = 1e-14
 
 
@@ -32,8 +32,8 @@ class UtilityFit:
     Attributes:
         coefficients_M: Utility of each column of the design.
         intercept: Utility where the design is zero.
-        left_out_N: Utility less what the fit to all other observations foretells; NaN for NaN.
-        clipped_N: bool, whether that was too far out to count in full.
+        left_out_N: Utility less the prediction of the fit to all other observations; NaN for NaN.
+        clipped_N: bool, True where that residual was too large to count in full.
     """
 
     coefficients_M: Tensor
@@ -48,8 +48,8 @@ def fit_utilities(design_NM: Tensor, utilities_N: Tensor) -> UtilityFit:
     There may be far more columns than observations: what is solved is the N × N problem in the
     kernel D Dᵀ. In its eigenvectors the restricted likelihood (Patterson & Thompson 1971) of any
     ridge weight is a closed form, and the best of a grid is taken; generalised cross-validation
-    costs the same but now and then follows the noise. Leave-one-out residuals far out are clipped
-    (Huber), so that a sub-model that fell apart does not rule the fit.
+    costs the same but now and then follows the noise. Large leave-one-out residuals are clipped
+    (Huber), so that one bad sub-model does not decide the fit.
 
     With more columns than observations coefficients are shrunk: the fit can tell a few strong
     columns from the rest, but cannot rank many weak ones.
@@ -75,7 +75,7 @@ def fit_with_prior(
     The scale γ is common to all columns and free, since a local loss is measured in other units
     than a utility; each column's own deviation ε_k is penalised. With few or noisy observations
     β is proportional to the prior, with many it follows them. This is the posterior mean for
-    ε_k ~ N(0, τ²), τ picked by the restricted likelihood.
+    ε_k ~ N(0, τ²), with τ picked by the restricted likelihood.
 
     Args:
         design_NK: How much of each column a sub-model has; with the local losses at the widths of
@@ -109,10 +109,10 @@ def _robust_ridge(
     pulled_U = target_U
     for _ in range(_ROUNDS):
         fit = problem.solve(pulled_U)
-        foretold_U = pulled_U - fit.left_out_N
-        left_out_U = target_U - foretold_U
+        predicted_U = pulled_U - fit.left_out_N
+        left_out_U = target_U - predicted_U
         limit = _CLIP * _DEVIATIONS * left_out_U.abs().median().clamp_min(_EXACT * spread)
-        before_U, pulled_U = pulled_U, foretold_U + left_out_U.clamp(-limit, limit)
+        before_U, pulled_U = pulled_U, predicted_U + left_out_U.clamp(-limit, limit)
         if bool((pulled_U - before_U).abs().max() <= _SETTLED * spread):
             break
     left_out_N = torch.full_like(utilities_N, torch.nan, dtype=torch.float64)
@@ -154,8 +154,8 @@ class _RidgeProblem:
 
         y ≈ F γ + D β,   Q D Dᵀ Q = V diag(e) Vᵀ,   β = Dᵀ Q V (e + λ)⁻¹ Vᵀ Q y.
 
-    The residual is V λ/(e + λ) Vᵀ Q y. Each of its entries, divided by how much of the same entry
-    of y that matrix lets through, is the leave-one-out residual.
+    The residual is V λ/(e + λ) Vᵀ Q y. Divided by the diagonal of that matrix, its entries are the
+    leave-one-out residuals.
     """
 
     def __init__(self, kernel_NN: Tensor, fixed_NP: Tensor) -> None:
@@ -173,7 +173,7 @@ class _RidgeProblem:
     def solve(self, target_N: Tensor) -> _Ridge:
         share_N = self.vector_NN.T @ (self.off_NN @ target_N)
         ridge = self.most_likely(share_N)
-        # What no column of the design explains is all residual.
+        # Directions that no column of the design explains are all residual.
         solved_N = (share_N / (self.value_N + ridge)).where(self.value_N > 0, 0)
         dual_N = self.off_NN @ (self.vector_NN @ solved_N)
         rest_N = target_N - self.kernel_NN @ dual_N

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.blocks.block_task import BlockTask
 from secateur.blocks.loop import advance_stream, loaded, pass_block
 from secateur.blocks.streams import Stream
+from secateur.blocks.tasks import BlockTask
 from secateur.methods.reconstruct import Reconstruct
 from secateur.models.store import BlockStore
 from secateur.models.structure import find_linears
-from secateur.patterns.pattern import Unstructured
 
 
 @dataclass(frozen=True)
@@ -86,26 +85,21 @@ def fit_blocks(
             task = BlockTask(
                 name=name,
                 block=block,
-                linears=linears,
-                dense={},
+                stored=store.weight_dtype(index),
+                stream=stream,
+                target_SLD=dense_stream.x_SLD,
+                generator=torch.Generator().manual_seed(seed + index),
                 # Nothing is removed inside a block that was cut.
                 masks={
                     each.name: torch.ones_like(each.weight_OI, dtype=torch.bool) for each in linears
                 },
-                zeros={},
-                pattern=Unstructured(0.0),
-                stored=store.weight_dtype(index),
-                mean_squares={},
-                stream=stream,
-                targets={"dense": dense_stream.x_SLD},
-                generator=torch.Generator().manual_seed(seed + index),
                 error=bounded_error,
             )
-            before = after = task.held_out_error("dense")
+            before = after = task.held_out_error()
             # Nothing is left in a block that was removed as a whole.
             if linears:
                 stage.apply(task)
-                after = task.held_out_error("dense")
+                after = task.held_out_error()
             advance_stream(block, stream, [], name)
             store.save(index, {})
         yield FittedBlock(index, before, after, tuple(task.notes))

@@ -16,7 +16,7 @@ from secateur.models.reader import CheckpointReader
 from secateur.models.structure import BlockList, find_linears
 from secateur.runs.errors import SecateurError
 from secateur.runs.progress import Progress
-from secateur.solvers.low_rank import low_rank_fit
+from secateur.solvers.ridge import low_rank_fit
 from secateur.training.masked_linear import MaskedLinear, masked_forward
 
 # Tokens for each input column of the widest linear.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.patterns.pattern import NM, Budget, Pattern, check_mask, select
-from secateur.solvers.chunks import row_chunks
+from secateur.solvers.pieces import row_chunks
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from secateur.evaluation.predictions import find_readout
 from secateur.evaluation.scores import score_windows
 from secateur.patterns.pattern import refuse_nan
 from secateur.runs.errors import SecateurError
-from secateur.solvers.order import smallest
+from secateur.solvers.pieces import smallest
 from secateur.training.distillation import Loss, backward_in_parts
 from secateur.training.holding import Holding, recomputed
 from secateur.training.masked_linear import MaskedLinear

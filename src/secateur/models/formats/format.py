@@ -15,7 +15,7 @@ from torch import Tensor
 from secateur.models.structure import BlockList, find_linears
 from secateur.patterns.pattern import Pattern
 from secateur.runs.errors import SecateurError
-from secateur.solvers.grids import GridOptions, QuantisedSolution
+from secateur.solvers.grids import GridOptions, QuantizedSolution
 
 WEIGHT = "weight"
 
@@ -47,7 +47,7 @@ class FinishedLinear:
     weight_OI: Tensor
     dtype: torch.dtype
     mask_OI: Tensor | None = None
-    quantised: QuantisedSolution | None = None
+    quantised: QuantizedSolution | None = None
 
 
 class WeightFormat(ABC):

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import nn
 
-from secateur.blocks.probes import RowSensitivity, random_signs
+from secateur.blocks.passes import RowSensitivity, random_signs
 from secateur.models.structure import find_linears
 
 

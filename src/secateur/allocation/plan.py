@@ -1,4 +1,4 @@
-"""Allocation by a plan file, as another allocation or a person wrote it."""
+"""Plan: the file that another allocation or a person wrote."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from secateur.allocation.allocation import Allocation
-from secateur.allocation.profile import DenseModel
+from secateur.allocation.dense_model import DenseModel
 from secateur.models.experts import linear_shapes
 from secateur.models.structure import BlockList
 from secateur.patterns.pattern import Pattern
@@ -16,8 +16,8 @@ from secateur.patterns.plan import Plan
 from secateur.runs.errors import SecateurError
 
 
-class FromFile(Allocation):
-    """What a plan file says, edited by hand or not."""
+class GivenPlan(Allocation):
+    """The zeros that a plan file gives to each linear."""
 
     method: Literal["plan"] = "plan"
     file: Path = Field(description="the plan.json to follow")

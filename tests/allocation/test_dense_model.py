@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from secateur.allocation.profile import DenseModel
+from secateur.allocation.dense_model import DenseModel
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import unstacked_experts
 from secateur.models.resident import ResidentStore

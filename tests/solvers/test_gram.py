@@ -1,4 +1,4 @@
-"""A factor for every positive semidefinite matrix, and a record of what it took."""
+"""Gram matrices that may be singular, and numbers that are refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from secateur.runs.errors import SecateurError
-from secateur.solvers.damping import damped_cholesky, live_columns, mean_diagonal
+from secateur.solvers.gram import check_finite, damped_cholesky, live_columns, mean_diagonal
 from solvers.problems import make_problem
 
 
@@ -63,3 +63,10 @@ def test_what_is_no_gram_matrix_is_refused() -> None:
         damped_cholesky(torch.tensor([[1.0, 5.0], [5.0, 1.0]]), 0.01)
     with pytest.raises(SecateurError, match="NaN"):
         damped_cholesky(torch.tensor([[1.0, torch.nan], [torch.nan, 1.0]]), 0.01)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_values_that_are_not_finite_are_named(value: float) -> None:
+    check_finite("the weights", torch.zeros(3))
+    with pytest.raises(SecateurError, match="the weights"):
+        check_finite("the weights", torch.tensor([0.0, value, 1.0]))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.solvers.order import smallest
+from secateur.solvers.pieces import smallest
 
 
 @settings(max_examples=50)

@@ -1,4 +1,4 @@
-"""The k-th smallest of numbers that never lie together in memory."""
+"""Work on numbers of which only a few lie in memory, or in a cache, at a time."""
 
 from __future__ import annotations
 
@@ -7,20 +7,33 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-# fp32 numbers that are not negative are ordered as their 31 bits are. They are read from the top,
-# so many at a time, each time looking only at numbers that begin like the one sought.
+# Weights handled at a time where 20 bytes each are needed: they stay in a core's cache, or keep
+# an accelerator busy.
+_CHUNK_CPU = 2**17
+_CHUNK_ACCELERATOR = 2**22
+# fp32 numbers that are not negative are ordered as their 31 bits are. These are the numbers of
+# bits, from the top, that one pass tells apart.
 _DIGITS = (11, 10, 10)
 
 
-def _alone(counts_N: Tensor) -> Tensor:
-    return counts_N[None]
+def row_chunks(like_OI: Tensor, fewest: int = 1) -> Iterator[slice]:
+    """Cut the rows of a matrix into pieces of a size that suits its device.
+
+    Args:
+        like_OI: The matrix.
+        fewest: Rows that a piece has at least, the last one aside.
+    """
+    weights = _CHUNK_CPU if like_OI.device.type == "cpu" else _CHUNK_ACCELERATOR
+    rows, columns = like_OI.shape
+    step = max(fewest, weights // max(columns, 1))
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def smallest(
     pieces: Callable[[], Iterable[Tensor]],
     count: int,
     *,
-    gather: Callable[[Tensor], Tensor] = _alone,
+    gather: Callable[[Tensor], Tensor] = lambda counts_N: counts_N[None],
     rank: int = 0,
 ) -> Iterator[Tensor]:
     """Mark the ``count`` smallest numbers of all pieces together; of equal ones the earlier.
@@ -31,7 +44,7 @@ def smallest(
         gather: Where several processes hold a part of each piece, in the order of their ranks:
             takes integers (n) of this process and returns those of all, (processes, n). All call
             it equally often.
-        rank: Which of them this process is.
+        rank: Number of this process.
 
     Yields:
         A bool tensor for each piece, True = among the smallest.
@@ -55,7 +68,7 @@ def smallest(
 def _order_statistic(
     pieces: Callable[[], Iterable[Tensor]], count: int, gather: Callable[[Tensor], Tensor]
 ) -> tuple[int, int]:
-    """Bits of the ``count``-th smallest number, and how many equal to it are still to be taken."""
+    """Bits of the ``count``-th smallest number, and how many of its equals are to be marked."""
     prefix, rest = 0, sum(_DIGITS)
     for digits in _DIGITS:
         total: Tensor | None = None

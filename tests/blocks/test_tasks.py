@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.blocks.group_task import GroupTask
 from secateur.blocks.inputs import InputStatistics
+from secateur.blocks.tasks import GroupTask
 from secateur.methods.admm import ADMM
 from secateur.methods.refit import Refit
 from secateur.methods.sparsegpt import SparseGPT

@@ -12,14 +12,8 @@ from torch import Tensor
 
 from secateur.patterns.pattern import Budget, parse_pattern, select
 from secateur.runs.errors import SecateurError
-from secateur.solvers.grids import Grid, GridOptions, make_grid
-from secateur.solvers.quantise import (
-    descend,
-    error_feedback,
-    quantise,
-    refit_scales,
-    round_to_grid,
-)
+from secateur.solvers.grids import Grid, GridOptions, make_grid, round_to_grid
+from secateur.solvers.quantize import descend, error_feedback, quantize, refit_scales
 from secateur.solvers.refit import refit
 from solvers.problems import make_problem, quadratic_error
 
@@ -94,7 +88,7 @@ def test_zeros_stay_and_no_row_ends_worse_than_rounded(
     w_OI, mask_OI, gram_II = pruned_problem(pattern, seed)
     options = GridOptions(bits, group, symmetric)
     grid = make_grid(w_OI, mask_OI, options, stored=stored)
-    solution = quantise(w_OI, mask_OI, gram_II, grid, damping=DAMPING, stored=stored)
+    solution = quantize(w_OI, mask_OI, gram_II, grid, damping=DAMPING, stored=stored)
     assert not solution.w_OI[~mask_OI].any()
     assert not solution.level_OI[~mask_OI].any()
     lowest_OI, highest_OI = solution.grid.bounds(WIDTH)
@@ -180,7 +174,7 @@ def test_float32_is_as_good_as_float64() -> None:
     losses = []
     for dtype in (torch.float32, torch.float64):
         grid = make_grid(w_OI.to(dtype), mask_OI, GridOptions(4, 12, True))
-        solution = quantise(w_OI.to(dtype), mask_OI, gram_II.to(dtype), grid)
+        solution = quantize(w_OI.to(dtype), mask_OI, gram_II.to(dtype), grid)
         losses.append(float(quadratic_error(solution.w_OI.double() - w_OI, gram_II).sum()))
     assert losses[0] == pytest.approx(losses[1], rel=0.1)
 
@@ -189,8 +183,8 @@ def test_a_singular_gram_matrix_is_survived_and_infinite_weights_are_not() -> No
     w_OI, mask_OI, _ = pruned_problem()
     x_NI = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grid = grid_of(w_OI, mask_OI, GridOptions(4, 12, True))
-    solution = quantise(w_OI, mask_OI, x_NI.T @ x_NI / 3, grid, damping=1e-12)
+    solution = quantize(w_OI, mask_OI, x_NI.T @ x_NI / 3, grid, damping=1e-12)
     assert torch.isfinite(solution.w_OI).all()
     w_OI[0, 0] = torch.inf
     with pytest.raises(SecateurError, match="the weights hold NaN or infinite"):
-        quantise(w_OI, mask_OI, x_NI.T @ x_NI, grid)
+        quantize(w_OI, mask_OI, x_NI.T @ x_NI, grid)

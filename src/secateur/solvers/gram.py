@@ -1,4 +1,4 @@
-"""Cholesky factors of Gram matrices that may be singular."""
+"""Gram matrices of inputs, singular or not: what is in them, their scale, their factors."""
 
 from __future__ import annotations
 
@@ -8,14 +8,28 @@ import torch
 from torch import Tensor
 
 from secateur.runs.errors import SecateurError
-from secateur.solvers.finite import check_finite
 
 # Fractions of the mean diagonal to fall back to, the last of them certain to be enough.
 _FALLBACKS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-# Rungs of the ladder before float64 is tried.
+# Fractions that are tried before float64 is.
 _SAME_DTYPE = 4
 # A pivot below this many roundings of its diagonal entry is noise.
 _NOISE = 8
+
+
+@dataclass(frozen=True)
+class SparseSolution:
+    """Pruned weights of stacked linears.
+
+    Attributes:
+        w_OI: Weights, exactly zero outside the mask.
+        mask_OI: bool, True = kept.
+        notes: Fallbacks that were needed, one sentence each.
+    """
+
+    w_OI: Tensor
+    mask_OI: Tensor
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -23,8 +37,8 @@ class Cholesky:
     """A factor and what it took to get it.
 
     Attributes:
-        lower_II: L with L Lᵀ = G + damping · mean(diag G) · I, dead columns made independent.
-        damping: Fraction of the mean live diagonal that was added.
+        lower_II: L with L Lᵀ = G + damping · mean(diag G) · I; dead columns are independent.
+        damping: Fraction of the mean diagonal over live columns that was added.
         notes: One sentence for each departure from what was asked for.
     """
 
@@ -33,8 +47,16 @@ class Cholesky:
     notes: tuple[str, ...] = ()
 
 
+def check_finite(name: str, values: Tensor) -> None:
+    """Raise SecateurError if a tensor holds NaN or infinity."""
+    if values.numel() and not bool(torch.stack(torch.aminmax(values)).isfinite().all()):
+        raise SecateurError(
+            f"{name} hold NaN or infinite values; check the checkpoint and the calibration dtype"
+        )
+
+
 def live_columns(gram_II: Tensor) -> Tensor:
-    """bool (I,): inputs that are not zero on every calibration token."""
+    """bool (I,): inputs that are not zero on every calibration token; the others are dead."""
     return gram_II.diagonal() > 0
 
 
@@ -45,11 +67,29 @@ def mean_diagonal(gram_II: Tensor) -> Tensor:
     return torch.where(live_I.any(), total / live_I.sum().clamp_min(1), 1)
 
 
+def normalised_gram(gram_II: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """Scale G + damping · mean(diag G) · I to a unit diagonal.
+
+    Returns:
+        The scaled matrix, and scale_I: weights times it are the unknowns of the scaled problem.
+        Dead columns become independent, whatever the damping.
+    """
+    mean = mean_diagonal(gram_II)
+    diagonal_I = gram_II.diagonal() / mean + damping
+    diagonal_I = torch.where(live_columns(gram_II), diagonal_I, max(damping, 1.0))
+    scale_I = diagonal_I.sqrt()
+    scaled_II = gram_II / mean
+    scaled_II /= scale_I
+    scaled_II /= scale_I[:, None]
+    scaled_II.diagonal().fill_(1)
+    return scaled_II, scale_I
+
+
 def damped_cholesky(gram_II: Tensor, damping: float) -> Cholesky:
     """Factor G + damping · mean(diag G) · I; dead columns get the mean as their diagonal.
 
-    If that is not safely positive definite, the damping grows about tenfold a few times; then the
-    same is tried in float64. A positive semidefinite matrix of finite numbers always gets a
+    If the sum is not safely positive definite, the damping grows about tenfold a few times; then
+    the same is tried in float64. A positive semidefinite matrix of finite numbers always gets a
     factor.
 
     Args:

@@ -21,8 +21,8 @@ from secateur.blocks.inputs import (
     visit_inputs,
 )
 from secateur.blocks.loop import loaded_blocks
+from secateur.blocks.passes import RowSensitivity, random_projection
 from secateur.blocks.precision import forward_precision
-from secateur.blocks.probes import RowSensitivity, random_projection
 from secateur.blocks.streams import Batches, Stream
 from secateur.models.experts import unstacked_experts
 from secateur.models.store import BlockStore

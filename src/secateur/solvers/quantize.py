@@ -5,24 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.solvers.damping import damped_cholesky, live_columns, mean_diagonal
-from secateur.solvers.finite import check_finite
-from secateur.solvers.grids import Grid, QuantisedSolution, representable
+from secateur.solvers.gram import check_finite, damped_cholesky, live_columns, mean_diagonal
+from secateur.solvers.grids import Grid, QuantizedSolution, representable, round_to_grid
 
-# Columns below this are settled one by one, above it halves are coupled by one GEMM.
+# Up to this number columns are settled one by one; more are halved and coupled by one GEMM.
 _LEAF = 16
-# Columns whose changes are passed on to all others together.
+# Columns whose changes reach all others together.
 _BLOCK = 128
 # Numbers in the largest temporary of a refit of scales.
 _TEMPORARY = 2**24
 
 
-def round_to_grid(w_OI: Tensor, mask_OI: Tensor, grid: Grid) -> QuantisedSolution:
-    """Take the nearest value for each kept weight."""
-    return QuantisedSolution(grid.levels(w_OI) * mask_OI, grid)
-
-
-def quantise(
+def quantize(
     w_OI: Tensor,
     mask_OI: Tensor,
     gram_II: Tensor,
@@ -31,26 +25,22 @@ def quantise(
     damping: float = 0.01,
     rounds: int = 2,
     stored: torch.dtype = torch.float32,
-) -> QuantisedSolution:
+) -> QuantizedSolution:
     """Find levels and scales whose outputs are close to those of the weights.
 
-    What is made small, for each row, is (v − w) (G + damping · mean(diag G) · I) (v − w)ᵀ. An
+    For each row (v − w) (G + damping · mean(diag G) · I) (v − w)ᵀ is made small. An
     error-feedback sweep comes first; then ``rounds`` times the scales are refitted in closed form
     and a pass of coordinate descent goes over the levels. A row that ends above plain rounding is
     rounded, so none ends worse.
 
     Args:
-        w_OI: Weights of linears that share their input, rows stacked; fp32 or float64, zero
-            outside the mask.
-        mask_OI: bool, True = kept.
-        gram_II: XᵀX / N of the input, in the same dtype; may be singular.
+        w_OI: Weights, zero outside the mask.
+        mask_OI: True = kept.
+        gram_II: Of their inputs.
         grid: Where the values lie at first.
-        damping: Fraction of the mean diagonal added to the Gram matrix's diagonal.
+        damping: See ``solvers``.
         rounds: Refits of the scales, each with a pass over the levels.
         stored: Dtype that scales are saved in.
-
-    Raises:
-        SecateurError: Weights or Gram matrix are not finite.
     """
     check_finite("the weights", w_OI)
     level_OI, notes = error_feedback(w_OI, mask_OI, gram_II, grid, damping)
@@ -64,7 +54,7 @@ def quantise(
     rounded = round_to_grid(w_OI, mask_OI, grid)
     loss_O = _loss(fitted.values(level_OI) - w_OI, ridge_II)
     better_O1 = (loss_O <= _loss(rounded.w_OI - w_OI, ridge_II))[:, None]
-    return QuantisedSolution(
+    return QuantizedSolution(
         level_OI.where(better_O1, rounded.level_OI),
         fitted.with_scales(fitted.scale_OG.where(better_O1, grid.scale_OG)),
         notes,
@@ -74,14 +64,14 @@ def quantise(
 def error_feedback(
     w_OI: Tensor, mask_OI: Tensor, gram_II: Tensor, grid: Grid, damping: float = 0.01
 ) -> tuple[Tensor, tuple[str, ...]]:
-    """Quantise columns one after the other, and let those to come make up for the errors so far.
+    """Round columns one after the other; those to come make up for the errors so far.
 
     GPTQ (Frantar et al. 2023, arXiv 2210.17323, algorithm 1) on the support of a mask. As in
     ``sparsegpt``, with the factor G = R Rᵀ, R upper triangular, a change δ of a row costs ‖δR‖²,
-    whose term j involves columns up to j only; a kept column aims at the value that would cancel
+    whose term j involves columns up to j only. A kept column aims at the value that would cancel
     its term, w_j − Σ_{i<j} δ_i R_ij / R_jj, and takes the nearest of its grid. A removed column
-    does not change. Columns with large inputs go first, when there is most left to make up for
-    their errors; scales and zero points stay as they are.
+    does not change. Columns with large inputs go first, while many columns are left to make up
+    for their errors; scales and zero points stay as they are.
 
     Returns:
         level_OI, and what the factorisation had to fall back to.
@@ -154,21 +144,11 @@ class _Sweep(_Columns):
 def descend(
     w_OI: Tensor, level_OI: Tensor, mask_OI: Tensor, ridge_II: Tensor, grid: Grid
 ) -> Tensor:
-    """Give each kept weight in turn the level that is best for its row; no row's loss rises.
+    """Give each kept weight in turn the level that is best for its row; returns level_OI.
 
-    With all others fixed, the best value of column j is v_j − (δH)_j / H_jj for δ = v − w. Unlike
-    the sweep this knows the whole support: errors also reach columns to the left, and nothing is
-    left to removed ones.
-
-    Args:
-        w_OI: Weights to come close to.
-        level_OI: Levels to start from.
-        mask_OI: bool, True = kept.
-        ridge_II: H, symmetric with a positive diagonal.
-        grid: Scales and bounds.
-
-    Returns:
-        level_OI.
+    With all others fixed, the best value of column j is v_j − (δH)_j / H_jj for δ = v − w and
+    H = ``ridge_II``, symmetric with a positive diagonal. No row's loss rises. Unlike the sweep this
+    knows the whole support: errors also reach columns to the left, and removed ones take none.
     """
     width = w_OI.shape[1]
     columns = _Columns(w_OI, mask_OI, grid, torch.arange(width, device=w_OI.device))
@@ -193,14 +173,11 @@ def descend(
 
 
 def refit_scales(w_OI: Tensor, level_OI: Tensor, ridge_II: Tensor, grid: Grid) -> Tensor:
-    """Least squares for the scales on fixed levels.
+    """Least squares for the scales on fixed levels; returns scale_OG.
 
     A row is Σ_g s_g u_g, u_g its levels in group g and zeros elsewhere, so the best scales solve
     Σ_h (u_g H u_hᵀ) s_h = u_g H wᵀ. Groups whose levels are all zero keep their scale, and so do
     rows for which a scale would not be positive.
-
-    Returns:
-        scale_OG.
     """
     groups = grid.scale_OG.shape[1]
     width = w_OI.shape[1]
