@@ -114,7 +114,7 @@ def simulate(
     from secateur.cli.console import print_json, stdout
     from secateur.deploy.accelerator import Accelerator, Memory
     from secateur.deploy.simulation import simulate as run
-    from secateur.deploy.table import simulation_table
+    from secateur.deploy.simulation import simulation_table
 
     memory = None if memory_traffic is None else Memory(weight_bits=memory_traffic)
     simulation = run(folder, Accelerator(memory=memory), trust_remote_code=trust_remote_code)
