@@ -43,8 +43,8 @@ from secateur.models.resident import ResidentStore
 from secateur.models.structure import find_blocks, find_linears
 from secateur.patterns.pattern import Budget, Pattern, parse_pattern, select
 from secateur.patterns.plan import uniform_plan
-from secateur.pruning.block import BlockPruner
 from secateur.pruning.pruned import OpenBlock, PrunedBlock
+from secateur.pruning.walk import BlockPruner
 from secateur.runs.device import resolve_device, resolve_dtype
 
 BATCH = 4

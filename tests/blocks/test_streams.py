@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from secateur.blocks.activations import allocate
 from secateur.blocks.inputs import InputAccumulator, find_groups, steps, visit_inputs
-from secateur.blocks.streams import Batches, Stream
+from secateur.blocks.streams import Batches, Stream, allocate
 from secateur.models.experts import unstacked_experts
 from secateur.models.resident import ResidentStore
 from secateur.models.structure import find_blocks, find_linears

@@ -25,7 +25,7 @@ import safetensors.torch as writer
 import secateur
 from secateur.runs.run import Run
 from secateur.models.streamed import StreamedStore
-from secateur.pruning.block import BlockPruner
+from secateur.pruning.walk import BlockPruner
 
 moment, source, output, recipe = sys.argv[1:]
 die = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -180,3 +181,13 @@ class ByThreshold(Unequal, ABC):
             [low for low, _ in bounds],
             [high for _, high in bounds],
         )
+
+
+def opposed(target: float, values: Sequence[float], limit: float) -> list[float]:
+    """Sparsities with the target as mean that fall as values rise, over a range of 2 limit."""
+    least, most = min(values), max(values)
+    if most == least:
+        return [target] * len(values)
+    scaled = [2 * limit * (value - least) / (most - least) for value in values]
+    mean = sum(scaled) / len(scaled)
+    return [target + mean - each for each in scaled]

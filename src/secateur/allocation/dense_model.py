@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from secateur.blocks.activations import allocate
 from secateur.blocks.capture import logits_after
 from secateur.blocks.inputs import (
     InputAccumulator,
@@ -20,10 +19,9 @@ from secateur.blocks.inputs import (
     find_groups,
     visit_inputs,
 )
-from secateur.blocks.loop import loaded_blocks
 from secateur.blocks.passes import RowSensitivity, random_projection
 from secateur.blocks.precision import forward_precision
-from secateur.blocks.streams import Batches, Stream
+from secateur.blocks.streams import Batches, Stream, allocate, loaded_blocks
 from secateur.models.experts import unstacked_experts
 from secateur.models.store import BlockStore
 from secateur.models.structure import Linear, find_linears

@@ -7,9 +7,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from secateur.allocation.allocation import PerBlock
+from secateur.allocation.allocation import PerBlock, opposed
 from secateur.allocation.dense_model import DenseModel
-from secateur.allocation.owl import opposed
 
 
 class DLP(PerBlock):

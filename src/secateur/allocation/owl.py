@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from secateur.allocation.allocation import PerBlock
+from secateur.allocation.allocation import PerBlock, opposed
 from secateur.allocation.dense_model import DenseModel
 
 
@@ -55,13 +55,3 @@ def owl_sparsities(target: float, shares: Sequence[float], limit: float) -> list
     stays within 2 limit of the largest.
     """
     return opposed(target, shares, limit)
-
-
-def opposed(target: float, values: Sequence[float], limit: float) -> list[float]:
-    """Sparsities with the target as mean that fall as values rise, over a range of 2 limit."""
-    least, most = min(values), max(values)
-    if most == least:
-        return [target] * len(values)
-    scaled = [2 * limit * (value - least) / (most - least) for value in values]
-    mean = sum(scaled) / len(scaled)
-    return [target + mean - each for each in scaled]

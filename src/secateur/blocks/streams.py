@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from contextlib import AbstractContextManager
+import os
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor, nn
 
-from secateur.blocks.activations import allocate
 from secateur.blocks.capture import BlockCall, capture, same_calls
 from secateur.blocks.precision import forward_precision
 from secateur.blocks.replay import Replay
 from secateur.models.store import BlockStore
 from secateur.runs.errors import SecateurError
+from secateur.runs.files import writing
+from secateur.solvers.block_loss import state_error
 from secateur.text.options import fitted_share
 
 # Enough held-out tokens to tell a better block from a worse one, in a small part of a stage's time.
@@ -180,3 +184,124 @@ class Stream:
         y_BLD = self.forward(block, batch, replay)
         self.x_SLD[batch].copy_(y_BLD)
         return y_BLD
+
+
+@contextmanager
+def loaded(store: BlockStore, index: int, *, finished: bool = False) -> Iterator[nn.Module]:
+    """Within the context a block has weights: its dense ones, or those saved for it before."""
+    block = store.load_finished(index) if finished else store.load(index)
+    try:
+        yield block
+    finally:
+        store.release(index)
+
+
+def loaded_blocks(
+    store: BlockStore, indices: Iterable[int] | None = None, *, finished: bool = False
+) -> Iterator[tuple[int, str, nn.Module]]:
+    """Give out blocks, each loaded for its turn alone: index, full name, module.
+
+    Args:
+        store: the model.
+        indices: which blocks, in which order; all of them if None.
+        finished: give out the blocks as they were saved before.
+    """
+    for index in range(len(store.blocks)) if indices is None else indices:
+        with loaded(store, index, finished=finished) as block:
+            yield index, store.blocks.name(index), block
+
+
+def pass_block(store: BlockStore, stream: Stream, *, finished: bool = False) -> None:
+    """Load the block that the stream enters next, and move the stream past it."""
+    index = stream.position
+    with loaded(store, index, finished=finished) as block:
+        advance_stream(block, stream, [], store.blocks.name(index))
+
+
+def advance_stream(
+    block: nn.Module,
+    stream: Stream,
+    dense: Sequence[Tensor],
+    name: str,
+    replay: Replay | None = None,
+) -> float:
+    """Move the stream past the block.
+
+    Args:
+        block: with the weights it is saved with.
+        stream: whose position is the block.
+        dense: what the dense block returns on the held-out batches, or nothing.
+        name: of the block.
+        replay: knows outputs of its finished parts.
+
+    Returns:
+        the error against the dense outputs, 0 without any.
+
+    Raises:
+        SecateurError: a hidden state is not finite.
+    """
+    error, tokens = 0.0, 0
+    for batch in stream.batches.fitted:
+        _require_finite(stream.advance(block, batch, replay), name)
+    for number, batch in enumerate(stream.batches.held_out):
+        y_BLD = stream.advance(block, batch, replay)
+        _require_finite(y_BLD, name)
+        if dense:
+            error_BL = state_error(y_BLD, dense[number].to(y_BLD.device))
+            error += float(error_BL.sum(dtype=torch.float64))
+            tokens += error_BL.numel()
+    stream.position += 1
+    return error / max(tokens, 1)
+
+
+def _require_finite(y_BLD: Tensor, name: str) -> None:
+    # The sum carries NaN and infinities without a temporary of the stream's size.
+    if not bool(torch.isfinite(y_BLD.sum(dtype=torch.float64))):
+        raise SecateurError(
+            f"The output of block {name} contains NaN or infinite values; try --dtype float32, and "
+            "check that the model itself runs on this text."
+        )
+
+
+def memory_budget(gigabytes: float | None) -> int:
+    """Bytes that streams may take in memory: as asked for, or half of what is free if None."""
+    if gigabytes is None:
+        return psutil.virtual_memory().available // 2
+    return int(gigabytes * 1e9)
+
+
+def allocate(
+    shape: tuple[int, ...],
+    folder: Path | None,
+    budget: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Return an uninitialised CPU tensor for a stream of activations.
+
+    Args:
+        shape: (sequences, length, hidden).
+        folder: where a mapped file may be put; the system's temporary folder if None.
+        budget: bytes the stream may take in memory; beyond them it is a mapped file.
+        dtype: of its numbers.
+    """
+    size = torch.Size(shape).numel()
+    if size * dtype.itemsize <= budget:
+        return torch.empty(shape, dtype=dtype)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.NamedTemporaryFile(dir=folder, prefix=".activations-", delete=True) as file,
+        writing(Path(file.name)),
+    ):
+        # If the space were not reserved, a full disk would end the process at some later write.
+        _reserve(file.fileno(), size * dtype.itemsize)
+        # The name goes when the context ends and the mapping keeps the bytes, so a killed run
+        # leaves no file behind.
+        return torch.from_file(file.name, shared=True, size=size, dtype=dtype).view(shape)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.truncate(descriptor, size)

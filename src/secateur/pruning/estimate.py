@@ -7,15 +7,15 @@ from pathlib import Path
 
 from torch import nn
 
-from secateur.blocks.activations import memory_budget
+from secateur.blocks.streams import memory_budget
 from secateur.methods import BlockStage, GroupStage
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import linear_shapes, unstacked_experts
 from secateur.models.structure import find_linears
 from secateur.patterns.plan import uniform_plan
-from secateur.pruning.block import wants_dense_stream, wants_targets
 from secateur.pruning.job import check_saving
 from secateur.pruning.recipe import Recipe
+from secateur.pruning.walk import wants_dense_stream, wants_targets
 from secateur.report.documents.prune import Estimate
 
 _FLOAT = 4

@@ -12,18 +12,22 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.allocation import DenseModel
-from secateur.blocks.activations import allocate, memory_budget
-from secateur.blocks.streams import Batches, Stream
+from secateur.blocks.streams import Batches, Stream, allocate, memory_budget
 from secateur.methods import GroupStage
 from secateur.models.experts import linear_shapes
 from secateur.models.inspection import inspect
 from secateur.models.streamed import StreamedStore
 from secateur.patterns.plan import Plan
-from secateur.pruning.block import BlockPruner, wants_dense_stream, wants_targets
 from secateur.pruning.job import Inputs, Job
 from secateur.pruning.pruned import describe_block
 from secateur.pruning.recipe import Recipe
-from secateur.pruning.walk import pass_finished, walk
+from secateur.pruning.walk import (
+    BlockPruner,
+    pass_finished,
+    walk,
+    wants_dense_stream,
+    wants_targets,
+)
 from secateur.report.documents.prune import BlockReport, Report, SparsityReport
 from secateur.report.page import write_report
 from secateur.runs.errors import SecateurError

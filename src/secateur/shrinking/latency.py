@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from secateur.blocks.capture import BlockCall, capture
-from secateur.blocks.loop import loaded_blocks
+from secateur.blocks.streams import loaded_blocks
 from secateur.models.store import BlockStore
 from secateur.runs.errors import SecateurError
 from secateur.shrinking.sub_models import cut_to

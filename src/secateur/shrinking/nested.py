@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.blocks.activations import memory_budget
-from secateur.blocks.streams import Batches, Stream
+from secateur.blocks.streams import Batches, Stream, memory_budget
 from secateur.report.documents.shrink import LatencyReport, SurveyReport
 from secateur.runs.meter import Stopwatch
 from secateur.runs.progress import Progress

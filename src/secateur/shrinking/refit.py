@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateur.blocks.inputs import InputAccumulator, LinearGroup, visit_inputs
-from secateur.blocks.loop import advance_stream, loaded_blocks
-from secateur.blocks.streams import Stream
+from secateur.blocks.streams import Stream, advance_stream, loaded_blocks
 from secateur.models.store import BlockStore
 from secateur.models.structure import Linear
 from secateur.runs.files import write_safetensors

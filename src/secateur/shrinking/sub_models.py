@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.blocks.capture import capture, logits_after
-from secateur.blocks.loop import loaded
 from secateur.blocks.precision import forward_precision
+from secateur.blocks.streams import loaded
 from secateur.evaluation.predictions import Predictions
 from secateur.models.forwards import replaced_forwards
 from secateur.models.store import BlockStore

@@ -19,10 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.blocks.activations import allocate
 from secateur.blocks.inputs import InputAccumulator, LinearGroup, observed_inputs
-from secateur.blocks.loop import loaded_blocks
-from secateur.blocks.streams import Stream
+from secateur.blocks.streams import Stream, allocate, loaded_blocks
 from secateur.models.store import BlockStore
 from secateur.models.structure import Linear
 from secateur.report.documents.shrink import SurveyReport

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.blocks.loop import advance_stream, loaded, pass_block
-from secateur.blocks.streams import Stream
+from secateur.blocks.streams import Stream, advance_stream, loaded, pass_block
 from secateur.blocks.tasks import BlockTask
 from secateur.methods.reconstruct import Reconstruct
 from secateur.models.store import BlockStore

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from secateur.blocks.activations import memory_budget
-from secateur.blocks.streams import Batches, Stream
+from secateur.blocks.streams import Batches, Stream, memory_budget
 from secateur.evaluation.scores import score_windows
 from secateur.methods.reconstruct import Reconstruct
 from secateur.models.checkpoint import Checkpoint
