@@ -18,8 +18,16 @@ import secateur
 from fresh import logits_of
 from interruption import interrupted_after
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.formats import FORMATS, format, recognise
-from secateur.models.formats.format import WEIGHT, FinishedLinear, Stored, WeightFormat, stored_name
+from secateur.models.formats import FORMATS, format
+from secateur.models.formats.format import (
+    WEIGHT,
+    FinishedLinear,
+    Stored,
+    WeightFormat,
+    find_format,
+    recognise,
+    stored_name,
+)
 from secateur.models.formats.plain import Plain
 from secateur.models.locate import load_config
 from secateur.models.masks import block_masks
@@ -41,7 +49,7 @@ GRIDS = {
     "int8 by row": GridOptions(8, 0, True),
 }
 # Without the other names that some have.
-NAMES = [each.names[0] for each in dict.fromkeys(FORMATS.values())]
+NAMES = [name for name in FORMATS if find_format(name).name == name]
 PATTERNS = ("0.5", "0.37", "2:4", "0.0")
 # Patterns of whole models; those of single linears are all of them.
 SAVED = ("0.37", "2:4")
@@ -73,7 +81,7 @@ def held(checkpoints: Callable[..., Path], name: str) -> dict[str, Case]:
     for label, grid in GRIDS.items():
         for pattern in map(parse_pattern, PATTERNS):
             try:
-                found = FORMATS[name].of(grid)
+                found = find_format(name).of(grid)
                 found.check(blocks, pattern)
             except SecateurError:
                 continue
@@ -285,7 +293,7 @@ def test_the_configuration_says_the_format_and_nothing_else_changes(
         described = config.pop("quantization_config", None)
         assert config == json.loads((each.source / "config.json").read_text())
         found = recognise(described)
-        assert type(found) is FORMATS[name]
+        assert type(found) is find_format(name)
         blocks = Checkpoint.at(each.source).blocks
         assert found.describe(blocks) == (described or {}) == each.case.format.describe(blocks)
         assert load_config(each.folder, use="read") is not None
@@ -304,7 +312,7 @@ def test_transformers_loads_what_claims_so(
     saved: dict[str, dict[str, Saved]], tmp_path: Path
 ) -> None:
     folders = {}
-    for name in (name for name in NAMES if FORMATS[name].loads):
+    for name in (name for name in NAMES if find_format(name).loads):
         for label, each in saved[name].items():
             plain = tmp_path / f"{name} {label}"
             shutil.copytree(each.source, plain)
@@ -344,7 +352,7 @@ DAMAGES: dict[str, Callable[[Tensor], Tensor] | None] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", [name for name in NAMES if FORMATS[name].pieces])
+@pytest.mark.parametrize("name", [name for name in NAMES if find_format(name).pieces])
 def test_a_damaged_piece_is_named_in_one_sentence(
     name: str, damage: str, saved: dict[str, dict[str, Saved]], tmp_path: Path
 ) -> None:
@@ -382,7 +390,7 @@ def test_every_model_has_its_place_or_is_refused_before_work(
         assert case.format.otherwise in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if FORMATS[name].package])
+@pytest.mark.parametrize("name", [name for name in NAMES if find_format(name).package])
 def test_a_missing_package_is_named_before_work(
     name: str, checkpoints: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,10 +419,10 @@ def test_a_recipe_names_the_format_and_an_interrupted_run_ends_with_the_same_fil
         "calibration": {"source": str(text_file), "samples": 8, "length": 32},
     }
     recipe = Recipe.from_mapping({**values, "stages": [*values["stages"], quantize]})
-    assert isinstance(recipe.weight_format, FORMATS[name])
+    assert isinstance(recipe.weight_format, find_format(name))
     if case.grid is None:
         recipe = Recipe.from_mapping({**values, "format": name})
-        assert isinstance(recipe.weight_format, FORMATS[name])
+        assert isinstance(recipe.weight_format, find_format(name))
     secateur.prune(checkpoints(), recipe, tmp_path / "whole")
     with interrupted_after(2):
         secateur.prune(checkpoints(), recipe, tmp_path / "resumed")
@@ -426,10 +434,9 @@ def test_a_recipe_names_the_format_and_an_interrupted_run_ends_with_the_same_fil
 
 
 def test_every_format_has_a_name_of_its_own_and_a_page() -> None:
-    formats = set(FORMATS.values())
-    assert len(FORMATS) == sum(len(each.names) for each in formats)
+    assert {find_format(name) for name in NAMES} == {find_format(name) for name in FORMATS}
     pages = Path(__file__).parents[2] / "docs" / "formats"
-    for each in formats:
-        page = f"{each.names[0]}.md"
+    for name in NAMES:
+        page = f"{name}.md"
         assert (pages / page).is_file(), f"docs/formats/{page} is missing"
         assert f"({page})" in (pages / "index.md").read_text(), f"{page} has no row in the table"

@@ -20,7 +20,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from secateur.models.formats import FORMATS, recognise
+from secateur.models.formats import FORMATS
+from secateur.models.formats.format import recognise
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import cache_folder
 
@@ -102,7 +103,7 @@ def load_config(
         return config
     found = recognise(described)
     if use == "prune":
-        form = "quantised weights" if found is None else f"weights in the format {found.names[0]}"
+        form = "quantised weights" if found is None else f"weights in the format {found.name}"
         raise SecateurError(
             f"{folder} holds {form}; prune the plain, unquantised checkpoint it was made from."
         )
@@ -113,7 +114,7 @@ def load_config(
         )
     if use == "load" and not found.loads:
         raise SecateurError(
-            f"{folder} holds weights in the format {found.names[0]}, which transformers does not "
+            f"{folder} holds weights in the format {found.name}, which transformers does not "
             "load; make the checkpoint again in the format plain."
         )
     found.require_package()

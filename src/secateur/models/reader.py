@@ -13,9 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from secateur.models.formats import recognise
-from secateur.models.formats.format import Stored, WeightFormat
-from secateur.models.formats.plain import Plain
+from secateur.models.formats.format import Stored, WeightFormat, find_format, recognise
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import fingerprint_files
 
@@ -80,7 +78,8 @@ class CheckpointReader:
                     "fetch the checkpoint again."
                 )
         described = self.config.get("quantization_config") if format is None else None
-        self._format = format or recognise(described) or Plain()
+        # Tensors of a format that is not known are shown as they are stored.
+        self._format = format or recognise(described) or find_format("plain").of(None)
         self._parts = self._format.find(self.homes)
         shown = self._shown()
         self.shapes = {name: each.shape for name, each in shown.items()}

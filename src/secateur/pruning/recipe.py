@@ -15,8 +15,8 @@ from secateur.methods.quantize import Quantize
 from secateur.methods.reconstruct import Reconstruct
 from secateur.methods.refit import Refit
 from secateur.methods.wanda import Wanda
-from secateur.models.formats import FORMATS, FormatName
-from secateur.models.formats.format import WeightFormat
+from secateur.models.formats import FormatName
+from secateur.models.formats.format import WeightFormat, find_format
 from secateur.patterns.pattern import NM, Pattern, PatternText, Unstructured, read_pattern
 from secateur.runs.device import DtypeName
 from secateur.runs.options import Options
@@ -177,5 +177,5 @@ class Recipe(Options):
         """What the linears look like in the files."""
         stage = self.quantize
         if stage is None:
-            return FORMATS[self.format or "plain"].of(None)
-        return FORMATS[self.format or stage.format].of(stage.grid)
+            return find_format(self.format or "plain").of(None)
+        return find_format(self.format or stage.format).of(stage.grid)

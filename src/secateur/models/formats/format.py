@@ -6,12 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
+from secateur.models.formats import FORMATS
 from secateur.models.structure import BlockList, find_linears
 from secateur.patterns.pattern import Pattern
 from secateur.runs.errors import SecateurError
@@ -57,7 +59,7 @@ class WeightFormat(ABC):
     counting zeros in the files rest on that. What loses precision is an export, not a format.
 
     Attributes:
-        names: what a user calls the format; messages use the first.
+        name: what messages call the format; a user may have more names for it.
         pieces: last parts of the names of the tensors that stand in the files for ``NAME.weight``,
             such as ``weight_packed``; none if it is stored under its own name.
         package: a package that reading and writing need, and what to install to have it.
@@ -65,7 +67,7 @@ class WeightFormat(ABC):
         otherwise: what a user can do where the format has no place for a model.
     """
 
-    names: ClassVar[tuple[str, ...]]
+    name: ClassVar[str]
     pieces: ClassVar[tuple[str, ...]] = ()
     package: ClassVar[tuple[str, str] | None] = None
     loads: ClassVar[bool] = True
@@ -145,7 +147,7 @@ class WeightFormat(ABC):
         """
         if whole is not None:
             raise SecateurError(
-                f"The format {self.names[0]} needs a checkpoint that is read block by block, which "
+                f"The format {self.name} needs a checkpoint that is read block by block, which "
                 f"this model is not: {whole}; {self.otherwise}."
             )
         self.require_package()
@@ -161,17 +163,30 @@ class WeightFormat(ABC):
     def require_package(self) -> None:
         """Raise SecateurError if the package of the format is not installed."""
         if self.package is not None:
-            name, install = self.package
-            if find_spec(name.replace("-", "_")) is None:
+            package, install = self.package
+            if find_spec(package.replace("-", "_")) is None:
                 raise SecateurError(
-                    f"Weights in the format {self.names[0]} need the package {name}; "
+                    f"Weights in the format {self.name} need the package {package}; "
                     f"install {install}."
                 )
 
     def _no_place(self, name: str, why: str) -> SecateurError:
         return SecateurError(
-            f"The format {self.names[0]} does not take {name}, which {why}; {self.otherwise}."
+            f"The format {self.name} does not take {name}, which {why}; {self.otherwise}."
         )
+
+
+def find_format(name: str) -> type[WeightFormat]:
+    """Return the registered format of this name."""
+    module, _, kind = FORMATS[name].partition(".")
+    found: type[WeightFormat] = getattr(import_module(f"secateur.models.formats.{module}"), kind)
+    return found
+
+
+def recognise(described: Mapping[str, Any] | None) -> WeightFormat | None:
+    """Return the format that a ``quantization_config`` speaks of, None if it is not known."""
+    found = (find_format(name).recognise(described or {}) for name in FORMATS)
+    return next((each for each in found if each is not None), None)
 
 
 def stored_name(weight: str, piece: str) -> str:

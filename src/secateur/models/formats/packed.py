@@ -27,7 +27,7 @@ class Packed(WeightFormat):
 
     grid: GridOptions
 
-    names = ("packed",)
+    name = "packed"
     pieces = (_PACKED, _SCALE, _ZERO, _SHAPE)
     package = ("compressed-tensors", "secateur[quantize]")
     otherwise = "use --quantized-format dequantized"

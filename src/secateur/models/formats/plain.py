@@ -16,8 +16,7 @@ from secateur.patterns.pattern import Pattern
 class Plain(WeightFormat):
     """What every program reads; removed weights are zeros like any other number."""
 
-    # Quantised weights are called dequantized when they are saved so.
-    names = ("plain", "dequantized")
+    name = "plain"
 
     @classmethod
     def recognise(cls, described: Mapping[str, Any]) -> Self | None:
