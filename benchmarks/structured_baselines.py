@@ -38,7 +38,8 @@ from secateur.shrinking.units import (
 )
 from secateur.solvers.ridge import output_bias
 from secateur.solvers.scores import fluctuation_columns, unit_means, wanda_columns
-from secateur.text import CalibrationOptions, load_calibration
+from secateur.text.calibration import load_calibration
+from secateur.text.options import CalibrationOptions
 
 
 @dataclass(frozen=True)

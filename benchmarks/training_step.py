@@ -41,10 +41,11 @@ from secateur.blocks.precision import forward_precision
 from secateur.models.structure import find_blocks
 from secateur.runs.device import resolve_device, resolve_dtype
 from secateur.runs.progress import silent
-from secateur.training.holding import Whole
+from secateur.training.distillation import Teacher
+from secateur.training.holding import Holding
 from secateur.training.options import Training
 from secateur.training.start import masked_linears
-from secateur.training.teacher import CachedTeacher, ResidentTeacher, Teacher
+from secateur.training.teacher import CachedTeacher, ResidentTeacher
 from secateur.training.trainer import Trainer
 
 MEMORY_TOKENS = 16
@@ -105,7 +106,7 @@ def make_trainer(
     options = Training.from_mapping(values, preset)
     model = make_model(arguments)
     blocks = find_blocks(model)
-    holding = Whole(blocks, masked_linears(blocks, {}, options))
+    holding = Holding(blocks, masked_linears(blocks, {}, options))
     dtype = resolve_dtype(options.dtype, model.device)
     return Trainer(
         holding, None if teacher is None else teacher(options), windows_WL, options, dtype
@@ -129,7 +130,7 @@ def contenders(arguments: argparse.Namespace, windows_WL: Tensor, folder: Path) 
         model = make_model(arguments)
         model.requires_grad_(False)
         dtype = resolve_dtype(options.dtype, model.device)
-        holding = Whole(find_blocks(model.to(dtype)), [])
+        holding = Holding(find_blocks(model.to(dtype)))
         return ResidentTeacher(holding, windows_WL, options.distillation.temperature)
 
     def cached(options: Training) -> Teacher:

@@ -25,7 +25,7 @@ from secateur.models.formats import FORMATS
 from secateur.pruning.recipe import Recipe
 from secateur.runs.options import Options
 from secateur.shrinking.options import ShrinkOptions
-from secateur.text import SOURCES
+from secateur.text.sources import SOURCES
 from secateur.training.options import PRESETS, Training
 from secateur.training.recovery_options import Recovery
 

@@ -14,10 +14,11 @@ import torch
 
 from secateur.patterns.pattern import check_mask
 from secateur.runs.progress import silent
-from secateur.training import Training, train
 from secateur.training.job import taken
 from secateur.training.loading import load_student
+from secateur.training.options import Training
 from secateur.training.ranks import joined
+from secateur.training.train import train
 from secateur.training.trainer import Trainer
 
 # One process imports everything, and all others come from it.

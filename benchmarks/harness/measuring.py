@@ -74,7 +74,8 @@ def write_tokens(
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    from secateur.text import CalibrationOptions, load_calibration
+    from secateur.text.calibration import load_calibration
+    from secateur.text.options import CalibrationOptions
 
     options = CalibrationOptions(source=str(calibration), samples=samples, length=length, seed=seed)
     tokenizer = AutoTokenizer.from_pretrained(model)

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from secateur.runs.errors import SecateurError
     from secateur.shrinking.options import ShrinkOptions
     from secateur.shrinking.shrink import ShrinkResult, shrink
-    from secateur.training import Training, TrainResult, train
+    from secateur.training.options import Training
     from secateur.training.recover import RecoverResult, recover
     from secateur.training.recovery_options import Recovery
+    from secateur.training.train import TrainResult, train
 
 __version__ = "0.1.0"
 

@@ -53,6 +53,15 @@ def test_an_endless_dataset_is_read_in_part(monkeypatch: pytest.MonkeyPatch) -> 
     assert read_dataset("user/name").content == "12345\n\n12345\n\n12345"
 
 
+def test_a_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.evaluation.text._FILE_CHARACTERS", 12)
+    (tmp_path / "text.txt").write_text("x" * 13)
+    (tmp_path / "texts.jsonl").write_text('{"text": "1234567"}\n' * 9)
+    for name in ("text.txt", "texts.jsonl"):
+        with pytest.raises(SecateurError, match=f"{name} has more than 12 characters; cut it"):
+            read_text(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["none.txt", "none", "user/none", "./none"])
 def test_a_missing_file(name: str) -> None:
     with pytest.raises(SecateurError, match=f"There is no file {name}"):

@@ -10,7 +10,9 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from secateur.runs.errors import SecateurError
-from secateur.text import SOURCES, CalibrationOptions, load_calibration, source_files
+from secateur.text.calibration import load_calibration, read_calibration, source_files
+from secateur.text.options import CalibrationOptions
+from secateur.text.sources import SOURCES
 
 TEXTS = ["The cat sat on a mat. " * 5, "Dogs ran to the red house. " * 5, "By the sea. " * 9]
 
@@ -165,9 +167,34 @@ def test_empty_text(
         load_calibration(options, tokenizer)
 
 
-def test_windows_longer_than_the_models_positions(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(SecateurError, match="of 65 tokens are longer than the model's 64 pos"):
-        load_calibration(CalibrationOptions(length=65), tokenizer, max_positions=64)
+def test_a_folder_is_all_its_files_by_name(
+    json_lines: Callable[..., Path], tokenizer: PreTrainedTokenizerBase
+) -> None:
+    whole = load_calibration(
+        CalibrationOptions(source=str(json_lines(TEXTS)), samples=4, length=8), tokenizer
+    )
+    (json_lines(TEXTS).parent / "parts").mkdir()
+    json_lines(TEXTS[:1], "parts/a.jsonl")
+    path = json_lines(TEXTS[1:], "parts/b.jsonl.gz")
+    options = CalibrationOptions(source=str(path.parent), samples=4, length=8)
+    assert [file.name for file in source_files(options)] == ["a.jsonl", "b.jsonl.gz"]
+    assert torch.equal(load_calibration(options, tokenizer).tokens, whole.tokens)
+
+
+def test_what_needs_no_model_is_read_before_one_is_at_hand(
+    writer: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, json_lines: Callable[..., Path]
+) -> None:
+    path = json_lines(TEXTS)
+    options = CalibrationOptions(source={"self": 1, str(path): 1}, samples=6, length=12)
+    complete = read_calibration(options, tokenizer)
+    path.unlink()
+    json_lines(TEXTS)
+    expected = load_calibration(options, tokenizer, model_loader=lambda: writer)
+    path.unlink()
+    assert torch.equal(complete(lambda: writer).tokens, expected.tokens)
+    path.write_text('{"content": "no text"}')
+    with pytest.raises(SecateurError, match=r"Line 1 of .* has no 'text'"):
+        read_calibration(options, tokenizer)
 
 
 def test_self_without_a_model(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.text import Leakage, find_leakage
+from secateur.text.leakage import Leakage, find_leakage
 
 TEXT = " ".join(f"word{index}" for index in range(100))
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from secateur.text import CalibrationOptions
+from secateur.text.options import CalibrationOptions
 
 
 def test_every_option_has_a_line_of_help() -> None:
@@ -44,6 +44,7 @@ def test_equal_remainders_go_to_the_source_named_first() -> None:
     [
         ({"samples": 3}, "3 samples are too few, a quarter is held out"),
         ({"length": 1}, "windows of 1 tokens are too short"),
+        ({"samples": 10**12}, "too many; use at most 268,435,456 tokens in all"),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"source": {}}, "a mix needs at least one source"),
         ({"source": " "}, "a source needs a name"),

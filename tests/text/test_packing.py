@@ -43,7 +43,7 @@ def test_one_end_of_text_token_between_documents() -> None:
     tokenizer = make_words(eos_token="</s>", bos_token="<s>")
     stream = tokenize(["the cat", "", "sat", "on a mat"], tokenizer, limit=100)
     assert stream.tokens_N.tolist() == [0, 1, 6, 2, 6, 3, 4, 5]
-    assert stream.tokens_N.dtype == torch.int64
+    assert stream.tokens_N.dtype == torch.int32
     assert (stream.documents, stream.capped) == (3, False)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import datasets
 import pytest
 
 from secateur.runs.errors import SecateurError
-from secateur.text.sources import HubDataset, read_documents, resolve_source
+from secateur.text import documents
+from secateur.text.documents import read_documents
+from secateur.text.sources import HubDataset, resolve_source
 
 
 def read(source: Path, characters: int = -1) -> list[str]:
@@ -52,6 +55,9 @@ def test_blank_lines_between_json_lines_do_not_matter(tmp_path: Path) -> None:
         ('{"text": 3}', r"Line 2 of .* has a 'text' that is no string"),
         ('["x"]', r"Line 2 of .* is not an object"),
         ('{"text": "x', r"Line 2 of .* is not valid JSON"),
+        ('{"text": ' + "9" * 5000 + "}", r"Line 2 of .* is not valid JSON"),
+        ("[" * 100_000, r"Line 2 of .* is not valid JSON"),
+        (r'{"text": "\ud800 a"}', r"Line 2 of .* holds half a character"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -65,7 +71,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
 def test_text_that_is_not_utf8(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b'{"text": "caf\xe9"}')
-    with pytest.raises(SecateurError, match="is not UTF-8 text"):
+    with pytest.raises(SecateurError, match="is not UTF-8"):
         read(path)
 
 
@@ -75,6 +81,32 @@ def test_a_truncated_archive(tmp_path: Path, name: str) -> None:
     path.write_bytes(gzip.compress(b'{"text": "words"}\n' * 1000)[:-20])
     with pytest.raises(SecateurError, match="cannot be read"):
         read(path)
+
+
+@pytest.mark.parametrize("name", ["text.txt.gz", "text.jsonl.gz"])
+def test_an_archive_that_is_damaged_inside(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    damaged = bytearray(gzip.compress(b'{"text": "words"}\n' * 1000 + os.urandom(9999)))
+    damaged[40:60] = b"x" * 20
+    path.write_bytes(damaged)
+    with pytest.raises(SecateurError, match=rf"{name} (cannot be read|is not UTF-8)"):
+        read(path)
+
+
+def test_a_line_without_end_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "_LONGEST_LINE", 30)
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": "' + "x" * 30 + '"}\n')
+    with pytest.raises(SecateurError, match=r"Line 2 of .* is longer than 30 characters"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/text.txt", "x" * 5000 + ".txt"])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(SecateurError, match=r"cannot be looked up|There is no file"):
+        resolve_source(name)
 
 
 def test_a_missing_file_brings_the_nearest_one_to_mind(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from secateur.text import tokens
-from secateur.text.training import TrainingText, find_texts, load_text
+from secateur.text.sources import find_texts
+from secateur.text.training import TrainingText, load_text
 
 _CHAT = {"messages": [{"role": "user", "content": "why"}, {"role": "assistant", "content": "so"}]}
 

@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from secateur.runs.errors import SecateurError
-from secateur.text.training import TrainingText, find_texts, load_text
+from secateur.text.sources import find_texts
+from secateur.text.training import TrainingText, load_text
 
 
 @pytest.fixture
@@ -85,6 +86,7 @@ def test_too_little_text_names_both_numbers(
         (["missing.txt:0.5"], "There is no file"),
         (["c4:0.5", "wikitext2"], "wikitext2 has no weight"),
         (["c4:0"], "The weight of c4 is 0; give a positive number"),
+        (["self"], "Only calibration text can be self-written"),
     ],
 )
 def test_bad_sources(names: list[str], message: str, tmp_path: Path) -> None:
@@ -134,6 +136,18 @@ def test_validation_text_of_its_own(
         load_text(parts, tokenizer, windows=79, held_out=5, length=10, seed=0, validation=own)
 
 
+def test_windows_may_begin_with_bos(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    parts = find_texts([str(folder / "b.txt")])
+    plain = load_text(parts, tokenizer, windows=9, held_out=3, length=10, seed=0)
+    text = load_text(parts, tokenizer, windows=9, held_out=3, length=11, seed=0, bos=True)
+    for windows_WL, body_WL in (
+        (text.train_WL, plain.train_WL),
+        (text.held_out_WL, plain.held_out_WL),
+    ):
+        assert (windows_WL[:, 0] == tokenizer.bos_token_id).all()
+        assert torch.equal(windows_WL[:, 1:], body_WL)
+
+
 def test_conversations_are_rendered(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     messages = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "so"}]
@@ -143,8 +157,11 @@ def test_conversations_are_rendered(tokenizer: PreTrainedTokenizerBase, tmp_path
     text = load_text(find_texts([str(path)]), speaking, windows=2, held_out=0, length=10, seed=0)
     expected = tokenizer("<user>why<assistant>so")["input_ids"][:20]
     assert sorted(text.train_WL.flatten().tolist()) == sorted(expected)
+    speaking.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(SecateurError, match=r"Line 1 of .* \(roles must alternate\)"):
+        load_text(find_texts([str(path)]), speaking, windows=1, held_out=0, length=2, seed=0)
     for content, message in [
-        ({"messages": messages}, "no chat template"),
+        ({"messages": messages}, "Line 1 of .*no chat template"),
         ({"messages": []}, "Line 1 of .*no conversation"),
         ({"messages": [{"role": "user"}]}, "no conversation"),
     ]:

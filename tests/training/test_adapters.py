@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from secateur.models.structure import find_blocks
 from secateur.runs.errors import SecateurError
 from secateur.training import adapters
-from secateur.training.adapters import Adapters, check_installed, count_parameters
+from secateur.training.adapters import Adapted, check_peft, count_parameters
+from secateur.training.options import Training
 
 IDS = torch.arange(4, 36).unsqueeze(0)
 
@@ -25,13 +26,14 @@ def test_merged_model_computes_what_the_adapted_one_did(
     model = AutoModelForCausalLM.from_pretrained(checkpoints(family), dtype=torch.float64).eval()
     names, before = set(model.state_dict()), model(IDS).logits
     blocks = find_blocks(model)
-    added = Adapters(blocks, rank=2, seed=0)
+    added = Adapted(blocks, rank=2, seed=0)
+    trained = added.train(Training(tokens=10**6))
     assert torch.equal(model(IDS).logits, before)
-    for parameter in added.parameters.values():
+    for parameter in trained.values():
         parameter.normal_(0, 0.1)
     adapted = model(IDS).logits
     assert not torch.allclose(adapted, before)
-    counted = sum(parameter.numel() for parameter in added.parameters.values())
+    counted = sum(parameter.numel() for parameter in trained.values())
     added.merge()
     assert set(model.state_dict()) == names
     assert counted == count_parameters(find_blocks(model), 2)
@@ -41,7 +43,8 @@ def test_merged_model_computes_what_the_adapted_one_did(
 def test_seed_decides_how_adapters_begin(checkpoints: Callable[..., Path]) -> None:
     def first(seed: int) -> torch.Tensor:
         model = AutoModelForCausalLM.from_pretrained(checkpoints("llama"))
-        return next(iter(Adapters(find_blocks(model), 2, seed).parameters.values())).detach()
+        added = Adapted(find_blocks(model), 2, seed)
+        return next(iter(added.train(Training(tokens=10**6)).values())).detach()
 
     assert torch.equal(first(1), first(1))
     assert not torch.equal(first(1), first(2))
@@ -50,4 +53,4 @@ def test_seed_decides_how_adapters_begin(checkpoints: Callable[..., Path]) -> No
 def test_missing_peft_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "find_spec", lambda _name: None)
     with pytest.raises(SecateurError, match=r"secateur\[recover\]"):
-        check_installed()
+        check_peft()

@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from secateur.models.structure import Linear
 from secateur.patterns.pattern import NM
-from secateur.training.low_rank import LowRank
+from secateur.training.low_rank import SLoRB
 from secateur.training.masked_linear import MaskedLinear, masked_forward, masked_weight
 from secateur.training.masks import RowBudget, choose_mask
 
@@ -24,7 +24,7 @@ def make(transposed: bool, low_rank: bool = False) -> tuple[nn.Module, MaskedLin
     mask_OI = choose_mask(linear.weight_OI.abs(), rows)
     boost = None
     if low_rank:
-        boost = LowRank(linear.weight_OI * ~mask_OI, 4, train_projection=True).double()
+        boost = SLoRB(linear.weight_OI * ~mask_OI, 4, train_projection=True).double()
     return module, MaskedLinear("block.proj", linear, rows, mask_OI, boost)
 
 

@@ -58,12 +58,18 @@ def test_values_are_put_over_a_preset_one_by_one() -> None:
             {"tokens": 10**6, "masks": {"forward": "dense"}, "low_rank": {"group": 8}},
             "use forward: masked",
         ),
+        ({"tokens": 10**6, "admm": {"penalty": 0.1}}, "admm.*was removed; use masks"),
         ({"tokens": 10**6, "distillation": {"weight": 2}}, r"distillation\.weight is not valid"),
     ],
 )
 def test_bad_values_are_named(values: dict[str, Any], message: str) -> None:
     with pytest.raises(SecateurError, match=message):
         Training.from_mapping(values)
+
+
+def test_options_of_earlier_reports_are_read() -> None:
+    values = {"tokens": 10**6}
+    assert Training.from_mapping({**values, "admm": None}) == Training.from_mapping(values)
 
 
 def test_unknown_preset_names_those_there_are() -> None:

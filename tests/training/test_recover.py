@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 import secateur
@@ -21,7 +22,7 @@ from secateur.evaluation.scores import score_windows
 from secateur.models.reader import CheckpointReader
 from secateur.report.documents.training import RecoveryReport
 from secateur.text.training import TrainingText
-from secateur.training.recover import recover
+from secateur.training.recover import Chosen, recover
 from secateur.training.recovery_options import Recovery
 
 Pair = Callable[..., tuple[Path, Path]]
@@ -253,3 +254,17 @@ def test_kept_units_stay_beside_the_checkpoint(
 def test_public_names() -> None:
     assert secateur.recover is recover
     assert secateur.Recovery is Recovery
+
+
+def test_the_lowest_loss_is_kept_the_earliest_of_equal_ones(tmp_path: Path) -> None:
+    path, weight = tmp_path / "chosen.safetensors", nn.Parameter(torch.zeros(2))
+    chosen = Chosen(path, {"w": weight})
+    for value, loss in ((1.0, 3.0), (2.0, 2.0), (3.0, 2.5)):
+        weight.data.fill_(value)
+        chosen.offer(loss)
+    again = Chosen(path, {"w": weight})
+    for value, loss in ((4.0, 2.0), (5.0, float("nan"))):
+        weight.data.fill_(value)
+        again.offer(loss)
+    assert again.take() == 2.0
+    assert weight.tolist() == [2.0, 2.0]

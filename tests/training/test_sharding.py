@@ -16,11 +16,11 @@ from secateur.models.structure import Linear, find_blocks, find_linears
 from secateur.patterns.pattern import NM, Unstructured
 from secateur.report.documents.training import TrainingReport
 from secateur.runs.errors import SecateurError
-from secateur.training import Training
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import RowBudget, choose_mask
+from secateur.training.options import Training
 from secateur.training.ranks import Ranks
-from secateur.training.sharding import check_shardable
+from secateur.training.start import check_shardable
 from torchrun import check_parts, run, together
 
 _LENGTH, _STEPS, _RATE = 32, 6, 3e-3
@@ -96,9 +96,8 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         "masks": {"forward": "dense", "rescale": True, "frozen_share": 0.5},
         "decay": {"place": "outside", "norm": "l1"},
     },
-    "dual variable": {
+    "one threshold": {
         "pattern": "0.6",
-        "admm": {"penalty": 0.1},
         "masks": {"scope": "global", "score": "sensitivity", "frozen_share": 0.25},
         "decay": {"strength": 0.0, "place": "outside"},
     },
@@ -117,7 +116,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
         ("qwen2", 2, "bfloat16, one step"),
         ("llama", 2, "dense, then frozen"),
         ("llama", 2, "one-shot start"),
-        ("gpt2", 2, "dual variable"),
+        ("gpt2", 2, "one threshold"),
     ],
 )
 def test_several_processes_give_the_result_of_one(
@@ -148,7 +147,7 @@ def test_several_processes_give_the_result_of_one(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "variant"),
-    [(2, 1, "paper"), (1, 2, "paper"), (2, 4, "paper"), (2, 1, "dual variable")],
+    [(2, 1, "paper"), (1, 2, "paper"), (2, 4, "paper"), (2, 1, "one threshold")],
 )
 def test_killed_run_resumes_with_another_number_of_processes(
     before: int,

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from secateur.models.structure import find_blocks
 from secateur.runs.progress import silent
 from secateur.training import teacher
-from secateur.training.distillation import FullTarget, TopTarget
-from secateur.training.holding import Whole
-from secateur.training.teacher import CachedTeacher, ResidentTeacher, cache_bytes
+from secateur.training.distillation import FullTarget, TopTarget, cache_bytes
+from secateur.training.holding import Holding
+from secateur.training.teacher import CachedTeacher, ResidentTeacher
 
 WINDOWS, LENGTH, COUNT = 7, 12, 16
 
@@ -49,7 +49,7 @@ def test_resident_teacher_foresees_what_the_model_does(
 ) -> None:
     with torch.no_grad():
         expected = (model(windows_WL[3:5]).logits[:, :-1].flatten(0, 1) / 2).log_softmax(-1)
-    teacher = ResidentTeacher(Whole(find_blocks(model), []), windows_WL, 2.0)
+    teacher = ResidentTeacher(Holding(find_blocks(model)), windows_WL, 2.0)
     target = teacher.targets(3, windows_WL[3:5])(slice(4, 20))
     assert isinstance(target, FullTarget)
     assert not target.teacher_PV.requires_grad

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from secateur.models.structure import find_blocks
 from secateur.runs.errors import SecateurError
-from secateur.training.holding import Whole
+from secateur.training.holding import Holding
 from secateur.training.options import Training
 from secateur.training.start import masked_linears, named_linears
 from secateur.training.teacher import ResidentTeacher
@@ -49,10 +49,10 @@ def make(checkpoints: Callable[..., Path]) -> Make:
             for linear in named_linears(blocks).values():
                 linear.weight_OI.unflatten(1, (-1, 4))[:, :, 1:3] = 0
         teacher = ResidentTeacher(
-            Whole(find_blocks(dense), []), windows_WL, options.distillation.temperature
+            Holding(find_blocks(dense)), windows_WL, options.distillation.temperature
         )
         linears = masked_linears(blocks, {}, options)
-        return Trainer(Whole(blocks, linears), teacher, windows_WL, options, dtype)
+        return Trainer(Holding(blocks, linears), teacher, windows_WL, options, dtype)
 
     return trainer
 

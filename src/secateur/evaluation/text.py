@@ -13,10 +13,18 @@ from transformers import PreTrainedTokenizerBase
 
 from secateur.evaluation.options import EvaluationOptions
 from secateur.runs.errors import SecateurError
-from secateur.text.sources import find_dataset, find_file, read_documents
+from secateur.text.documents import join_texts, read_documents
+from secateur.text.packing import (
+    begin_windows,
+    beginning_of_text_token,
+    consecutive_windows,
+)
+from secateur.text.sources import find_dataset, find_file
 
 # A hub data set of documents may be endless; tables rest on far less.
 _HUB_CHARACTERS = 10_000_000
+# A file is tokenised as a whole; a small archive may hold more than the memory does.
+_FILE_CHARACTERS = 2**28
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,18 @@ def read_text(path: str | Path) -> EvaluationText:
     """Read a text file as it is, or the texts of a JSON-lines file joined by blank lines.
 
     Raises:
-        SecateurError: there is no such file, it cannot be read, or it is empty.
+        SecateurError: there is no such file, it cannot be read, it is empty, or it is too large.
     """
     file = find_file(str(path))
     if file is None:
         raise SecateurError(f"There is no file {path}; check the path, or name a data set instead.")
-    return _not_empty(EvaluationText(file.name, "\n\n".join(read_documents(file, split=""))))
+    texts = read_documents(file, split="", characters=_FILE_CHARACTERS + 1)
+    content = join_texts(texts, _FILE_CHARACTERS)
+    if len(content) > _FILE_CHARACTERS:
+        raise SecateurError(
+            f"The evaluation text {path} has more than {_FILE_CHARACTERS:,} characters; cut it."
+        )
+    return _not_empty(EvaluationText(file.name, content))
 
 
 def read_dataset(name: str) -> EvaluationText:
@@ -58,14 +72,8 @@ def read_dataset(name: str) -> EvaluationText:
         SecateurError: the name is not formed like a data set's, or it cannot be read.
     """
     dataset = find_dataset(name)
-    rows: list[str] = []
-    size = 0
-    for row in read_documents(dataset, split="test", characters=_HUB_CHARACTERS):
-        rows.append(row)
-        size += len(row)
-        if size > _HUB_CHARACTERS:
-            break
-    return _not_empty(EvaluationText(dataset.label("test"), "\n\n".join(rows)))
+    rows = read_documents(dataset, split="test", characters=_HUB_CHARACTERS)
+    return _not_empty(EvaluationText(dataset.label("test"), join_texts(rows, _HUB_CHARACTERS)))
 
 
 def _not_empty(text: EvaluationText) -> EvaluationText:
@@ -96,17 +104,13 @@ class Passage:
             SecateurError: it cannot be read or is shorter than a window, or there is no token to
                 begin windows with.
         """
-        path, first = options.text, tokenizer.bos_token_id
+        path = options.text
         text = read_dataset(str(options.dataset)) if path is None else read_text(path)
-        if options.bos and first is None:
-            raise SecateurError(
-                "The tokenizer has no beginning-of-text token to begin windows with; leave bos out."
-            )
+        bos = beginning_of_text_token(tokenizer) if options.bos else None
         encoded = tokenizer(
             text.content, add_special_tokens=False, return_attention_mask=False, verbose=False
         )
         tokens_N = torch.tensor(encoded["input_ids"], dtype=torch.int64)
-        bos = int(first) if options.bos else None
         windows_WL = split_windows(tokens_N, options.window, options.max_windows, bos)
         return cls(text, len(tokens_N), windows_WL)
 
@@ -146,7 +150,4 @@ def split_windows(
             "longer text or a shorter window."
         )
     count = count if max_windows is None else min(count, max_windows)
-    windows_WL = tokens_N[: count * body].view(count, body)
-    if bos is None:
-        return windows_WL
-    return torch.cat([torch.full((count, 1), bos, dtype=tokens_N.dtype), windows_WL], dim=1)
+    return begin_windows(consecutive_windows(tokens_N, body)[:count], bos)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from secateur.solvers.schedule import warm_up_cosine
 
 
 def relative_rate(parameter: Tensor, share: float) -> float:
@@ -81,10 +82,6 @@ def stepping(
             parameter.grad = None
 
 
-def one_cycle(step: int, steps: int, warm_up: float = 0.1, last: float = 0.1) -> float:
-    """Share of the highest learning rate: a linear rise, then half a cosine down to ``last``."""
-    rise = max(1, round(warm_up * steps))
-    if step < rise:
-        return (step + 1) / rise
-    fall = (step - rise) / max(1, steps - rise)
-    return last + (1 - last) * (1 + math.cos(math.pi * fall)) / 2
+def one_cycle(step: int, steps: int) -> float:
+    """Share of the highest learning rate: a tenth of the steps rise, a cosine ends at a tenth."""
+    return warm_up_cosine(step, steps, rise=max(1, round(0.1 * steps)), fall=steps, floor=0.1)

@@ -126,11 +126,11 @@ def positions_of(config: PreTrainedConfig) -> int | None:
     return int(positions) if positions else None
 
 
-def check_length(config: PreTrainedConfig, length: int) -> None:
-    """Raise SecateurError if calibration windows are longer than the model's positions."""
+def check_length(config: PreTrainedConfig, length: int, what: str = "Calibration") -> None:
+    """Raise SecateurError if windows of text are longer than the model's positions."""
     positions = positions_of(config)
     if positions is not None and length > positions:
         raise SecateurError(
-            f"Calibration windows of {length} tokens are longer than the model's {positions} "
+            f"{what} windows of {length} tokens are longer than the model's {positions} "
             f"positions; give --length {positions} or less."
         )

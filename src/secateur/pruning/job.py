@@ -17,7 +17,7 @@ from secateur.models.masks import KeptMasks
 from secateur.models.resident import ResidentStore
 from secateur.models.store import BlockStore
 from secateur.models.streamed import TensorMap
-from secateur.models.structure import BlockList, check_length, find_blocks, positions_of
+from secateur.models.structure import BlockList, check_length, find_blocks
 from secateur.patterns.plan import Plan
 from secateur.pruning.recipe import Recipe
 from secateur.runs.device import resolve_device, resolve_dtype
@@ -166,7 +166,6 @@ class Inputs:
             self.recipe.calibration,
             self.tokenizer,
             model_loader=dense,
-            max_positions=positions_of(self.blocks.model.config),
             progress=progress,
         )
 

@@ -87,9 +87,9 @@ def prune(
         return _prune_in_memory(model, Inputs.of_model(model, recipe, tokenizer), target, progress)
     if target is None:
         raise SecateurError("Pruning a checkpoint needs an output folder; name a new or empty one.")
+    check_apart(target, model)
     earlier = Run.look(target, restart=restart)
     inputs = Inputs.of_checkpoint(model, recipe, tokenizer, trust_remote_code)
-    check_apart(target, inputs.folder)
     inputs.check_space(target)
     first = calibrate_first(earlier, recipe.calibration, partial(inputs.calibrate, progress))
     with Run.take(target, inputs.fingerprint(), restart=restart) as run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -255,9 +256,9 @@ class Run:
 _REPORTS = ("report.json", "plan.json", "curve.json", "curve.svg")
 
 
-def check_apart(output: Path, model: Path) -> None:
+def check_apart(output: Path, model: str | Path) -> None:
     """Raise SecateurError if a run would write into the folder that it reads."""
-    if output.resolve() == model.resolve():
+    if output.resolve() == Path(os.path.expanduser(model)).resolve():
         raise SecateurError(f"The output folder {output} is the model itself; name another.")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.models.locate import load_model, load_tokenizer
-from secateur.models.structure import check_length, positions_of
+from secateur.models.structure import check_length
 from secateur.report.documents.shrink import (
     LatencyReport,
     RoundReport,
@@ -38,7 +38,7 @@ from secateur.shrinking.units import (
     kept_parameters,
 )
 from secateur.shrinking.widths import width_grids
-from secateur.text import Calibration, load_calibration, source_files
+from secateur.text.calibration import Calibration, load_calibration, source_files
 from secateur.text.saved import calibrate_first, calibrate_once
 
 
@@ -153,11 +153,11 @@ def taken(
         SecateurError: the model cannot be cut, the target not be met, the result not be stored,
             or the folder holds something else.
     """
+    check_apart(output, name)
     earlier = Run.look(output, restart=restart)
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
     source = open_source(name, trust_remote_code=trust_remote_code)
-    check_apart(output, source.folder)
     sub_blocks = find_sub_blocks(source.blocks, ffn_only=options.ffn_only)
     if options.preset == "default":
         width_grids(sub_blocks, options.grid, whole_groups=options.whole_groups)
@@ -197,7 +197,6 @@ def _draw(
         options.calibration.model_copy(update={"samples": samples}),
         tokenizer,
         model_loader=model_loader,
-        max_positions=positions_of(source.blocks.model.config),
         progress=progress,
     )
 

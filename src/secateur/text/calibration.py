@@ -18,18 +18,21 @@ from secateur.runs.progress import Progress, silent
 from secateur.text.generation import generate
 from secateur.text.options import CalibrationOptions
 from secateur.text.packing import (
-    CHARACTERS_PER_TOKEN,
+    begin_windows,
+    beginning_of_text_token,
     draw_windows,
     end_of_text_token,
-    tokenize,
+    read_tokens,
 )
-from secateur.text.sources import SELF, read_documents, resolve_source
+from secateur.text.sources import SELF, Part, find_texts
 
 # Of a larger source only the beginning is used: it has to be tokenised before windows are drawn.
 _POOL_TOKENS = 1_000_000
 _POOL_WINDOWS = 32
 # Self-written samples beyond those needed, of which the least likely are dropped.
 _SURPLUS = 0.25
+
+ModelLoader = Callable[[], PreTrainedModel]
 
 
 @dataclass(frozen=True)
@@ -45,22 +48,11 @@ class Calibration:
     description: dict[str, Any]
 
 
-def source_files(options: CalibrationOptions) -> list[Path]:
-    """The local files among the sources.
-
-    Raises:
-        SecateurError: a source is neither an existing text file nor formed like a hub name.
-    """
-    resolved = [resolve_source(source) for source in options.shares if source != SELF]
-    return [source for source in resolved if isinstance(source, Path)]
-
-
 def load_calibration(
     options: CalibrationOptions,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    model_loader: Callable[[], PreTrainedModel] | None = None,
-    max_positions: int | None = None,
+    model_loader: ModelLoader | None = None,
     progress: Progress = silent,
 ) -> Calibration:
     """Return calibration tokens; the same options and text give the same tokens.
@@ -78,65 +70,75 @@ def load_calibration(
         tokenizer: the model's.
         model_loader: returns the dense model, which is only read; called if the model has to
             write. bfloat16 weights save a copy.
-        max_positions: the longest sequence the model takes, None if there is no limit.
         progress: called with (phase, done, total).
 
     Raises:
-        SecateurError: a source is missing, unreadable or too short, or windows are too long.
+        SecateurError: a source is missing, unreadable or too short.
     """
-    if max_positions is not None and options.length > max_positions:
-        raise SecateurError(
-            f"Calibration windows of {options.length} tokens are longer than the model's "
-            f"{max_positions} positions; use a length of {max_positions} or less."
-        )
-    source_files(options)
-    prefix = _prefix(options, tokenizer)
+    return read_calibration(options, tokenizer, progress)(model_loader)
+
+
+def read_calibration(
+    options: CalibrationOptions,
+    tokenizer: PreTrainedTokenizerBase,
+    progress: Progress = silent,
+) -> Callable[[ModelLoader | None], Calibration]:
+    """Read and cut all calibration text that no model has to write.
+
+    Arguments and errors are those of ``load_calibration``.
+
+    Returns:
+        What lets the model write the rest, and returns the whole.
+    """
+    parts = find_texts(options.source, own=True)
+    first = beginning_of_text_token(tokenizer) if options.bos else None
     generator = torch.Generator().manual_seed(options.seed)
-    windows: list[Tensor] = []
-    parts: list[dict[str, Any]] = []
-    for source, samples in options.shares.items():
+    windows: dict[str, tuple[Tensor, dict[str, Any]]] = {}
+    for part, samples in zip(parts, options.shares.values(), strict=True):
         if samples == 0:
             raise SecateurError(
-                f"{source} gets none of the {options.samples} calibration samples; raise its "
+                f"{part.name} gets none of the {options.samples} calibration samples; raise its "
                 "weight or the number of samples, or leave it out."
             )
-        if source == SELF:
-            if model_loader is None:
-                raise SecateurError(
-                    "Calibration text written by the model needs the dense model, which is not "
-                    "at hand here; name a text file instead of self."
-                )
-            tokens_SL, facts = _self_written(model_loader(), tokenizer, options, samples, progress)
-        else:
-            body = options.length - len(prefix)
-            tokens_SL, facts = _packed(source, tokenizer, samples, body, generator, progress)
-            tokens_SL = torch.cat([prefix.expand(samples, -1), tokens_SL], dim=1)
-        windows.append(tokens_SL)
-        parts.append({"source": source, "samples": samples, **facts})
-    tokens_SL = torch.cat(windows)
-    if len(windows) > 1:
-        tokens_SL = tokens_SL[torch.randperm(len(tokens_SL), generator=generator)]
-    description = {
-        **options.model_dump(mode="json"),
-        "tokens": tokens_SL.numel(),
-        "sha256": hashlib.sha256(tokens_SL.numpy().astype("<i8").tobytes()).hexdigest(),
-        "parts": parts,
-    }
-    return Calibration(tokens_SL, description)
+        if part.sources:
+            body = options.length - (first is not None)
+            tokens_SL, facts = _draw(part, tokenizer, samples, body, generator, progress)
+            windows[part.name] = begin_windows(tokens_SL, first), facts
+    order_S = torch.arange(options.samples)
+    if len(parts) > 1:
+        order_S = torch.randperm(options.samples, generator=generator)
+
+    def complete(model_loader: ModelLoader | None) -> Calibration:
+        if SELF in options.shares:
+            windows[SELF] = _write(model_loader, tokenizer, options, progress)
+        drawn = [windows[part.name] for part in parts]
+        tokens_SL = torch.cat([part_SL for part_SL, _ in drawn])[order_S]
+        description = {
+            **options.model_dump(mode="json"),
+            "tokens": tokens_SL.numel(),
+            "sha256": hashlib.sha256(tokens_SL.numpy().astype("<i8").tobytes()).hexdigest(),
+            "parts": [
+                {"source": part.name, "samples": len(part_SL), **facts}
+                for part, (part_SL, facts) in zip(parts, drawn, strict=True)
+            ],
+        }
+        return Calibration(tokens_SL, description)
+
+    return complete
 
 
-def _prefix(options: CalibrationOptions, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    if not options.bos:
-        return torch.empty(0, dtype=torch.int64)
-    if tokenizer.bos_token_id is None:
-        raise SecateurError(
-            "The tokenizer has no beginning-of-text token to begin windows with; set bos to false."
-        )
-    return torch.tensor([tokenizer.bos_token_id])
+def source_files(options: CalibrationOptions) -> list[Path]:
+    """The local files among the sources.
+
+    Raises:
+        SecateurError: a source is neither an existing text file nor formed like a hub name.
+    """
+    sources = [source for part in find_texts(options.source, own=True) for source in part.sources]
+    return [source for source in sources if isinstance(source, Path)]
 
 
-def _packed(
-    source: str,
+def _draw(
+    part: Part,
     tokenizer: PreTrainedTokenizerBase,
     samples: int,
     length: int,
@@ -144,19 +146,15 @@ def _packed(
     progress: Progress,
 ) -> tuple[Tensor, dict[str, Any]]:
     limit = max(_POOL_TOKENS, _POOL_WINDOWS * samples * length)
-    # One character more than will be tokenised shows that there is more.
-    documents = read_documents(
-        resolve_source(source), split="train", characters=CHARACTERS_PER_TOKEN * limit + 1
-    )
-    stream = tokenize(documents, tokenizer, limit, progress)
+    stream = read_tokens(part.sources, tokenizer, limit, progress)
     if stream.documents == 0:
         raise SecateurError(
-            f"The calibration text {source} is empty; name a text with words in it."
+            f"The calibration text {part.name} is empty; name a text with words in it."
         )
     available = len(stream.tokens_N)
     if available < length:
         raise SecateurError(
-            f"The calibration text {source} has {available} tokens and a window needs {length}; "
+            f"The calibration text {part.name} has {available} tokens and a window needs {length}; "
             "use a longer text or shorter windows."
         )
     separator = end_of_text_token(tokenizer)
@@ -166,25 +164,30 @@ def _packed(
         "capped": stream.capped,
         "separator": None if separator is None else tokenizer.convert_ids_to_tokens(separator),
     }
-    return draw_windows(stream.tokens_N, samples, length, generator), facts
+    return draw_windows(stream.tokens_N, samples, length, generator).long(), facts
 
 
-def _self_written(
-    model: PreTrainedModel,
+def _write(
+    model_loader: ModelLoader | None,
     tokenizer: PreTrainedTokenizerBase,
     options: CalibrationOptions,
-    samples: int,
     progress: Progress,
 ) -> tuple[Tensor, dict[str, Any]]:
+    if model_loader is None:
+        raise SecateurError(
+            "Calibration text written by the model needs the dense model, which is not at hand "
+            "here; name a text file instead of self."
+        )
     start = tokenizer.bos_token_id if options.bos else end_of_text_token(tokenizer)
     if start is None:
         raise SecateurError(
             "The tokenizer has no special token to begin a text with, so the model cannot write "
             "calibration text; name a text file instead of self."
         )
+    samples = options.shares[SELF]
     written = math.ceil(samples * (1 + _SURPLUS))
     text = generate(
-        model, written, options.length, start=start, seed=options.seed, progress=progress
+        model_loader(), written, options.length, start=start, seed=options.seed, progress=progress
     )
     kept = text.likeliest(samples)
     facts = {

@@ -1,10 +1,4 @@
-"""Calibration text that the dense model writes itself.
-
-What counts about calibration text is how close it is to the text a model was trained on, and the
-model is the nearest source of such text (Williams et al., "Self-calibration for language model
-quantization and pruning", 2025). The samples that the model itself finds least likely are better
-left out (Ji et al., "Beware of calibration data for pruning large language models", 2025).
-"""
+"""Calibration text that the dense model writes itself."""
 
 from __future__ import annotations
 
@@ -40,7 +34,11 @@ class Generated:
     log_likelihood_S: Tensor
 
     def likeliest(self, samples: int) -> Generated:
-        """The ``samples`` sequences of highest likelihood, in the order they were written."""
+        """The sequences of highest likelihood, in the order they were written.
+
+        The others are better left out (Ji et al., "Beware of calibration data for pruning large
+        language models", 2025).
+        """
         order = self.log_likelihood_S.argsort(descending=True, stable=True)
         kept = order[:samples].sort().values
         return Generated(self.tokens_SL[kept], self.log_likelihood_S[kept])
@@ -61,10 +59,11 @@ def generate(
 ) -> Generated:
     """Sample ``samples`` sequences of ``length`` tokens, the start token included.
 
-    Sampling goes on after an end-of-text token, so a sequence may hold several documents, as a
-    packed window does. Noise comes from a generator of its own on the CPU: the global random
-    state neither matters nor changes. The model is only read; weights wider than 16 bits are used
-    through a bf16 copy, which on a CPU is several times as fast.
+    A model is the nearest source of text such as it was trained on (Williams et al.,
+    "Self-calibration for language model quantization and pruning", 2025). Sampling goes on after
+    an end-of-text token, so a sequence may hold several documents, as a packed window does. The
+    noise has a generator of its own, on the CPU. The model is only read; weights wider than 16
+    bits are used through a bf16 copy, which is several times as fast on a CPU.
 
     Args:
         model: the dense model, on any device.
@@ -87,13 +86,22 @@ def generate(
     with _reading(model) as forward:
         for index in range(rounds):
             size = samples * (index + 1) // rounds - samples * index // rounds
-
-            def report(step: int, before: int = index * steps) -> None:
-                progress("Writing calibration text", before + step, rounds * steps)
-
-            starts = torch.full((size, 1), start, device=model.device)
             cache = _cache(model, length)
-            parts.append(_sample(forward, starts, steps, cache, noise, temperature, top_k, report))
+            tokens = [torch.full((size, 1), start, device=model.device)]
+            log_likelihood_S = torch.zeros(size, dtype=torch.float64, device=model.device)
+            for step in range(steps):
+                logits_SV = forward(tokens[-1], cache)
+                chosen_S1, log_p_S = _sample(logits_SV, noise, temperature, top_k)
+                tokens.append(chosen_S1)
+                log_likelihood_S += log_p_S
+                done = index * steps + step + 1
+                progress("Writing calibration text", done, rounds * steps)
+            if not log_likelihood_S.isfinite().all():
+                raise SecateurError(
+                    "The model's logits are NaN or infinite, so it cannot write calibration text; "
+                    "check its weights, or calibrate on a text file."
+                )
+            parts.append(Generated(torch.cat(tokens, 1).cpu(), (log_likelihood_S / steps).cpu()))
     return Generated(
         torch.cat([part.tokens_SL for part in parts]),
         torch.cat([part.log_likelihood_S for part in parts]),
@@ -101,36 +109,20 @@ def generate(
 
 
 def _sample(
-    forward: Callable[[Tensor, DynamicCache], Tensor],
-    starts_S1: Tensor,
-    steps: int,
-    cache: DynamicCache,
-    noise: torch.Generator,
-    temperature: float,
-    top_k: int,
-    report: Callable[[int], None],
-) -> Generated:
-    """Write one batch: Gumbel noise on the logits, of which the largest is the sample."""
-    tokens = [starts_S1]
-    log_likelihood_S = torch.zeros(len(starts_S1), dtype=torch.float64, device=starts_S1.device)
-    for step in range(steps):
-        logits_SV = forward(tokens[-1], cache)
-        vocabulary = logits_SV.shape[-1]
-        likeliest_SK, ids_SK = logits_SV.topk(min(top_k, vocabulary) if top_k else vocabulary)
-        waits_SK = torch.empty(likeliest_SK.shape).exponential_(generator=noise)
-        gumbel_SK = -waits_SK.to(logits_SV.device).log()
-        chosen_S1 = (likeliest_SK / temperature + gumbel_SK).argmax(-1, keepdim=True)
-        tokens.append(ids_SK.gather(1, chosen_S1))
-        log_likelihood_S += (
-            likeliest_SK.gather(1, chosen_S1).squeeze(1) - logits_SV.logsumexp(-1)
-        ).double()
-        report(step + 1)
-    if not log_likelihood_S.isfinite().all():
-        raise SecateurError(
-            "The model's logits are NaN or infinite, so it cannot write calibration text; check "
-            "its weights, or calibrate on a text file."
-        )
-    return Generated(torch.cat(tokens, 1).cpu(), (log_likelihood_S / steps).cpu())
+    logits_SV: Tensor, noise: torch.Generator, temperature: float, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """Add Gumbel noise to the logits, of which the largest is the sample (S, 1).
+
+    Returns:
+        The tokens (S, 1), and their log-probabilities at temperature 1 (S,).
+    """
+    vocabulary = logits_SV.shape[-1]
+    likeliest_SK, ids_SK = logits_SV.topk(min(top_k, vocabulary) if top_k else vocabulary)
+    waits_SK = torch.empty(likeliest_SK.shape).exponential_(generator=noise)
+    gumbel_SK = -waits_SK.to(logits_SV.device).log()
+    chosen_S1 = (likeliest_SK / temperature + gumbel_SK).argmax(-1, keepdim=True)
+    log_p_S = likeliest_SK.gather(1, chosen_S1).squeeze(1) - logits_SV.logsumexp(-1)
+    return ids_SK.gather(1, chosen_S1), log_p_S.double()
 
 
 @contextmanager
@@ -142,7 +134,10 @@ def _reading(model: PreTrainedModel) -> Iterator[Callable[[Tensor, DynamicCache]
         if parameter.dtype in (torch.float32, torch.float64)
     }
 
-    masked = _gains_by_mask(model)
+    # With a mask, even one that hides nothing, transformers attends with all query heads of a group
+    # at once; without one torch's grouped attention takes several times as long on a CPU.
+    grouped = any(getattr(module, "num_key_value_groups", 1) > 1 for module in model.modules())
+    masked = grouped and model.device.type == "cpu"
 
     def forward(tokens_S1: Tensor, cache: DynamicCache) -> Tensor:
         inputs: dict[str, object] = {
@@ -159,16 +154,6 @@ def _reading(model: PreTrainedModel) -> Iterator[Callable[[Tensor, DynamicCache]
 
     with evaluation_mode(model):
         yield forward
-
-
-def _gains_by_mask(model: PreTrainedModel) -> bool:
-    """Whether a mask that hides nothing makes single tokens faster.
-
-    Only behind a mask does transformers attend with all query heads of a group at once; without
-    one torch's own grouped attention takes several times as long on a CPU.
-    """
-    grouped = any(getattr(module, "num_key_value_groups", 1) > 1 for module in model.modules())
-    return grouped and model.device.type == "cpu"
 
 
 @contextmanager
@@ -216,7 +201,6 @@ def _cache(model: PreTrainedModel, length: int) -> DynamicCache:
 
 
 def _batch_size(model: PreTrainedModel, length: int) -> int:
-    """Sequences whose keys and values fit into the memory set aside for them."""
     config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 _SPAN = 13
 # Set phrases and titles occur in any two large texts.
 _TOLERATED = 0.001
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,9 @@ class Leakage:
     """Spans of consecutive words that calibration and evaluation text share.
 
     Attributes:
-        words: length of a span.
-        spans: spans of calibration text.
-        shared: those of them that evaluation text contains.
+        words: in a span.
+        spans: of the calibration text.
+        shared: those of them that the evaluation text has too.
     """
 
     words: int
@@ -46,10 +47,10 @@ class Leakage:
 
 
 def find_leakage(calibration: Iterable[str], evaluation: str, words: int = _SPAN) -> Leakage:
-    """Count the spans of ``words`` words of the calibration texts that are in the evaluation text.
+    """Count the spans of the calibration texts that the evaluation text has too.
 
-    Case, punctuation and white space do not matter. Spans do not cross the ends of calibration
-    texts. Spans are compared by 64-bit hashes, in time linear in the texts.
+    Case, punctuation and white space do not matter, and no span crosses the end of a text. Spans
+    are compared by 64-bit hashes, in time linear in the texts.
     """
     vocabulary: dict[str, int] = {}
     searched = _span_hashes(evaluation, words, vocabulary)
@@ -61,17 +62,11 @@ def find_leakage(calibration: Iterable[str], evaluation: str, words: int = _SPAN
 
 def _span_hashes(text: str, words: int, vocabulary: dict[str, int]) -> NDArray[np.uint64]:
     """Polynomial hashes, modulo 2⁶⁴, of all spans of the text."""
+    found = re.findall(r"\w+", text.lower())
     ids_N = np.array(
-        [
-            vocabulary.setdefault(word, len(vocabulary) + 1)
-            for word in re.findall(r"\w+", text.lower())
-        ],
-        dtype=np.uint64,
+        [vocabulary.setdefault(w, len(vocabulary) + 1) for w in found], dtype=np.uint64
     )
     hashes_N = np.zeros(max(0, ids_N.size - words + 1), dtype=np.uint64)
     for offset in range(words):
         hashes_N = hashes_N * _MULTIPLIER + ids_N[offset : offset + hashes_N.size]
     return hashes_N
-
-
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)

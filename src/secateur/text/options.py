@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from secateur.runs.options import Options
+
+# Hidden states of so many tokens fit on no disk.
+_MOST_TOKENS = 2**28
 
 
 class CalibrationOptions(Options):
@@ -50,12 +53,20 @@ class CalibrationOptions(Options):
             raise ValueError(f"windows of {length} tokens are too short; use 2 or more")
         return length
 
+    @model_validator(mode="after")
+    def _tokens_fit_in_memory(self) -> CalibrationOptions:
+        if self.samples * self.length > _MOST_TOKENS:
+            raise ValueError(
+                f"{self.samples} samples of {self.length} tokens are too many; use at most "
+                f"{_MOST_TOKENS:,} tokens in all"
+            )
+        return self
+
     @property
     def shares(self) -> dict[str, int]:
         """Samples per source, divided by largest remainder."""
-        if isinstance(self.source, str):
-            return {self.source: self.samples}
-        return divide(self.samples, self.source)
+        weights = {self.source: 1.0} if isinstance(self.source, str) else self.source
+        return dict(zip(weights, divide(self.samples, list(weights.values())), strict=True))
 
 
 def fitted_share(samples: int) -> int:
@@ -63,13 +74,13 @@ def fitted_share(samples: int) -> int:
     return samples * 3 // 4
 
 
-def divide(total: int, weights: Mapping[str, float]) -> dict[str, int]:
+def divide(total: int, weights: Sequence[float]) -> list[int]:
     """Divide a number in proportion to positive weights, by largest remainder."""
-    whole = math.fsum(weights.values())
-    quotas = {name: total * weight / whole for name, weight in weights.items()}
-    shares = {name: int(quota) for name, quota in quotas.items()}
+    whole = math.fsum(weights)
+    quotas = [total * weight / whole for weight in weights]
+    shares = [int(quota) for quota in quotas]
     # sorted() is stable: among equal remainders the source named first comes first.
-    by_remainder = sorted(quotas, key=lambda name: shares[name] - quotas[name])
-    for name in by_remainder[: total - sum(shares.values())]:
-        shares[name] += 1
+    by_remainder = sorted(range(len(quotas)), key=lambda index: shares[index] - quotas[index])
+    for index in by_remainder[: total - sum(shares)]:
+        shares[index] += 1
     return shares

@@ -1,22 +1,21 @@
-"""Documents from whatever the user names: a text file, a file of JSON lines, a hub data set."""
+"""The grammar of texts: files, folders and hub data sets, alone or as a weighted mix."""
 
 from __future__ import annotations
 
 import difflib
-import gzip
-import json
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 from secateur.runs.errors import SecateurError
 
 SOURCES = {
-    "self": "text that the dense model writes itself; needs no data",
+    "self": "text that the dense model writes itself; needs no data; for calibration only",
     "FILE.txt": "a text file, as one document (.txt.gz too)",
     "FILE.jsonl": "one JSON object per line with the document under 'text' (.jsonl.gz too)",
+    "FOLDER": "all such files in a folder, by name",
     "wikitext2": "WikiText-2 from the Hugging Face hub",
     "c4": "C4, English, from the Hugging Face hub",
     "USER/NAME[:CONFIG][:SPLIT]": "any data set of the Hugging Face hub with a column of text",
@@ -50,13 +49,58 @@ class HubDataset:
         return ":".join(part for part in (self.name, self.config, self.split or split) if part)
 
 
+Source = Path | HubDataset
+
 _SHORT_NAMES = {
     "wikitext2": HubDataset("Salesforce/wikitext", "wikitext-2-raw-v1", one_text=True),
     "c4": HubDataset("allenai/c4", "en"),
 }
 
 
-def resolve_source(source: str) -> Path | HubDataset:
+@dataclass(frozen=True)
+class Part:
+    """One named part of a text.
+
+    Attributes:
+        name: as the user wrote it, without the weight.
+        weight: its share of the windows, relative to that of the others; None without weights.
+        sources: one file or hub data set, or the files of a folder; none if the model writes it.
+    """
+
+    name: str
+    weight: float | None
+    sources: tuple[Source, ...]
+
+
+def find_texts(
+    named: str | Sequence[str] | Mapping[str, float], *, own: bool = False
+) -> list[Part]:
+    """Resolve what the user named to files and hub data sets, in order.
+
+    Args:
+        named: one source; or several, each of which may end in ``:WEIGHT``; or weights by source.
+        own: the source ``self``, text that the model writes, is possible.
+
+    Raises:
+        SecateurError: there is nothing of that name, a folder has no text files, a weight is not
+            positive, or only some sources have one.
+    """
+    if isinstance(named, str):
+        weights: list[tuple[str, float | None]] = [(named, None)]
+    elif isinstance(named, Mapping):
+        weights = list(named.items())
+    else:
+        weights = [_split_weight(name) for name in named]
+    if not weights:
+        raise SecateurError("Training needs text; name files, folders or hub data sets.")
+    parts = [Part(name, weight, _find_sources(name, own)) for name, weight in weights]
+    if len({part.weight is None for part in parts}) > 1:
+        bare = next(part.name for part in parts if part.weight is None)
+        raise SecateurError(f"{bare} has no weight and others have; write {bare}:WEIGHT.")
+    return parts
+
+
+def resolve_source(source: str) -> Source:
     """Tell files from hub names.
 
     Raises:
@@ -71,7 +115,7 @@ def find_file(source: str) -> Path | None:
     Raises:
         SecateurError: the file is missing, or of another kind.
     """
-    path = Path(source).expanduser()
+    path = _path(source)
     if path.is_dir():
         raise SecateurError(f"{source} is a folder; name a .txt or .jsonl file in it.")
     if path.is_file():
@@ -109,41 +153,44 @@ def find_dataset(source: str) -> HubDataset:
     return HubDataset(name, parts[0] or None, parts[1] if parts[1:] else None, one_text)
 
 
-Render = Callable[[list[dict[str, str]]], str]
-"""From the messages of a conversation to its text."""
+def _find_sources(name: str, own: bool) -> tuple[Source, ...]:
+    if name == SELF:
+        if own:
+            return ()
+        raise SecateurError("Only calibration text can be self-written; name a file or data set.")
+    folder = _path(name)
+    if not folder.is_dir():
+        return (resolve_source(name),)
+    files = sorted(path for path in folder.rglob("*") if path.name.endswith(TEXT_SUFFIXES))
+    if not files:
+        raise SecateurError(
+            f"The folder {name} holds no text files; put {', '.join(TEXT_SUFFIXES)} into it."
+        )
+    return tuple(files)
 
 
-def read_documents(
-    source: Path | HubDataset, *, split: str, characters: int = -1, render: Render | None = None
-) -> Iterator[str]:
-    """Yield the documents of a source in their order.
-
-    Args:
-        source: from ``resolve_source``.
-        split: part of a hub data set that names none itself.
-        characters: stop after about so many in a source that is one text; -1 reads all of it.
-        render: makes texts of conversations; without it a line of them is refused.
-
-    Raises:
-        SecateurError: the source cannot be read; the message names the place.
-    """
-    if isinstance(source, HubDataset):
-        texts = _hub_texts(source, split)
-        return _joined(texts, characters) if source.one_text else texts
-    if ".jsonl" in source.suffixes[-2:]:
-        return _json_lines(source, render)
-    return _whole_text(source, characters)
+def _split_weight(name: str) -> tuple[str, float | None]:
+    bare, colon, number = name.rpartition(":")
+    if not colon or _path(name).exists():
+        return name, None
+    try:
+        weight = float(number)
+    except ValueError:
+        # A configuration or split of a hub data set.
+        return name, None
+    if not (weight > 0 and math.isfinite(weight)):
+        raise SecateurError(f"The weight of {bare} is {number}; give a positive number.")
+    return bare, weight
 
 
-def _joined(texts: Iterator[str], characters: int) -> Iterator[str]:
-    parts: list[str] = []
-    size = 0
-    for text in texts:
-        parts.append(text)
-        size += len(text)
-        if 0 <= characters < size:
-            break
-    yield "\n\n".join(parts)
+def _path(source: str) -> Path:
+    try:
+        path = Path(source).expanduser()
+        path.exists()
+    except (RuntimeError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SecateurError(f"{source} cannot be looked up ({reason}); check the path.") from error
+    return path
 
 
 def _nearest_file(path: Path) -> str:
@@ -152,100 +199,3 @@ def _nearest_file(path: Path) -> str:
     names = [entry.name for entry in path.parent.iterdir() if entry.name.endswith(TEXT_SUFFIXES)]
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"did you mean {path.with_name(near[0])}" if near else "check the path"
-
-
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
-    return path.open(encoding="utf-8", newline="")
-
-
-def _whole_text(path: Path, characters: int) -> Iterator[str]:
-    try:
-        with _open(path) as file:
-            yield file.read(characters)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _json_lines(path: Path, render: Render | None) -> Iterator[str]:
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _text_of(line, f"Line {number} of {path}", render)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _text_of(line: str, place: str, render: Render | None) -> str:
-    try:
-        item = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise SecateurError(f"{place} is not valid JSON ({error}); mend or remove it.") from error
-    if not isinstance(item, dict):
-        raise SecateurError(f'{place} is not an object; write {{"text": "..."}}.')
-    if render is not None and "text" not in item and "messages" in item:
-        return render(_messages_of(item["messages"], place))
-    if "text" not in item:
-        keys = ", ".join(map(str, item)) or "none"
-        raise SecateurError(f"{place} has no 'text', its keys are: {keys}; rename the text's key.")
-    text = item["text"]
-    if not isinstance(text, str):
-        raise SecateurError(f"{place} has a 'text' that is no string; write it as one.")
-    return text
-
-
-def _messages_of(messages: object, place: str) -> list[dict[str, str]]:
-    if isinstance(messages, list) and messages and all(map(_is_message, messages)):
-        return messages
-    raise SecateurError(
-        f"{place} has 'messages' that are no conversation; write "
-        '[{"role": "user", "content": "..."}, ...].'
-    )
-
-
-def _is_message(item: object) -> bool:
-    return isinstance(item, dict) and all(
-        isinstance(item.get(key), str) for key in ("role", "content")
-    )
-
-
-def _unreadable(path: Path, error: Exception) -> SecateurError:
-    if isinstance(error, UnicodeDecodeError):
-        return SecateurError(f"{path} is not UTF-8 text ({error.reason}); convert it to UTF-8.")
-    return SecateurError(f"{path} cannot be read ({error}); check the file.")
-
-
-def _hub_texts(dataset: HubDataset, split: str) -> Iterator[str]:
-    from datasets import load_dataset
-
-    label = dataset.label(split)
-    try:
-        rows = load_dataset(
-            dataset.name, dataset.config, split=dataset.split or split, streaming=True
-        )
-        column = None
-        for row in rows:
-            column = column or _text_column(row, label)
-            yield row[column] or ""
-    except SecateurError:
-        raise
-    except Exception as error:  # the hub, its formats and the network fail in many ways
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SecateurError(
-            f"The hub data set {label} cannot be read ({reason.rstrip('.')}); check its name, "
-            "configuration and split and the network, or use a local file."
-        ) from error
-
-
-def _text_column(row: dict[str, object], label: str) -> str:
-    columns = [name for name, value in row.items() if isinstance(value, str)]
-    if "text" in columns:
-        return "text"
-    if len(columns) == 1:
-        return columns[0]
-    raise SecateurError(
-        f"The hub data set {label} has no column 'text' and not just one column of strings "
-        f"(its columns are: {', '.join(row)}); save its texts as a .jsonl file and use that."
-    )

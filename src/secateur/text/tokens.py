@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -33,19 +34,44 @@ class TokenCache:
 
     A file is named after all that its tokens depend on: the bytes of the text (of a huge one
     samples, size and time of change), the suffixes that say how to read them, the tokenizer's own
-    files, and the versions of the libraries. A text that was read to its end is kept as a whole,
-    which serves every run that would read it so; of a longer one the beginning is kept, for runs
-    that want exactly as much.
-
-    Tokenizers with code of their own are not cached: nothing says what else they depend on.
+    files, and the versions of the libraries. A text that was read to its end serves every run that
+    would read it so; the beginning of a longer one, runs that want exactly as much. Tokenizers
+    with code of their own are not cached: nothing says what else they depend on.
     """
 
     def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
         self._folder = folder
         self._tokenizer = _digest_tokenizer(tokenizer)
 
-    def key(self, source: Path) -> str | None:
-        """Name of a text's tokens, None if they cannot be kept."""
+    def tokens(
+        self, source: Path, limit: int, read: Callable[[], TokenStream]
+    ) -> tuple[TokenStream, str]:
+        """Find the tokens of a text file, or read and keep them.
+
+        Args:
+            source: the text file.
+            limit: tokens that are wanted.
+            read: tokenises the text with this limit.
+
+        Returns:
+            The tokens, maybe mapped, and what the cache had to do with them: ``taken``, ``kept``,
+            or ``unused``.
+        """
+        key = self._key(source)
+        if key is None:
+            return read(), "unused"
+        whole = self._folder / f"{key}.safetensors"
+        beginning = self._folder / f"{key}-{limit}.safetensors"
+        found = _read(whole, capped=False)
+        if found is None or not _ends_within(found, limit):
+            found = _read(beginning, capped=True)
+        if found is not None:
+            return found, "taken"
+        stream = read()
+        is_kept = self._keep(beginning if stream.capped else whole, stream)
+        return stream, "kept" if is_kept else "unused"
+
+    def _key(self, source: Path) -> str | None:
         if self._tokenizer is None:
             return None
         try:
@@ -56,37 +82,18 @@ class TokenCache:
         parts = [text, source.suffixes[-2:], self._tokenizer]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def find(self, key: str, limit: int) -> TokenStream | None:
-        """Return what ``tokenize`` would with this limit, in int32 and mapped; None if unknown."""
-        whole = _read(self._path(key, None), capped=False)
-        if whole is not None and _ends_within(whole, limit):
-            return whole
-        return _read(self._path(key, limit), capped=True)
-
-    def keep(self, key: str, limit: int, stream: TokenStream) -> bool:
-        """Keep what ``tokenize`` returned with this limit; say whether that was possible.
-
-        A cache that cannot be written costs time and nothing else. Of processes that keep
-        something at the same time one writes after the other.
-        """
-        path = self._path(key, limit if stream.capped else None)
+    def _keep(self, path: Path, stream: TokenStream) -> bool:
+        """Say whether tokens could be kept; a cache that cannot be written costs time alone."""
+        numbers = {"documents": stream.documents, "longest": stream.longest}
+        tensors = {name: torch.tensor(number) for name, number in numbers.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Of processes that keep something at the same time one writes after the other.
             with FileLock(self._folder / "lock", timeout=_PATIENCE):
-                write_safetensors(
-                    path,
-                    {
-                        "tokens": stream.tokens_N.int(),
-                        "documents": torch.tensor(stream.documents),
-                        "longest": torch.tensor(stream.longest),
-                    },
-                )
+                write_safetensors(path, {"tokens": stream.tokens_N, **tensors})
         except (OSError, SafetensorError, SecateurError):
             return False
         return True
-
-    def _path(self, key: str, limit: int | None) -> Path:
-        return self._folder / f"{key}{'' if limit is None else f'-{limit}'}.safetensors"
 
 
 def _read(path: Path, *, capped: bool) -> TokenStream | None:

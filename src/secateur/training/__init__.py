@@ -1,6 +1,1 @@
-"""Train a pruned model: masks that adapt, distillation from the dense model, zeros that stay."""
-
-from secateur.training.options import PRESETS, Training
-from secateur.training.train import TrainResult, train
-
-__all__ = ["PRESETS", "TrainResult", "Training", "train"]
+"""Training of pruned models: masks that adapt, the dense model as teacher, zeros that stay."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 
 import torch
 from torch import nn
 
-from secateur.models.structure import BlockList, find_linears
+from secateur.models.structure import BlockList
 from secateur.runs.errors import SecateurError
-from secateur.training.holding import Whole
+from secateur.training.holding import Holding
 from secateur.training.options import Training
+from secateur.training.start import named_linears
 
 
-def check_installed() -> None:
-    """Raise SecateurError if the package that adapters come from is not there."""
+def check_peft() -> None:
+    """Raise SecateurError if the package that adapters come from is not installed."""
     if find_spec("peft") is None:
         raise SecateurError(
             "Recovery with LoRA needs the package peft; install secateur[recover], or use "
@@ -25,23 +25,18 @@ def check_installed() -> None:
 
 def count_parameters(blocks: BlockList, rank: int) -> int:
     """Parameters of adapters of this rank beside all linears of the blocks."""
-    return sum(
-        rank * sum(linear.weight_OI.shape) for block in blocks for linear in find_linears(block)
-    )
+    return sum(rank * sum(each.weight_OI.shape) for each in named_linears(blocks).values())
 
 
-class Adapters:
-    """LoRA, W + B·A, beside every linear of a model's blocks; B begins at zero.
+class Adapted(Holding):
+    """A model of which low-rank adapters alone are trained: W + B·A, with B zero at the start.
 
     Units that a padded model holds as zeros stay so: A begins at zero in their columns and B in
     their rows, and neither receives a gradient there.
-
-    Attributes:
-        parameters: A and B of every linear, by name in the model.
     """
 
     def __init__(self, blocks: BlockList, rank: int, seed: int) -> None:
-        """Put adapters into the model.
+        """Put adapters beside every linear of the blocks.
 
         Args:
             blocks: the model, with weights.
@@ -51,11 +46,8 @@ class Adapters:
         from peft import LoraConfig
         from peft.tuners.lora import LoraModel
 
-        linears = {
-            f"{blocks.name(index)}.{linear.name}": linear
-            for index, block in enumerate(blocks)
-            for linear in find_linears(block)
-        }
+        super().__init__(blocks)
+        linears = named_linears(blocks)
         config = LoraConfig(
             r=rank,
             lora_alpha=rank,
@@ -69,23 +61,14 @@ class Adapters:
             first = blocks.model.get_submodule(f"{name}.lora_A.default")
             dead_I = (linear.weight_OI == 0).all(0)
             first.get_parameter("weight").data[:, dead_I] = 0
-        self.parameters: Mapping[str, nn.Parameter] = {
+
+    def train(self, options: Training) -> dict[str, nn.Parameter]:
+        return {
             name: parameter
-            for name, parameter in blocks.model.named_parameters()
+            for name, parameter in self.model.named_parameters()
             if ".lora_A." in name or ".lora_B." in name
         }
 
     def merge(self) -> None:
         """Add every product to its weight, and leave the model with its own modules."""
         self._tuner.merge_and_unload()
-
-
-class Adapted(Whole):
-    """A model of which its adapters alone are trained."""
-
-    def __init__(self, blocks: BlockList, adapters: Adapters) -> None:
-        super().__init__(blocks, [])
-        self._adapters = adapters
-
-    def train(self, options: Training) -> Mapping[str, nn.Parameter]:
-        return self._adapters.parameters

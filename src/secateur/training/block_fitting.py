@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,24 +12,7 @@ from secateur.blocks.tasks import BlockTask
 from secateur.methods.reconstruct import Reconstruct
 from secateur.models.store import BlockStore
 from secateur.models.structure import find_linears
-
-
-@dataclass(frozen=True)
-class FittedBlock:
-    """A block that is on disk.
-
-    Attributes:
-        index: its number.
-        before: distance of its output from the dense model's hidden states (``bounded_error``),
-            mean over held-out tokens, with the weights it had.
-        after: the same with those it has.
-        notes: for the user.
-    """
-
-    index: int
-    before: float
-    after: float
-    notes: tuple[str, ...] = ()
+from secateur.report.documents.training import FittedBlockReport
 
 
 def bounded_error(y_BLD: Tensor, target_BLD: Tensor) -> Tensor:
@@ -59,8 +41,8 @@ def fit_blocks(
     dense_stream: Stream,
     stage: Reconstruct,
     seed: int,
-) -> Iterator[FittedBlock]:
-    """Train the blocks that the stream has not passed; each is saved before it is yielded.
+) -> Iterator[FittedBlockReport]:
+    """Train the blocks that the stream has not passed; each is saved before its report is yielded.
 
     A block sees what the fitted blocks before it hand on, and learns to return what the dense
     model has at that depth, so it makes up for errors made earlier. One block is in memory.
@@ -101,7 +83,7 @@ def fit_blocks(
                 after = task.held_out_error()
             advance_stream(block, stream, [], name)
             store.save(index, {})
-        yield FittedBlock(index, before, after, tuple(task.notes))
+        yield FittedBlockReport(index=index, before=before, after=after, notes=task.notes)
 
 
 def pass_fitted(

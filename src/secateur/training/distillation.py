@@ -29,16 +29,24 @@ class Target(Protocol):
         """The same at some of the positions."""
 
     def compare(self, scaled_PV: Tensor, total_P: Tensor, student_PV: Tensor) -> Tensor:
-        """Hold the student's probabilities against the teacher's.
+        """Return KL(teacher ‖ student) in nats (positions,).
 
         Args:
             scaled_PV: the student's logits over the temperature.
             total_P: log of the sum of their exponentials.
-            student_PV: the student's probabilities. They become the derivative of the divergence
+            student_PV: the student's probabilities, which become the derivative of the divergence
                 by the scaled logits.
+        """
 
-        Returns:
-            KL(teacher ‖ student) in nats (positions,).
+
+class Teacher(Protocol):
+    """Targets for the windows of the training text."""
+
+    def targets(self, first: int, tokens_WL: Tensor) -> Callable[[slice], Target]:
+        """Return what is foreseen at slices of the positions of these windows.
+
+        Positions are those of all windows one behind another, without the last of each window.
+        ``first`` is the number of the first window in the training text.
         """
 
 
@@ -99,14 +107,16 @@ class TopTarget:
         return divergence_P + self.rest_P.exp() * (self.rest_P - student_rest_P)
 
 
+def cache_bytes(windows: int, length: int, count: int) -> int:
+    """Size of the targets of a text on disk: half, int32 and fp32 numbers of ``TopTarget``."""
+    return windows * (length - 1) * (6 * count + 4)
+
+
 def _log_rest(logit_PV: Tensor, total_P: Tensor, token_PK: Tensor, rest_P: Tensor) -> Tensor:
     """Log of the probability of all tokens but the named ones.
 
-    Args:
-        logit_PV: logits.
-        total_P: log of the sum of their exponentials.
-        token_PK: the named ones.
-        rest_P: the probability, by subtraction from 1.
+    ``total_P`` is the log of the sum of all exponentials, ``rest_P`` the probability by
+    subtraction from 1.
     """
     if logit_PV.device.type != "cpu":
         return _summed_rest(logit_PV, token_PK) - total_P
@@ -198,8 +208,8 @@ def backward_in_parts(
 ) -> Tensor:
     """Go from states to loss and back, a few positions at a time.
 
-    Each part's logits are gone before the next part's are made; gradients of the output head add
-    up, and those of the states are then sent back through the decoder at once.
+    Each part's logits are gone before the next part's are made. Gradients of the output head add
+    up; those of the states go back through the decoder at once.
 
     Args:
         states_PD: last hidden states, part of a graph.

@@ -15,20 +15,19 @@ from transformers import PreTrainedModel
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.locate import load_config, load_model, load_tokenizer, locate_checkpoint
 from secateur.models.reader import CheckpointReader
-from secateur.models.structure import BlockList, positions_of
+from secateur.models.structure import check_length
 from secateur.runs.device import resolve_dtype
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import cache_folder, fingerprint_files
 from secateur.runs.progress import Progress
 from secateur.runs.run import Run, check_apart, check_space, decides
-from secateur.text.sources import HubDataset, resolve_source
-from secateur.text.training import TrainingText, find_texts, load_text
+from secateur.text.sources import HubDataset, find_texts, resolve_source
+from secateur.text.training import TrainingText, load_text
+from secateur.training.distillation import cache_bytes
+from secateur.training.log import check_tensorboard
 from secateur.training.options import Training
 from secateur.training.ranks import Ranks
-from secateur.training.sharding import check_shardable
-from secateur.training.start import check_model, named_linears, pruned_masks
-from secateur.training.teacher import cache_bytes
-from secateur.training.tensorboard import check_installed
+from secateur.training.start import check_model, check_shardable, named_linears, pruned_masks
 
 # Below the run's folder: what only an unfinished run needs, larger than the model.
 TEMPORARY = (
@@ -138,14 +137,14 @@ def taken(
     of a run holds the folder; the others join it.
     """
     path = work_folder(output) / "text.safetensors"
+    check_apart(output, name)
     earlier = Run.look(output, restart=restart) if ranks.first else None
-    check_installed(options.log_to)
+    check_tensorboard(options.log_to)
     dtype = resolve_dtype(options.dtype, device)
     model = _find_model(name, options, trust_remote_code, ranks)
-    check_apart(output, model.folder)
     ranks.share(options.step_windows)
     named = _find_teacher(model, options, teacher, trust_remote_code)
-    if options.fits_boosts and named is None and model.masks:
+    if options.starts_by_covariance and named is None and model.masks:
         raise SecateurError(
             f"{model.folder} is pruned, and a low-rank start by covariance needs the dense model; "
             "train with it as --teacher, or start from means."
@@ -192,7 +191,7 @@ def _find_model(
     blocks = checkpoint.blocks
     check_model(blocks, options)
     check_shardable(options, named_linears(blocks), ranks)
-    _check_length(options, blocks)
+    check_length(blocks.model.config, options.length, "Training")
     return Model(str(name), checkpoint, pruned_masks(checkpoint.folder, blocks))
 
 
@@ -229,15 +228,6 @@ def _deciding_options(options: Training) -> dict[str, Any]:
     return values
 
 
-def _check_length(options: Training, blocks: BlockList) -> None:
-    positions = positions_of(blocks.model.config)
-    if positions is not None and options.length > positions:
-        raise SecateurError(
-            f"Training windows of {options.length} tokens are longer than the model's {positions} "
-            f"positions; give --length {positions} or less."
-        )
-
-
 def _check_vocabularies(student: Path, teacher: Path, trust_remote_code: bool) -> None:
     found = [
         (
@@ -265,10 +255,8 @@ def _check_space(
     if trained is None:
         trained = sum(torch.Size(shape).numel() for shape in reader.shapes.values())
     prunes_first = options.start == "auto" and not model.masks
-    # Weights, two moments and what a dual variable takes in fp32, masks; and a new state is whole
-    # before the old one goes.
-    each = 13 if options.admm is None else 17
-    need = 2 * each * trained + reader.bytes_of(reader.files) * (1 + prunes_first)
+    # Weights and two moments in fp32, masks; and a new state is whole before the old one goes.
+    need = 2 * 13 * trained + reader.bytes_of(reader.files) * (1 + prunes_first)
     if options.distillation.top_k is not None and teacher is not None:
         windows = options.steps * options.step_windows
         need += cache_bytes(windows, options.length, options.distillation.top_k)

@@ -12,17 +12,14 @@ from secateur.models.store import check_finite
 from secateur.models.streamed import StreamedStore
 from secateur.models.structure import BlockList, find_blocks
 from secateur.runs.errors import SecateurError
-from secateur.training.holding import Holding, Whole
+from secateur.runs.progress import Progress
+from secateur.training.distillation import Teacher
+from secateur.training.holding import Holding
 from secateur.training.job import Job
 from secateur.training.sharding import Sharded
-from secateur.training.start import (
-    check_zeros,
-    count_zeros,
-    first_plan,
-    masked_linears,
-    masked_linears_of,
-    pruned_masks,
-)
+from secateur.training.start import FirstMasks, count_zeros, masked_linears, pruned_masks
+from secateur.training.teacher import CachedTeacher, ResidentTeacher
+from secateur.training.trainer import held_out_loss
 
 
 def load_student(job: Job, folder: Path) -> Holding:
@@ -35,41 +32,68 @@ def load_student(job: Job, folder: Path) -> Holding:
     Raises:
         SecateurError: a weight is not finite, or the masks do not fit.
     """
-    options = job.options
     if job.ranks.world == 1:
-        blocks = find_blocks(job.load(folder, torch.float32))
-        masks = _masks(job, folder, blocks)
-        for index, block in enumerate(blocks):
-            check_finite(block.state_dict(), blocks.name(index))
-        return Whole(blocks, masked_linears(blocks, masks, options))
+        blocks = load_finite(job, folder)
+        return Holding(blocks, masked_linears(blocks, _masks(job, folder, blocks), job.options))
     store = _store(job, folder, torch.float32)
-    plan, masks = first_plan(store.blocks, options), _masks(job, folder, store.blocks)
-    generator = torch.Generator().manual_seed(options.seed)
+    first = FirstMasks(store.blocks, _masks(job, folder, store.blocks), job.options)
     student = Sharded(
         store,
-        lambda index: masked_linears_of(store.blocks, index, plan, masks, options, generator),
+        first.of_block,
         weights=torch.float32,
         products=job.dtype,
         device=job.device,
         ranks=job.ranks,
-        reduce_every_pass=options.reduce_every_pass,
+        reduce_every_pass=job.options.reduce_every_pass,
     )
-    check_zeros(job.ranks.total(count_zeros(student.linears)), plan, options.keeps_mask)
+    first.check(job.ranks.total(count_zeros(student.linears)))
     return student
 
 
-def load_teacher(job: Job, folder: Path) -> Holding:
-    """Load the dense model in the dtype of products."""
-    if job.ranks.world == 1:
-        return Whole(find_blocks(job.load(folder, job.dtype)), [])
-    return Sharded(
-        _store(job, folder, job.dtype),
-        lambda index: [],
-        weights=job.dtype,
-        products=job.dtype,
-        device=job.device,
+def load_finite(job: Job, folder: Path) -> BlockList:
+    """Load a whole model to train, fp32.
+
+    Raises:
+        SecateurError: a weight in a block is not finite.
+    """
+    blocks = find_blocks(job.load(folder, torch.float32))
+    for index, block in enumerate(blocks):
+        check_finite(block.state_dict(), blocks.name(index))
+    return blocks
+
+
+def find_teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None]:
+    """The teacher and its held-out loss; a cached one has left memory."""
+    if job.teacher is None:
+        return None, None
+    folder, options, text = job.teacher[1], job.options.distillation, job.text
+    # Each process asks a cached teacher about other windows, so each has it as a whole.
+    if options.top_k is not None or job.ranks.world == 1:
+        dense = Holding(find_blocks(job.load(folder, job.dtype)))
+    else:
+        dense = Sharded(
+            _store(job, folder, job.dtype),
+            lambda index: [],
+            weights=job.dtype,
+            products=job.dtype,
+            device=job.device,
+            ranks=job.ranks,
+        )
+    loss = held_out_loss(dense, text.held_out_WL, job.dtype, job.ranks)
+    if options.top_k is None:
+        return ResidentTeacher(dense, text.train_WL[:1], options.temperature), loss
+    teacher = CachedTeacher.make(
+        job.work,
+        dense.model,
+        text.train_WL,
+        temperature=options.temperature,
+        count=options.top_k,
+        batch=job.options.micro_batch_windows,
+        dtype=job.dtype,
+        progress=progress,
         ranks=job.ranks,
     )
+    return teacher, loss
 
 
 def _masks(job: Job, folder: Path, blocks: BlockList) -> dict[str, Tensor]:

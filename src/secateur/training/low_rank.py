@@ -1,9 +1,8 @@
-"""SLoRB: a low-rank product beside a sparse linear, which begins as the mean of what is missing."""
+"""Products of two thin matrices beside a sparse linear: SLoRB and LoRA under a mask."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import math
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,12 @@ from torch.nn import functional
 from secateur.runs.errors import SecateurError
 
 
-class LowRank(nn.Module):
-    """S·(X·x), as a LoRA adapter has it: S is its ``lora_B``, X its ``lora_A``, scale 1.
+class SLoRB(nn.Module):
+    """S·(X·x), added to the output of a linear (AST, section 4.3).
 
     Attributes:
-        x_RI: sums groups of consecutive inputs at the start (AST, section 4.3).
-        s_OR: mean of the removed weights of each group at the start.
+        x_RI: at the start it sums groups of consecutive inputs.
+        s_OR: at the start the mean of the removed weights in each group.
     """
 
     def __init__(self, removed_OI: Tensor, group: int, *, train_projection: bool) -> None:
@@ -28,19 +27,13 @@ class LowRank(nn.Module):
         self.x_RI = nn.Parameter(x_RI, requires_grad=train_projection)
         self.s_OR = nn.Parameter(removed_OI.unflatten(1, (-1, group)).mean(2))
 
-    @torch.no_grad()
-    def begin_with(self, s_OR: Tensor, x_RI: Tensor) -> None:
-        """Take other factors of the same shapes."""
-        self.s_OR.copy_(s_OR)
-        self.x_RI.copy_(x_RI)
-
     def forward(self, x: Tensor) -> Tensor:
         """The product, in the dtype of products."""
         return functional.linear(functional.linear(x, self.x_RI), self.s_OR)
 
 
 def check_group(width: int, group: int) -> None:
-    """Raise SecateurError if rows of ``width`` columns cannot be cut into the boost's groups."""
+    """Raise SecateurError if rows of ``width`` columns cannot be cut into groups for SLoRB."""
     if width % group:
         raise SecateurError(
             f"a low-rank boost of one rank per {group} columns needs a width divisible by {group}, "
@@ -48,30 +41,39 @@ def check_group(width: int, group: int) -> None:
         )
 
 
-def adapter_files(boosts: Mapping[str, LowRank]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The boosts, by full linear name, as ``adapter_config.json`` and tensors in PEFT's format.
+class MaskedLoRA(nn.Module):
+    """B·A, added to a weight before it is masked, so that merging it fills no zero.
 
-    Merging them into the weights would fill every zero, so they are saved beside the checkpoint;
-    ``PeftModel.from_pretrained(model, FOLDER)`` and servers that know LoRA put them back.
+    The linear runs with m∘(w + B·A), w at rest. LoRA: arXiv 2106.09685.
+
+    Attributes:
+        a_RI: at the start uniform with variance 1 / (3·in).
+        b_OR: at the start zero.
     """
-    ranks = {name: boost.s_OR.shape[1] for name, boost in boosts.items()}
-    largest = max(ranks.values())
-    others = {name: rank for name, rank in ranks.items() if rank != largest}
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "inference_mode": True,
-        "bias": "none",
-        "lora_dropout": 0.0,
-        "r": largest,
-        "lora_alpha": largest,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "target_modules": sorted(boosts),
-    }
-    tensors = {}
-    for name, boost in boosts.items():
-        prefix = f"base_model.model.{name}"
-        tensors[f"{prefix}.lora_A.weight"] = boost.x_RI.data
-        tensors[f"{prefix}.lora_B.weight"] = boost.s_OR.data
-    return config, tensors
+
+    def __init__(self, a_RI: Tensor, b_OR: Tensor) -> None:
+        super().__init__()
+        self.a_RI = nn.Parameter(a_RI)
+        self.b_OR = nn.Parameter(b_OR)
+
+    @classmethod
+    def start(cls, shape: tuple[int, ...], rank: int, generator: torch.Generator) -> MaskedLoRA:
+        """The product of a weight of shape (out, in) before it is trained."""
+        height, width = shape
+        bound = 1 / math.sqrt(width)
+        a_RI = (2 * torch.rand(rank, width, generator=generator) - 1) * bound
+        return cls(a_RI, torch.zeros(height, rank))
+
+    def part(self, rows: slice) -> MaskedLoRA:
+        """The product's rows of one process, which has all of A."""
+        return MaskedLoRA(self.a_RI.data, self.b_OR.data[rows].clone())
+
+    def product(self) -> Tensor:
+        """What is added to the weight before it is masked, fp32 (out, in)."""
+        return self.b_OR @ self.a_RI
+
+    @torch.no_grad()
+    def take_gradient(self, gradient_OI: Tensor) -> None:
+        """Set the gradients of A and B to what that of the product makes them."""
+        self.a_RI.grad = self.b_OR.T @ gradient_OI
+        self.b_OR.grad = gradient_OI @ self.a_RI.T

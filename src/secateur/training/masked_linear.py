@@ -12,14 +12,11 @@ from torch.nn import functional
 
 from secateur.models.forwards import replaced_forwards
 from secateur.models.structure import Linear
-from secateur.training.low_rank import LowRank
+from secateur.training.low_rank import MaskedLoRA, SLoRB
 from secateur.training.masks import RowBudget, as_factor
-from secateur.training.sparse_lora import SparseLoRA
 
 
 class _Masked(torch.autograd.Function):
-    """w∘mask in the dtype of products; its gradient goes to all of w, or to what is kept."""
-
     @staticmethod
     def forward(
         context: Any, weight: Tensor, mask: Tensor, dtype: torch.dtype, through: bool
@@ -62,8 +59,8 @@ class MaskedLinear:
         rows: what each row keeps.
         mask: bool in the layout of the module's weight, which may be (in, out); True = kept.
         frozen: the mask stays, and removed weights are zero and get no gradient.
-        low_rank: added to the output, or None.
-        lora: trained in place of the weight, or None.
+        low_rank: added to the output.
+        lora: trained in place of the weight.
     """
 
     def __init__(
@@ -72,8 +69,8 @@ class MaskedLinear:
         linear: Linear,
         rows: RowBudget,
         mask_OI: Tensor,
-        low_rank: LowRank | None = None,
-        lora: SparseLoRA | None = None,
+        low_rank: SLoRB | None = None,
+        lora: MaskedLoRA | None = None,
     ) -> None:
         self.name = name
         self.linear = linear
@@ -85,12 +82,7 @@ class MaskedLinear:
         self.lora = lora
 
     def part(self, weight: nn.Parameter, rows: slice) -> MaskedLinear:
-        """The same linear where only some of its rows are held.
-
-        Args:
-            weight: these rows in the layout of the module's weight.
-            rows: which they are.
-        """
+        """The same linear where only some rows of the weight are held."""
         part = MaskedLinear(
             self.name,
             self.linear,

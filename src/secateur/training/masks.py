@@ -15,9 +15,7 @@ from secateur.solvers.pieces import row_chunks
 
 @dataclass(frozen=True)
 class RowBudget:
-    """What every row of a linear keeps, whatever its mask becomes.
-
-    Rows never trade zeros, so that a matrix may be split between processes by rows.
+    """What every row of a linear keeps; rows never trade zeros, so processes may share a matrix.
 
     Attributes:
         budget: pattern and zeros of the linear.
@@ -61,7 +59,7 @@ class RowBudget:
 def choose_mask(
     score_OI: Tensor, rows: RowBudget, kept_OI: Tensor | None = None, hysteresis: float = 0.0
 ) -> Tensor:
-    """Keep the highest scores of each group or row.
+    """Keep the highest scores of each group or row; returns mask_OI, bool, True = kept.
 
     Args:
         score_OI: not negative.
@@ -69,9 +67,6 @@ def choose_mask(
         kept_OI: the mask so far.
         hysteresis: a removed weight comes back only if its score is higher than that of the
             weight it replaces by this share of it.
-
-    Returns:
-        mask_OI: bool, True = kept.
 
     Raises:
         SecateurError: a score is NaN.
@@ -97,19 +92,16 @@ def renew_mask(
     score: Callable[[slice], Tensor],
     hysteresis: float = 0.0,
 ) -> Tensor:
-    """Replace a mask by that of the present scores, a few rows at a time.
+    """Replace a mask in place by that of ``choose_mask``, a few rows at a time.
 
     Args:
-        mask_OI: the mask so far, changed in place.
+        mask_OI: the mask so far.
         rows: what each row keeps.
-        score: of some of the rows, (rows, in), not negative.
+        score: gives the scores of some of the rows, (rows, in), not negative.
         hysteresis: as for ``choose_mask``.
 
     Returns:
         How many entries changed, a number on the mask's device.
-
-    Raises:
-        SecateurError: a score is NaN.
     """
     changed = torch.zeros((), dtype=torch.int64, device=mask_OI.device)
     for part in row_chunks(mask_OI):
@@ -126,10 +118,9 @@ def magnitude(weight: Tensor) -> Tensor:
 
 
 def sensitivity(weight: Tensor, second_moment: Tensor) -> Tensor:
-    """|w| · √v with Adam's second moment v of the gradient, a running diagonal Fisher matrix.
+    """|w| · √v with Adam's second moment v of the gradient, after ELSA (arXiv 2510.01650).
 
-    The square of it is, up to a factor, what the loss is expected to gain by removing w; ELSA
-    (arXiv 2510.01650) projects by it.
+    Its square is, up to a factor, how much the loss is expected to rise when w is removed.
     """
     return weight.abs().mul_(second_moment.sqrt())
 

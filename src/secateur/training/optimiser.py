@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from secateur.training.masks import as_factor
+from secateur.training.options import DecayOptions, OptimiserOptions
 from secateur.training.ranks import ALONE, Ranks
 
-DecayPlace = Literal["inside", "outside"]
-DecayNorm = Literal["l2", "l1"]
-SecondMoment = Literal["update", "gradient"]
-
-# So many numbers at a time stay in a processor's cache through all operations of an update.
+# This many numbers stay in a processor's cache through all operations of an update.
 _CACHED = 2**16
 
 
 class MaskedAdamW:
     """AdamW for all parameters; removed weights are drawn to zero besides.
 
-    With ``decay_place="inside"`` it follows the AST recipe for masked parameters: with g the
-    gradient, m the mask, γ the learning rate and λ the decay,
+    A decay ``inside`` follows the AST recipe for masked parameters. With g the gradient, m the
+    mask, γ the learning rate and λ the decay,
 
         M ← β₁ M + (1 − β₁) g        U = M + λ (1 − m)∘w
         v ← β₂ v + (1 − β₂) U²       w ← w − γ / (1 − β₁ᵗ) · U / (√(v / (1 − β₂ᵗ)) + ε)
 
-    (``second_moment="gradient"`` takes g² for U², as Adam does). With ``"outside"`` the update is
-    AdamW's, and w ← w (1 − γλ) for removed weights, which means the same in every model. With
-    ``decay_norm="l1"`` besides, a removed weight loses γλ · √(v̄ / v), with v̄ the mean of v over
-    its linear, and stops at zero: a decay by absolute value in Adam's metric, after CAST (arXiv
-    2509.25996). At λ = 1 that is about as far as an update moves a weight.
+    where the second moment of the ``gradient`` takes g² for U², as Adam does. ``outside``, the
+    update is AdamW's, and w ← w (1 − γλ) for removed weights. With the norm ``l1`` a removed
+    weight loses γλ · √(v̄ / v) instead, v̄ the mean of v over its linear, and stops at zero: a
+    decay by absolute value in Adam's metric, after CAST (arXiv 2509.25996). At λ = 1 that is about
+    as far as an update moves a weight.
 
     Attributes:
         parameters: by name.
@@ -47,13 +43,8 @@ class MaskedAdamW:
         self,
         parameters: Mapping[str, nn.Parameter],
         masks: Mapping[str, Tensor],
-        *,
-        betas: tuple[float, float] = (0.9, 0.95),
-        epsilon: float = 1e-8,
-        weight_decay: float = 0.1,
-        decay_place: DecayPlace = "inside",
-        decay_norm: DecayNorm = "l2",
-        second_moment: SecondMoment = "update",
+        options: OptimiserOptions,
+        decay: DecayOptions,
         ranks: Ranks = ALONE,
     ) -> None:
         self.parameters = dict(parameters)
@@ -61,12 +52,8 @@ class MaskedAdamW:
         self.first = {name: torch.zeros_like(p.data) for name, p in parameters.items()}
         self.second = {name: torch.zeros_like(p.data) for name, p in parameters.items()}
         self.steps = 0
-        self._betas = betas
-        self._epsilon = epsilon
-        self._weight_decay = weight_decay
-        self._decay_place = decay_place
-        self._decay_norm = decay_norm
-        self._second_moment = second_moment
+        self._options = options
+        self._decay = decay
         self._ranks = ranks
 
     @torch.no_grad()
@@ -78,13 +65,13 @@ class MaskedAdamW:
             decay: λ, of removed weights.
         """
         self.steps += 1
-        inside = self._decay_place == "inside"
-        followed = set(self.masks) if inside else set()
-        self._adamw([name for name in self.parameters if name not in followed], learning_rate)
+        inside = self._decay.place == "inside"
+        annealed = set(self.masks) if inside else set()
+        self._adamw([name for name in self.parameters if name not in annealed], learning_rate)
         if inside:
             for name, mask in self.masks.items():
                 self._annealed(name, mask, learning_rate, decay)
-        elif decay > 0 and self._decay_norm == "l1":
+        elif decay > 0 and self._decay.norm == "l1":
             self._lower_removed(learning_rate * decay)
         elif decay > 0:
             for name, mask in self.masks.items():
@@ -102,13 +89,8 @@ class MaskedAdamW:
         kinds = {"first": self.first, "second": self.second}
         return {f"{kind}.{name}": t for kind, all_ in kinds.items() for name, t in all_.items()}
 
-    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
-        """Go on from what ``state`` returned after so many steps."""
-        for name, tensor in self.state().items():
-            tensor.copy_(state[name])
-        self.steps = steps
-
     def _adamw(self, names: list[str], learning_rate: float) -> None:
+        options = self._options
         # Vectors, norm gains and biases, are not drawn to zero.
         for decayed in (True, False):
             group = [n for n in names if (self.parameters[n].ndim >= 2) == decayed]
@@ -126,11 +108,11 @@ class MaskedAdamW:
                 [torch.full((), self.steps - 1.0, device=device) for _ in group],
                 fused=True,
                 amsgrad=False,
-                beta1=self._betas[0],
-                beta2=self._betas[1],
+                beta1=options.betas[0],
+                beta2=options.betas[1],
                 lr=learning_rate,
-                weight_decay=self._weight_decay if decayed else 0.0,
-                eps=self._epsilon,
+                weight_decay=options.weight_decay if decayed else 0.0,
+                eps=options.epsilon,
                 maximize=False,
             )
 
@@ -153,13 +135,10 @@ class MaskedAdamW:
         _in_chunks(
             annealed_update,
             *tensors,
+            options=self._options,
             step=self.steps,
             learning_rate=learning_rate,
             decay=decay,
-            betas=self._betas,
-            epsilon=self._epsilon,
-            weight_decay=self._weight_decay,
-            second_moment=self._second_moment,
         )
 
 
@@ -170,23 +149,21 @@ def annealed_update(
     second: Tensor,
     mask: Tensor,
     *,
+    options: OptimiserOptions,
     step: int,
     learning_rate: float,
     decay: float,
-    betas: tuple[float, float],
-    epsilon: float,
-    weight_decay: float,
-    second_moment: SecondMoment,
 ) -> None:
     """One update of AST in place, on tensors of one shape; ``step`` counts from 1."""
-    weight.mul_(1 - learning_rate * weight_decay)
+    betas = options.betas
+    weight.mul_(1 - learning_rate * options.weight_decay)
     first.lerp_(gradient, 1 - betas[0])
     # The mask is a bool and is negated as one: complementing integers decays what is kept.
     removed = as_factor(~mask, weight.dtype)
     update = torch.addcmul(first, weight, removed, value=decay) if decay else first
-    square_of = update if second_moment == "update" else gradient
+    square_of = update if options.second_moment == "update" else gradient
     second.mul_(betas[1]).addcmul_(square_of, square_of, value=1 - betas[1])
-    scale = (second / (1 - betas[1] ** step)).sqrt_().add_(epsilon)
+    scale = (second / (1 - betas[1] ** step)).sqrt_().add_(options.epsilon)
     weight.addcdiv_(update, scale, value=-learning_rate / (1 - betas[0] ** step))
 
 

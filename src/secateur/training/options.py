@@ -10,8 +10,8 @@ from secateur.patterns.pattern import NM, PatternText
 from secateur.runs.device import DtypeName
 from secateur.runs.errors import SecateurError
 from secateur.runs.options import Options, put_over
-from secateur.training.optimiser import DecayNorm, DecayPlace, SecondMoment
-from secateur.training.tensorboard import LogTo
+
+LogTo = Literal["tensorboard"]
 
 
 class MaskOptions(Options):
@@ -50,8 +50,10 @@ class DecayOptions(Options):
 
     strength: float = Field(1e-4, ge=0, description="λ at its highest")
     ramp_share: float = Field(0.25, ge=0, le=1, description="share of the steps in which λ rises")
-    place: DecayPlace = Field("inside", description="of Adam's normalisation, or outside it")
-    norm: DecayNorm = Field(
+    place: Literal["inside", "outside"] = Field(
+        "inside", description="of Adam's normalisation, or outside it"
+    )
+    norm: Literal["l2", "l1"] = Field(
         "l2", description="in proportion to the weight; or l1, by its absolute value, outside only"
     )
 
@@ -60,12 +62,6 @@ class DecayOptions(Options):
         if self.norm == "l1" and self.place == "inside":
             raise ValueError("the norm l1 needs place: outside")
         return self
-
-
-class AdmmOptions(Options):
-    """ELSA: dense weights, tied to their projection by a penalty with a dual variable."""
-
-    penalty: float = Field(0.01, gt=0, description="ρ, against Adam's gradient")
 
 
 class DistillationOptions(Options):
@@ -103,13 +99,28 @@ class OptimiserOptions(Options):
     betas: tuple[float, float] = Field((0.9, 0.95), description="of the two running means")
     epsilon: float = Field(1e-8, gt=0, description="added to the root")
     weight_decay: float = Field(0.1, ge=0, description="of all matrices, decoupled")
-    second_moment: SecondMoment = Field(
+    second_moment: Literal["update", "gradient"] = Field(
         "update", description="squares of the update, decay included, or of the gradient"
     )
     clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
 
 
-class Training(Options):
+class RunOptions(Options):
+    """What training and recovery have in common."""
+
+    seed: int = Field(0, ge=0, lt=2**47, description="decides the order of the text")
+    validation_windows: int = Field(32, ge=1, description="windows that are not trained on")
+    checkpoint_minutes: float = Field(
+        10.0, ge=0, description="between two states from which a killed run goes on"
+    )
+    log_to: LogTo | None = Field(
+        None, description="tensorboard: the figures of the log as curves, in the work folder"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: DtypeName = Field("auto", description="dtype of forward passes")
+
+
+class Training(RunOptions):
     """Everything that decides the result of a run, apart from model, teacher and text."""
 
     noun: ClassVar[str] = "training options"
@@ -126,7 +137,6 @@ class Training(Options):
     micro_batch_tokens: int = Field(
         4096, ge=2, description="tokens in one forward pass, at least a window"
     )
-    seed: int = Field(0, ge=0, lt=2**47, description="decides the order of the text")
     train: Literal["all", "vectors", "lora"] = Field(
         "all",
         description="all parameters; or, where the mask is kept, norm gains and biases alone, or "
@@ -135,19 +145,10 @@ class Training(Options):
     lora_rank: int = Field(16, ge=1, description="of the changes, with train: lora")
     masks: MaskOptions = Field(default_factory=MaskOptions)
     decay: DecayOptions = Field(default_factory=DecayOptions)
-    admm: AdmmOptions | None = Field(
-        None,
-        description="run with all weights until the mask is frozen, or to the end, while a dual "
-        "variable ties them to their projection; null for masked steps",
-    )
     distillation: DistillationOptions = Field(default_factory=DistillationOptions)
     low_rank: LowRankOptions | None = Field(None, description="SLoRB; null for a strict pattern")
     optimiser: OptimiserOptions = Field(default_factory=OptimiserOptions)
-    validation_windows: int = Field(32, ge=1, description="windows that are not trained on")
-    validations: int = Field(10, ge=1, description="how often they are looked at")
-    checkpoint_minutes: float = Field(
-        10.0, ge=0, description="between two states from which a killed run goes on"
-    )
+    validations: int = Field(10, ge=1, description="how often held-out windows are looked at")
     activation_checkpointing: bool = Field(
         False, description="run each block again on the way back instead of keeping what it made"
     )
@@ -156,11 +157,19 @@ class Training(Options):
         description="of several processes: add up gradients after every forward pass, not once a "
         "step; less memory, more traffic",
     )
-    log_to: LogTo | None = Field(
-        None, description="tensorboard: the figures of the log as curves, in the work folder"
-    )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    dtype: DtypeName = Field("auto", description="dtype of forward passes")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dual_variables_are_gone(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "admm" not in values:
+            return values
+        if values["admm"] is not None:
+            raise ValueError(
+                "admm, ELSA's dual variable, was removed; use masks: {scope: global, score: "
+                "sensitivity}, which choose by the same threshold"
+            )
+        # Reports of earlier versions write out every option.
+        return {name: value for name, value in values.items() if name != "admm"}
 
     @model_validator(mode="after")
     def _batches_hold_windows(self) -> Training:
@@ -173,63 +182,30 @@ class Training(Options):
         return self
 
     @model_validator(mode="after")
-    def _masks_have_weights_to_follow(self) -> Training:
+    def _parts_fit_together(self) -> Training:
         if self.train != "all" and not self.keeps_mask:
             raise ValueError(
                 f"train: {self.train} leaves the removed weights as they are, and masks nothing "
                 "to follow; use the preset keep-mask, or train: all"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _start_has_a_mask_to_choose(self) -> Training:
         if self.start == "auto" and self.keeps_mask:
             raise ValueError(
                 "start: auto prunes a dense model, and a frozen share of 1 keeps the mask that is "
                 "there; leave one of them out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _zeros_may_move(self) -> Training:
         if self.masks.scope == "global" and isinstance(self.pattern, NM):
             raise ValueError(
                 f"weights of {self.pattern} compete within their group; give a sparsity as "
                 "pattern, or leave masks.scope at row"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _dense_steps_end(self) -> Training:
-        share = self.masks.frozen_share
-        dense = self.masks.forward == "dense" and self.admm is None
-        if (dense or self.masks.rescale) and not 0 < share < 1:
+        dense = self.masks.forward == "dense"
+        if (dense or self.masks.rescale) and not 0 < self.masks.frozen_share < 1:
             raise ValueError(
                 "a dense forward and rescaling end with the freezing of masks; give a frozen_share "
                 "between 0 and 1"
             )
-        if self.masks.forward == "dense" and self.low_rank is not None:
+        if dense and self.low_rank is not None:
             raise ValueError("a low-rank boost stands in for removed weights; use forward: masked")
-        return self
-
-    @model_validator(mode="after")
-    def _projections_are_chosen(self) -> Training:
-        if self.admm is None:
-            return self
-        if self.keeps_mask:
-            raise ValueError(
-                "admm chooses masks, and a frozen share of 1 keeps the one that is there; leave "
-                "one of them out"
-            )
-        if self.decay.strength > 0:
-            raise ValueError(
-                "admm draws weights to their projection already; give decay.strength 0"
-            )
-        if self.low_rank is not None:
-            raise ValueError(
-                "a low-rank boost stands in for removed weights, and admm runs with all of them; "
-                "leave one of them out"
-            )
         return self
 
     @property
@@ -258,8 +234,8 @@ class Training(Options):
         return self.masks.frozen_share == 1
 
     @property
-    def fits_boosts(self) -> bool:
-        """Low-rank products begin with what the dense model has more."""
+    def starts_by_covariance(self) -> bool:
+        """Whether low-rank products begin with what the model lacks of the dense one."""
         return self.low_rank is not None and self.low_rank.start == "covariance"
 
     @property

@@ -17,12 +17,7 @@ from secateur.runs.errors import SecateurError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run; one alone by default.
-
-    Attributes:
-        rank: number of this process.
-        world: how many there are.
-    """
+    """Process number ``rank`` of the ``world`` processes of the run."""
 
     rank: int = 0
     world: int = 1
@@ -33,10 +28,10 @@ class Ranks:
         return self.rank == 0
 
     def share(self, windows: int) -> slice:
-        """The windows of a step that are this process's; consecutive, and as many for each.
+        """This process's windows of a step, as many as of the others.
 
         Raises:
-            SecateurError: the windows cannot be divided so.
+            SecateurError: the windows cannot be divided evenly.
         """
         if windows % self.world:
             raise SecateurError(
@@ -47,10 +42,7 @@ class Ranks:
         return slice(size * self.rank, size * (self.rank + 1))
 
     def deal(self, windows: int) -> Tensor:
-        """Indices of this process's windows, as many for each, of any number of windows.
-
-        The last window is repeated where they do not come out even; ``collect`` drops it.
-        """
+        """Indices of this process's windows; the last is repeated where they are uneven."""
         size = -(-windows // self.world)
         return torch.arange(size * self.rank, size * (self.rank + 1)).clamp_(max=windows - 1)
 
@@ -68,7 +60,7 @@ class Ranks:
         return torch.stack(parts)
 
     def collect(self, values_W: Tensor, windows: int) -> Tensor:
-        """The values of all windows, given those of the windows that ``deal`` named."""
+        """The values of all windows, given those of the ones that were dealt."""
         return self.gather(values_W).flatten()[:windows]
 
     def agree(self, choice: bool) -> bool:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from torch import nn
 
 from secateur.blocks.streams import Batches, Stream, memory_budget
 from secateur.evaluation.scores import score_windows
 from secateur.methods.reconstruct import Reconstruct
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.store import check_finite
+from secateur.models.masks import masks_path
 from secateur.models.streamed import StreamedStore
-from secateur.models.structure import find_blocks
 from secateur.report.documents.training import (
     AdaptersReport,
     FittedBlockReport,
@@ -23,19 +25,21 @@ from secateur.report.documents.training import (
     RecoveryValidation,
 )
 from secateur.report.page import write_report
-from secateur.runs.files import copy_file
+from secateur.runs.device import resolve_device
+from secateur.runs.errors import SecateurError
+from secateur.runs.files import copy_file, read_sealed, write_safetensors
 from secateur.runs.meter import Meter, Stopwatch
 from secateur.runs.progress import Progress, silent
-from secateur.training.adapters import Adapted, Adapters
-from secateur.training.block_fitting import FittedBlock, fit_blocks, pass_fitted
-from secateur.training.chosen import Chosen
-from secateur.training.holding import Whole
-from secateur.training.job import TEMPORARY
-from secateur.training.recovery_job import Job, taken
+from secateur.runs.run import Run, check_apart
+from secateur.training.adapters import Adapted, check_peft, count_parameters
+from secateur.training.block_fitting import fit_blocks, pass_fitted
+from secateur.training.holding import Holding
+from secateur.training.job import TEMPORARY, Job, taken
+from secateur.training.loading import find_teacher, load_finite
+from secateur.training.ranks import ALONE
 from secateur.training.recovery_options import Recovery
-from secateur.training.saving import file_names, round_to_stored, save
-from secateur.training.state import read_state
-from secateur.training.train import curve, do_steps, find_teacher
+from secateur.training.saving import round_to_stored, save
+from secateur.training.steps import curve, do_steps, resume
 from secateur.training.trainer import Trainer
 
 _BATCH_TOKENS = 4096
@@ -54,6 +58,23 @@ class RecoverResult:
 
     report: RecoveryReport
     output: Path
+
+
+@dataclass(frozen=True)
+class RecoveryJob(Job):
+    """A run of recovery whose inputs have been checked; ``model`` is the cut model.
+
+    Attributes:
+        recovery: what to do.
+        whole: the dense model, that it was cut from.
+    """
+
+    recovery: Recovery
+    whole: Checkpoint
+
+    def store(self, checkpoint: Checkpoint, output: Path | None) -> StreamedStore:
+        """Give out a checkpoint's blocks, one at a time."""
+        return checkpoint.store(self.device, output)
 
 
 def recover(
@@ -88,7 +109,7 @@ def recover(
         SecateurError: anything the user can mend, before work starts where that is possible.
     """
     target = Path(output).expanduser()
-    with taken(
+    with _taken(
         model,
         options or Recovery(),
         target,
@@ -107,16 +128,16 @@ def recover(
     return RecoverResult(report, target)
 
 
-def _execute(job: Job, progress: Progress) -> RecoveryReport:
-    run, options, device = job.run, job.options, job.training.device
-    meter = Meter(device)
+def _execute(job: RecoveryJob, progress: Progress) -> RecoveryReport:
+    run, options = job.run, job.recovery
+    meter = Meter(job.device)
     resumed = max(0, len(run.finished) - 1)
     if not run.finished:
-        folders = {"dense": job.dense.folder, "before": job.cut.folder}
+        folders = {"dense": job.whole.folder, "before": job.model.folder}
         run.record({name: _loss_of(job, folder) for name, folder in folders.items()})
     meter.lap("start")
     before = run.finished[0]["before"]
-    checkpoint, after, after_blocks = job.cut, before, None
+    checkpoint, after, after_blocks = job.model.checkpoint, before, None
     notes: list[str] = []
     if options.blocks is not None:
         fitted = _fit_blocks(job, options.blocks, progress)
@@ -132,20 +153,21 @@ def _execute(job: Job, progress: Progress) -> RecoveryReport:
     else:
         network = _train(job, checkpoint, meter, progress)
         after = network.loss
-    kept = job.cut.folder / "secateur" / _KEPT
+    kept = job.model.folder / "secateur" / _KEPT
     if kept.is_file():
         copy_file(kept, run.folder / _KEPT)
     meter.lap("checkpoint")
+    assert job.teacher is not None, "options of recovery ask for a teacher"
     return RecoveryReport(
-        model=job.training.model.name,
-        teacher=job.teacher,
+        model=job.model.name,
+        teacher=job.teacher[0],
         options=options.model_dump(mode="json"),
         text=run.manifest.text,
-        forward_dtype=str(job.training.dtype).removeprefix("torch."),
+        forward_dtype=str(job.dtype).removeprefix("torch."),
         blocks=[FittedBlockReport.model_validate(each) for each in run.finished[1:]],
         network=network,
         validation=RecoveryValidation(
-            windows=len(job.training.text.held_out_WL),
+            windows=len(job.text.held_out_WL),
             length=options.length,
             dense=run.finished[0]["dense"],
             before=before,
@@ -158,47 +180,46 @@ def _execute(job: Job, progress: Progress) -> RecoveryReport:
     )
 
 
-def _loss_of(job: Job, folder: Path) -> float:
+def _loss_of(job: RecoveryJob, folder: Path) -> float:
     """Loss of a checkpoint on the held-out windows, nats per token."""
-    dtype = job.training.dtype
-    model = job.training.load(folder, dtype)
-    windows_WL = job.training.text.held_out_WL.long()
-    return float(score_windows(model, windows_WL, dtype=dtype).loss_W.mean())
+    windows_WL = job.text.held_out_WL.long()
+    scores = score_windows(job.load(folder, job.dtype), windows_WL, dtype=job.dtype)
+    return float(scores.loss_W.mean())
 
 
-def _fit_blocks(job: Job, stage: Reconstruct, progress: Progress) -> Checkpoint:
+def _fit_blocks(job: RecoveryJob, stage: Reconstruct, progress: Progress) -> Checkpoint:
     """Fit all blocks that no earlier session has fitted; return them as a checkpoint."""
     run = job.run
     folder = run.folder / "blocks"
-    store, dense = job.store(job.cut, folder), job.store(job.dense, None)
+    store, dense = job.store(job.model.checkpoint, folder), job.store(job.whole, None)
     done = len(run.finished) - 1
     count = len(store.blocks)
     if not (folder / "model.safetensors.index.json").is_file():
         stream, dense_stream = (_stream(job, each, stage) for each in (store, dense))
         pass_fitted(store, dense, stream, dense_stream, done)
         progress("Fitting blocks", done, count)
-        for fitted in fit_blocks(store, dense, stream, dense_stream, stage, job.options.seed):
-            run.record(_described(fitted), store.written(fitted.index))
+        for fitted in fit_blocks(store, dense, stream, dense_stream, stage, job.recovery.seed):
+            run.record(fitted.model_dump(mode="json"), store.written(fitted.index))
             progress("Fitting blocks", fitted.index + 1, count)
         store.finish()
-    return Checkpoint.open(folder, trust_remote_code=job.training.trust_remote_code)
+    return Checkpoint.open(folder, trust_remote_code=job.trust_remote_code)
 
 
-def _stream(job: Job, store: StreamedStore, stage: Reconstruct) -> Stream:
-    tokens_SL = job.block_windows_SL
+def _stream(job: RecoveryJob, store: StreamedStore, stage: Reconstruct) -> Stream:
+    tokens_SL = job.text.train_WL[: job.recovery.block_windows]
     return Stream(
         store,
         tokens_SL,
         Batches.of(len(tokens_SL), tokens_SL.shape[1], _BATCH_TOKENS),
-        job.training.device,
-        job.training.dtype,
+        job.device,
+        job.dtype,
         job.run.folder,
         memory_budget(None) // 2,
         {stage.batch_sequences},
     )
 
 
-def _copy(job: Job, checkpoint: Checkpoint) -> None:
+def _copy(job: RecoveryJob, checkpoint: Checkpoint) -> None:
     """Write a checkpoint as the result."""
     store = job.store(checkpoint, job.run.output)
     for index in range(len(store.blocks)):
@@ -208,56 +229,132 @@ def _copy(job: Job, checkpoint: Checkpoint) -> None:
     store.finish()
 
 
-def _described(fitted: FittedBlock) -> dict[str, object]:
-    return FittedBlockReport(
-        index=fitted.index, before=fitted.before, after=fitted.after, notes=list(fitted.notes)
-    ).model_dump(mode="json")
-
-
-def _train(job: Job, checkpoint: Checkpoint, watch: Stopwatch, progress: Progress) -> NetworkReport:
+def _train(
+    job: RecoveryJob, checkpoint: Checkpoint, watch: Stopwatch, progress: Progress
+) -> NetworkReport:
     """Train the network, take the weights that held-out text prefers, and write them."""
-    options = job.options
-    model = replace(job.training.model, checkpoint=checkpoint)
-    training = replace(job.training, model=model)
-    network = training.load(checkpoint.folder, torch.float32)
-    blocks = find_blocks(network)
-    for index, block in enumerate(blocks):
-        check_finite(block.state_dict(), blocks.name(index))
-    names = file_names(blocks, checkpoint.reader, checkpoint.tensors)
-    adapters = None
+    options = job.recovery
+    blocks = load_finite(job, checkpoint.folder)
+    holding = Holding(blocks)
     if options.network == "lora":
-        adapters = Adapters(blocks, options.rank, options.seed)
-    teacher, _ = find_teacher(training, progress)
+        holding = Adapted(blocks, options.rank, options.seed)
+    teacher, _ = find_teacher(job, progress)
     watch.lap("teacher")
-    holding = Whole(blocks, []) if adapters is None else Adapted(blocks, adapters)
-    trainer = Trainer(holding, teacher, training.text.train_WL, training.options, training.dtype)
-    read_state(training.work, trainer, training.ranks)
-    resumed = trainer.done
-    chosen = Chosen(training.work / "chosen.safetensors", trainer.parameters)
-    log = do_steps(training, trainer, progress, chosen.offer)
+    trainer = Trainer(holding, teacher, job.text.train_WL, job.options, job.dtype)
+    resumed = resume(job, trainer)
+    chosen = Chosen(job.work / "chosen.safetensors", trainer.parameters)
+    log = do_steps(job, trainer, progress, chosen.offer)
     assert log is not None, "recovery runs in one process"
     watch.lap("steps")
     lowest = chosen.take()
-    if adapters is not None:
-        adapters.merge()
-    round_to_stored(blocks, checkpoint.reader, names)
-    loss = trainer.validation_loss(training.text.held_out_WL)
-    tensors = checkpoint.tensors
-    save(holding, checkpoint.reader, tensors, names, job.run.output, training.ranks)
+    adapters = None
+    if isinstance(holding, Adapted):
+        count = sum(parameter.numel() for parameter in trainer.parameters.values())
+        adapters = AdaptersReport(rank=options.rank, parameters=count)
+        holding.merge()
+    round_to_stored(blocks, checkpoint)
+    loss = trainer.validation_loss(job.text.held_out_WL)
+    save(holding, checkpoint, job.run.output)
     validations = [dict(entry) for entry in log.with_key("validation_loss")]
+    best = next(entry for entry in validations if entry["validation_loss"] == lowest)
     return NetworkReport(
-        adapters=None
-        if adapters is None
-        else AdaptersReport(
-            rank=options.rank, parameters=sum(p.numel() for p in adapters.parameters.values())
-        ),
+        adapters=adapters,
         steps=trainer.done,
-        tokens=trainer.done * training.options.step_tokens,
-        chosen_step=next(
-            int(each["step"]) for each in validations if each["validation_loss"] == lowest
-        ),
+        tokens=trainer.done * job.options.step_tokens,
+        chosen_step=int(best["step"]),
         loss=loss,
         curve=curve(log),
         validations=validations,
         resumed_steps=resumed,
     )
+
+
+class Chosen:
+    """Keeps the weights of the lowest held-out loss, the earliest where losses are equal.
+
+    A resumed run offers what it had offered before it was killed once more, with the same loss,
+    and so ends with the same choice.
+    """
+
+    def __init__(self, path: Path, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._path = path
+        self._parameters = parameters
+        self._lowest = float("inf")
+        if path.is_file():
+            with safe_open(path, framework="pt") as file:
+                self._lowest = float(file.get_tensor("loss"))
+
+    def offer(self, loss: float) -> None:
+        """Keep the weights as they are now, if their loss is lower than any before."""
+        if loss < self._lowest:
+            self._lowest = loss
+            weights = {f"weight.{name}": each for name, each in self._parameters.items()}
+            number = torch.tensor(loss, dtype=torch.float64)
+            write_safetensors(self._path, {"loss": number, **weights}, sealed=True)
+
+    def take(self) -> float:
+        """Put the chosen weights into the parameters; returns their loss."""
+        state = read_sealed(self._path)
+        for name, parameter in self._parameters.items():
+            parameter.data.copy_(state[f"weight.{name}"])
+        return float(state["loss"])
+
+
+@contextmanager
+def _taken(
+    name: str | Path,
+    options: Recovery,
+    output: Path,
+    *,
+    teacher: str | Path,
+    data: Sequence[str],
+    restart: bool,
+    trust_remote_code: bool,
+    progress: Progress,
+) -> Iterator[RecoveryJob]:
+    """Check everything that can be checked before work starts, then hold the output folder.
+
+    Arguments are those of ``recover``.
+    """
+    check_apart(output, name)
+    Run.look(output, restart=restart)
+    if options.network == "lora":
+        check_peft()
+    cut = Checkpoint.open(name, trust_remote_code=trust_remote_code)
+    dense = Checkpoint.open(teacher, trust_remote_code=trust_remote_code)
+    if masks_path(cut.folder, 0).is_file():
+        raise SecateurError(
+            f"{cut.folder} was pruned to a mask, which recovery would fill again; use "
+            "`secateur train --preset keep-mask`."
+        )
+    if options.blocks is not None:
+        _check_alike(cut, dense)
+    trained = {"lora": count_parameters(cut.blocks, options.rank), "none": 0}
+    deciding = {"blocks", "block_windows", "network", "rank"}
+    with taken(
+        name,
+        options.training,
+        output,
+        data=data,
+        validation=None,
+        teacher=teacher,
+        restart=restart,
+        trust_remote_code=trust_remote_code,
+        progress=progress,
+        device=resolve_device(options.device),
+        ranks=ALONE,
+        deciding={"recovery": options.model_dump(mode="json", include=deciding)},
+        trained=trained.get(options.network),
+    ) as job:
+        yield RecoveryJob(**vars(job), recovery=options, whole=dense)
+
+
+def _check_alike(cut: Checkpoint, dense: Checkpoint) -> None:
+    sizes = [(len(each.blocks), each.hidden_size) for each in (cut, dense)]
+    if sizes[0] != sizes[1]:
+        (blocks, width), (dense_blocks, dense_width) = sizes
+        raise SecateurError(
+            f"{cut.folder} has {blocks} blocks of hidden size {width} and the teacher "
+            f"{dense_blocks} of {dense_width}, so none can be fitted to another; name the model "
+            "that it was cut from, or leave that step out with --no-blocks."
+        )

@@ -7,17 +7,15 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from secateur.methods.reconstruct import Reconstruct
-from secateur.runs.device import DtypeName
-from secateur.runs.options import Options, put_over
-from secateur.training.options import DistillationOptions, Training
-from secateur.training.tensorboard import LogTo
+from secateur.runs.options import put_over
+from secateur.training.options import DistillationOptions, RunOptions, Training
 
 # At their highest, where the user names none.
 _LEARNING_RATES = {"lora": 1e-3, "full": 1e-4, "none": 1e-4}
 _DISTILLATION = {"weight": 0.9, "temperature": 1.0, "top_k": 64}
 
 
-class Recovery(Options):
+class Recovery(RunOptions):
     """Everything that decides the result of recovery, apart from models and text."""
 
     noun: ClassVar[str] = "recovery options"
@@ -45,17 +43,7 @@ class Recovery(Options):
         default_factory=lambda: DistillationOptions.model_validate(_DISTILLATION),
         description="how the dense model takes part",
     )
-    seed: int = Field(0, ge=0, lt=2**47, description="decides the order of the text")
-    validation_windows: int = Field(32, ge=1, description="windows that are not trained on")
     validations: int = Field(8, ge=1, description="how often they choose a checkpoint")
-    checkpoint_minutes: float = Field(
-        10.0, ge=0, description="between two states from which a killed run goes on"
-    )
-    log_to: LogTo | None = Field(
-        None, description="tensorboard: the figures of the log as curves, in the work folder"
-    )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    dtype: DtypeName = Field("auto", description="dtype of forward passes")
 
     @model_validator(mode="after")
     def _something_is_left_to_do(self) -> Recovery:
@@ -80,15 +68,10 @@ class Recovery(Options):
                 "length": self.length,
                 "batch_tokens": self.batch_tokens if network else self.length,
                 "micro_batch_tokens": self.batch_tokens,
-                "seed": self.seed,
                 "distillation": self.distillation.model_dump(),
                 "optimiser": {"learning_rate": rate, "weight_decay": 0.0},
-                "validation_windows": self.validation_windows,
                 "validations": self.validations,
-                "checkpoint_minutes": self.checkpoint_minutes,
-                "log_to": self.log_to,
-                "device": self.device,
-                "dtype": self.dtype,
+                **self.model_dump(include=set(RunOptions.model_fields)),
             },
             "keep-mask",
         )

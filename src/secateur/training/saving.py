@@ -4,60 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from secateur.models.reader import CheckpointReader
-from secateur.models.streamed import StreamedStore, TensorMap
+from secateur.models.checkpoint import Checkpoint
+from secateur.models.streamed import StreamedStore
 from secateur.models.structure import BlockList
 from secateur.runs.files import write_json, write_safetensors
 from secateur.training.holding import Holding
-from secateur.training.low_rank import adapter_files
+from secateur.training.low_rank import SLoRB
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.ranks import ALONE, Ranks
 
 ADAPTER = "low-rank"
 
 
-def file_names(blocks: BlockList, reader: CheckpointReader, tensors: TensorMap) -> dict[str, str]:
-    """Name in the file -> name in the model's state, of every tensor the model has."""
-    state = blocks.model.state_dict()
-    base = blocks.model.base_model
-    prefix = f"{blocks.model.base_model_prefix}." if base is not blocks.model else ""
-    names = {file: file for file in reader.files if file in state}
-    for index, block in enumerate(tensors.blocks):
-        names |= {file: f"{blocks.name(index)}.{name}" for name, file in block.items()}
-    names |= {file: prefix + name for name, file in tensors.outside.items()}
-    return names | {file: name for name, file in tensors.head.items()}
-
-
 @torch.no_grad()
-def round_to_stored(blocks: BlockList, reader: CheckpointReader, names: Mapping[str, str]) -> None:
+def round_to_stored(blocks: BlockList, checkpoint: Checkpoint) -> None:
     """Round every weight to the dtype it is stored in, so that what is evaluated is the file."""
     state = blocks.model.state_dict()
-    for file, name in names.items():
-        state[name].copy_(state[name].to(reader.dtypes[file]))
+    for file, name in _file_names(blocks, checkpoint).items():
+        state[name].copy_(state[name].to(checkpoint.reader.dtypes[file]))
 
 
 @torch.no_grad()
-def save(
-    holding: Holding,
-    reader: CheckpointReader,
-    tensors: TensorMap,
-    names: Mapping[str, str],
-    output: Path,
-    ranks: Ranks = ALONE,
-) -> None:
+def save(holding: Holding, checkpoint: Checkpoint, output: Path, ranks: Ranks = ALONE) -> None:
     """Write shards, masks, side files and the index, in this order; the index makes it whole.
 
     Several processes gather a block at a time, and the first writes it.
+
+    Args:
+        holding: the trained model.
+        checkpoint: what it was read from; the result has its form.
+        output: folder of the result.
+        ranks: the processes of the run.
     """
-    blocks = holding.blocks
-    boosts = {each.name: each.low_rank for each in holding.linears if each.low_rank is not None}
-    if boosts:
-        config, adapter = adapter_files(boosts)
+    blocks, reader, tensors = holding.blocks, checkpoint.reader, checkpoint.tensors
+    products = {each.name: each.low_rank for each in holding.linears if each.low_rank is not None}
+    if products:
+        config, adapter = adapter_files(products)
         adapter = _gathered(adapter)
         if ranks.first:
             write_safetensors(output / ADAPTER / "adapter_model.safetensors", adapter)
@@ -76,10 +64,51 @@ def save(
         state = _gathered({name: state[name] for name in tensors.blocks[index]})
         if ranks.first:
             store.save(index, {name: mask.bool() for name, mask in masks.items()}, state=state)
-    state = blocks.model.state_dict()
+    state, names = blocks.model.state_dict(), _file_names(blocks, checkpoint)
     rest = _gathered({file: state[names[file]] for file in tensors.rest if file in names})
     if ranks.first:
         store.finish({file: tensor.to(reader.dtypes[file]) for file, tensor in rest.items()})
+
+
+def adapter_files(products: Mapping[str, SLoRB]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """SLoRB, by full linear name, as ``adapter_config.json`` and tensors in PEFT's format.
+
+    Merging them into the weights would fill every zero, so they are saved beside the checkpoint;
+    ``PeftModel.from_pretrained(model, FOLDER)`` and servers that know LoRA put them back.
+    """
+    ranks = {name: product.s_OR.shape[1] for name, product in products.items()}
+    largest = max(ranks.values())
+    others = {name: rank for name, rank in ranks.items() if rank != largest}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "r": largest,
+        "lora_alpha": largest,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": sorted(products),
+    }
+    tensors = {}
+    for name, product in products.items():
+        prefix = f"base_model.model.{name}"
+        tensors[f"{prefix}.lora_A.weight"] = product.x_RI.data
+        tensors[f"{prefix}.lora_B.weight"] = product.s_OR.data
+    return config, tensors
+
+
+def _file_names(blocks: BlockList, checkpoint: Checkpoint) -> dict[str, str]:
+    """Name in the file -> name in the model's state, of every tensor the model has."""
+    tensors, state = checkpoint.tensors, blocks.model.state_dict()
+    base = blocks.model.base_model
+    prefix = f"{blocks.model.base_model_prefix}." if base is not blocks.model else ""
+    names = {file: file for file in checkpoint.reader.files if file in state}
+    for index, block in enumerate(tensors.blocks):
+        names |= {file: f"{blocks.name(index)}.{name}" for name, file in block.items()}
+    names |= {file: prefix + name for name, file in tensors.outside.items()}
+    return names | {file: name for name, file in tensors.head.items()}
 
 
 def _mask_OI(holding: Holding, each: MaskedLinear) -> Tensor:

@@ -1,13 +1,8 @@
-"""A model of which each process holds some output rows of every matrix, by FSDP2.
-
-Weights, gradients, moments and masks are divided alike. When a block is about to run, its masked
-weights are gathered in the dtype of products; removed weights never travel, and the gradient of
-the gathered weight is the straight-through gradient of all weights.
-"""
+"""A model of which each process holds some output rows of every matrix, by FSDP2."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -21,36 +16,14 @@ from transformers import PreTrainedModel
 from secateur.blocks.precision import forward_precision
 from secateur.models.forwards import replaced_forwards
 from secateur.models.streamed import StreamedStore
-from secateur.models.structure import Linear
-from secateur.runs.errors import SecateurError
-from secateur.training.holding import marked_for_training
+from secateur.training.holding import Holding
+from secateur.training.low_rank import MaskedLoRA
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import as_factor
 from secateur.training.options import Training
 from secateur.training.ranks import Ranks
-from secateur.training.sparse_lora import SparseLoRA
 
 Result = TypeVar("Result")
-
-
-def check_shardable(options: Training, linears: Mapping[str, Linear], ranks: Ranks) -> None:
-    """Raise SecateurError if the model cannot be divided among the processes."""
-    if ranks.world == 1:
-        return
-    if options.fits_boosts:
-        # It looks at more rows at once than one process has.
-        raise SecateurError(
-            "low_rank.start: covariance works in one process alone; leave it out, or start without "
-            "torchrun."
-        )
-    for name, linear in linears.items():
-        rows = len(linear.weight_OI)
-        # Shards of columns of the stored matrix must be of one size.
-        if linear.transposed and rows % ranks.world:
-            raise SecateurError(
-                f"The {rows} outputs of {name} cannot be divided evenly among {ranks.world} "
-                "processes; start another number of processes."
-            )
 
 
 class _Root(nn.Module):
@@ -64,10 +37,12 @@ class _Root(nn.Module):
         return run()
 
 
-class Sharded:
-    """This process's part of a model; see ``Holding``.
+class Sharded(Holding):
+    """This process's part of a model; all processes make the same calls in the same order.
 
-    Every process must make the same calls in the same order, as each gathers from all.
+    Weights, gradients, moments and masks are divided alike. When a block is about to run, its
+    masked weights are gathered in the dtype of products; removed weights never travel, and the
+    gradient of the gathered weight is the straight-through gradient of all weights.
     """
 
     def __init__(
@@ -86,20 +61,18 @@ class Sharded:
         Args:
             store: of a model without weights.
             masked: gives the masked linears of a block, which then has its weights.
-            weights: dtype to hold parameters in.
+            weights: dtype of parameters.
             products: dtype of matrix products; masked weights are gathered in it.
             device: of this process.
             ranks: the processes.
             reduce_every_pass: add up gradients after every forward pass, not once a step.
         """
-        self.blocks = store.blocks
-        self.linears: Sequence[MaskedLinear] = []
+        super().__init__(store.blocks)
         self._device = device
         self._products = products
         self._ranks = ranks
         self._every_pass = reduce_every_pass
         self._dense = False
-        self.replicated: set[str] = set()
         self._product_rows: dict[str, int] = {}
         self._trained: dict[str, nn.Parameter] = {}
         self._local: dict[str, nn.Parameter] = {}
@@ -121,12 +94,8 @@ class Sharded:
         self._root(lambda: None)
         self._fsdp.reshard()
 
-    @property
-    def model(self) -> PreTrainedModel:
-        return self.blocks.model
-
-    def train(self, options: Training) -> Mapping[str, nn.Parameter]:
-        self._trained = marked_for_training(self.model, self.linears, options)
+    def train(self, options: Training) -> dict[str, nn.Parameter]:
+        self._trained = super().train(options)
         for each in self.linears:
             if each.lora is not None:
                 weight = each.linear.module.get_parameter("weight")
@@ -185,7 +154,7 @@ class Sharded:
             elif each.frozen and each.weight.grad is not None:
                 each.weight.grad.mul_(as_factor(each.mask, each.weight.dtype))
 
-    def _collect_product(self, each: MaskedLinear, lora: SparseLoRA) -> None:
+    def _collect_product(self, each: MaskedLinear, lora: MaskedLoRA) -> None:
         weight = each.linear.module.get_parameter("weight")
         assert weight.grad is not None, "every linear takes part"
         gradient = _local(weight.grad) * as_factor(each.mask, each.weight.dtype)
@@ -241,11 +210,9 @@ class Sharded:
         return part
 
     def _gather_masked(self, local: Tensor, held: MaskedLinear) -> None:
-        """Have FSDP gather masked weights in the dtype of products; its extension for subclasses.
+        """Have FSDP gather masked weights, by its extension for tensor subclasses.
 
-        Args:
-            local: this process's part of a parameter.
-            held: that part with its mask; read whenever the parameter is gathered.
+        ``local`` is this process's part of a parameter, ``held`` the same with its mask.
         """
         dim = int(held.linear.transposed)
 

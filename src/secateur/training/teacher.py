@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -22,20 +21,6 @@ from secateur.training.ranks import ALONE, Ranks
 _FILE_WINDOWS = 64
 # Logits of the teacher that exist at one time while they are cached.
 _LOGITS = 2**25
-
-
-class Teacher(Protocol):
-    """Targets for the windows of the training text."""
-
-    def targets(self, first: int, tokens_WL: Tensor) -> Callable[[slice], Target]:
-        """Return what is foreseen at slices of the positions of these windows.
-
-        Positions are those of all windows one behind another, the last of each window left out.
-
-        Args:
-            first: number of the first window in the training text.
-            tokens_WL: the windows, on the device of the student.
-        """
 
 
 class ResidentTeacher:
@@ -59,10 +44,7 @@ class ResidentTeacher:
 
 
 class CachedTeacher:
-    """Files of the likeliest tokens, their log-probabilities, and the log of the rest.
-
-    A position takes 6 bytes for each token kept and 4 more.
-    """
+    """Files of the likeliest tokens, their log-probabilities, and the log of the rest."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -82,9 +64,7 @@ class CachedTeacher:
         progress: Progress,
         ranks: Ranks = ALONE,
     ) -> CachedTeacher:
-        """Write what is not there yet: an interrupted run made whole files or none.
-
-        Several processes divide the files, and wait until all are there.
+        """Write the files that are not there yet; several processes divide them.
 
         Args:
             folder: where the files go.
@@ -135,11 +115,6 @@ class CachedTeacher:
             )
         # Autocast on the CPU does not take half precision.
         return logarithms.float(), tokens.long(), rest
-
-
-def cache_bytes(windows: int, length: int, count: int) -> int:
-    """Size of a cache on disk."""
-    return windows * (length - 1) * (6 * count + 4)
 
 
 def _part(folder: Path, first: int) -> Path:

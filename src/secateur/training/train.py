@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.models.inspection import inspect
-from secateur.models.structure import find_blocks
 from secateur.report.documents.prune import SparsityReport
 from secateur.report.documents.training import LowRankReport, TrainingReport, ValidationReport
 from secateur.report.page import write_report
@@ -17,24 +15,17 @@ from secateur.runs.device import resolve_device
 from secateur.runs.errors import SecateurError
 from secateur.runs.meter import Meter
 from secateur.runs.progress import Progress, silent
-from secateur.training.boosts import fit_boosts
-from secateur.training.holding import Whole
 from secateur.training.job import TEMPORARY, Job, taken
-from secateur.training.loading import load_student, load_teacher
-from secateur.training.log import Log
+from secateur.training.loading import find_teacher, load_student
 from secateur.training.one_shot import prune_first
 from secateur.training.options import Training
 from secateur.training.ranks import joined
-from secateur.training.saving import ADAPTER, file_names, round_to_stored, save
-from secateur.training.start import count_zeros
-from secateur.training.state import read_state, states, write_state
-from secateur.training.teacher import CachedTeacher, ResidentTeacher, Teacher
-from secateur.training.tensorboard import follower
-from secateur.training.trainer import Trainer, held_out_loss
+from secateur.training.saving import ADAPTER, round_to_stored, save
+from secateur.training.start import count_zeros, start_slorb_by_covariance
+from secateur.training.state import states
+from secateur.training.steps import curve, do_steps, resume
+from secateur.training.trainer import Trainer
 
-# Figures wait on the device for so many steps, so that steps do not wait for figures.
-_FETCH_STEPS = 10
-_CURVE_POINTS = 100
 # With fewer steps than this the published shares of the schedule mean little.
 _FEW_STEPS = 200
 
@@ -130,8 +121,8 @@ def _execute(job: Job, progress: Progress) -> TrainingReport | None:
         meter.lap("one-shot")
     holding = load_student(job, source)
     meter.lap("start")
-    if job.options.fits_boosts and not states(job.work):
-        fit_boosts(
+    if job.options.starts_by_covariance and not states(job.work):
+        start_slorb_by_covariance(
             holding.blocks,
             holding.linears,
             job.dense,
@@ -145,18 +136,14 @@ def _execute(job: Job, progress: Progress) -> TrainingReport | None:
     meter.lap("teacher")
 
     trainer = Trainer(holding, teacher, job.text.train_WL, job.options, job.dtype, job.ranks)
-    read_state(job.work, trainer, job.ranks)
-    resumed = trainer.done
+    resumed = resume(job, trainer)
     log = do_steps(job, trainer, progress)
     meter.lap("steps")
 
     trainer.remove()
-    checkpoint = job.model.checkpoint
-    reader, tensors = checkpoint.reader, checkpoint.tensors
-    names = file_names(holding.blocks, reader, tensors)
-    round_to_stored(holding.blocks, reader, names)
+    round_to_stored(holding.blocks, job.model.checkpoint)
     after = trainer.validation_loss(job.text.held_out_WL)
-    save(holding, reader, tensors, names, job.run.output, job.ranks)
+    save(holding, job.model.checkpoint, job.run.output, job.ranks)
     zeros = job.ranks.total(count_zeros(holding.linears))
     if log is None:
         return None
@@ -187,109 +174,6 @@ def _execute(job: Job, progress: Progress) -> TrainingReport | None:
         notes=_notes(job.options),
         **meter.costs(),
     )
-
-
-def find_teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None]:
-    """The teacher and its held-out loss; a cached one has left memory."""
-    if job.teacher is None:
-        return None, None
-    options, text = job.options.distillation, job.text
-    if options.top_k is None:
-        dense = load_teacher(job, job.teacher[1])
-        loss = held_out_loss(dense, text.held_out_WL, job.dtype, job.ranks)
-        return ResidentTeacher(dense, text.train_WL[:1], options.temperature), loss
-    # Each process asks it about other windows, so each has it as a whole, and lets it go.
-    whole = Whole(find_blocks(job.load(job.teacher[1], job.dtype)), [])
-    loss = held_out_loss(whole, text.held_out_WL, job.dtype, job.ranks)
-    teacher = CachedTeacher.make(
-        job.work,
-        whole.model,
-        text.train_WL,
-        temperature=options.temperature,
-        count=options.top_k,
-        batch=job.options.micro_batch_windows,
-        dtype=job.dtype,
-        progress=progress,
-        ranks=job.ranks,
-    )
-    return teacher, loss
-
-
-def do_steps(
-    job: Job,
-    trainer: Trainer,
-    progress: Progress,
-    validated: Callable[[float], None] | None = None,
-) -> Log | None:
-    """Do all steps that are left, validate, and write states.
-
-    Args:
-        job: the run.
-        trainer: with the steps done so far.
-        progress: told how many steps are done.
-        validated: called with every held-out loss, before the next step.
-
-    Returns:
-        the log of the first process, which alone has one.
-    """
-    if not job.ranks.first:
-        _do_steps(job, trainer, None, progress, validated)
-        return None
-    with follower(job.options.log_to, job.work) as follow:
-        log = Log(job.work / "log.jsonl", trainer.done, follow)
-        _do_steps(job, trainer, log, progress, validated)
-    return log
-
-
-def _do_steps(
-    job: Job,
-    trainer: Trainer,
-    log: Log | None,
-    progress: Progress,
-    validated: Callable[[float], None] | None,
-) -> None:
-    options, resumed = job.options, trainer.done
-
-    def validate() -> None:
-        loss = trainer.validation_loss(job.text.held_out_WL)
-        if log is not None:
-            log.add({"step": trainer.done, "validation_loss": loss})
-        if validated is not None:
-            validated(loss)
-
-    if resumed == 0:
-        validate()
-    every = max(1, options.steps // options.validations)
-    saved = began = time.monotonic()
-    progress("Training", resumed, options.steps)
-    while trainer.done < options.steps:
-        trainer.step()
-        is_validated = trainer.done % every == 0 or trainer.done == options.steps
-        due = time.monotonic() - saved >= 60 * options.checkpoint_minutes
-        # A state is written by all processes at the same step, whatever their clocks say.
-        save_state = job.ranks.agree(due)
-        if is_validated or save_state or trainer.done % _FETCH_STEPS == 0:
-            tokens = (trainer.done - resumed) * options.step_tokens
-            _write_figures(trainer, log, tokens / (time.monotonic() - began))
-        if is_validated:
-            validate()
-        if save_state:
-            write_state(job.work, trainer, job.ranks)
-            saved = time.monotonic()
-        progress("Training", trainer.done, options.steps)
-
-
-def _write_figures(trainer: Trainer, log: Log | None, tokens_per_second: float) -> None:
-    for figures in trainer.figures():
-        if log is not None:
-            log.add({**asdict(figures), "tokens_per_second": round(tokens_per_second, 1)})
-
-
-def curve(log: Log) -> list[dict[str, float]]:
-    """Up to a hundred steps of a log, the last one included."""
-    steps = log.with_key("cross_entropy")
-    stride = max(1, -(-len(steps) // _CURVE_POINTS))
-    return [dict(entry) for entry in steps[::-1][::stride][::-1]]
 
 
 def _count_zeros(job: Job, planned: int) -> SparsityReport:

@@ -16,16 +16,14 @@ from secateur.evaluation.scores import score_windows
 from secateur.patterns.pattern import refuse_nan
 from secateur.runs.errors import SecateurError
 from secateur.solvers.pieces import smallest
-from secateur.training.distillation import Loss, backward_in_parts
+from secateur.solvers.schedule import ramp, warm_up_cosine
+from secateur.training.distillation import Loss, Teacher, backward_in_parts
 from secateur.training.holding import Holding, recomputed
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import favoured, flips, magnitude, renew_mask, sensitivity
 from secateur.training.optimiser import MaskedAdamW
 from secateur.training.options import Training
 from secateur.training.ranks import ALONE, Ranks
-from secateur.training.schedule import learning_rate_share, ramp
-from secateur.training.splitting import Splitting
-from secateur.training.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -51,16 +49,6 @@ class StepFigures:
     flip_rate: float | None = None
 
 
-@dataclass
-class _Pending:
-    """A step whose figures are still on the device."""
-
-    step: int
-    learning_rate: float
-    decay: float
-    sums: Tensor
-
-
 class Trainer:
     """Trains a model whose linears are masked, a step at a time.
 
@@ -69,7 +57,6 @@ class Trainer:
         parameters: what is trained, by name; fp32; this process's part.
         linears: those with a mask; this process's part.
         optimiser: with the steps done so far.
-        splitting: what ties the weights to their projection, until masks are frozen; or None.
     """
 
     def __init__(
@@ -94,24 +81,17 @@ class Trainer:
             options.distillation.weight if teacher else 0.0, options.distillation.temperature
         )
         self._weights = ranks.total(sum(each.mask.numel() for each in linears))
-        self._pending: list[_Pending] = []
+        # Step, learning rate, decay, and what is still on the device: sums and the norm.
+        self._pending: list[tuple[int, float, float, Tensor]] = []
         self._figures: list[StepFigures] = []
         masked = {f"{each.name}.weight": each.mask for each in linears}
-        chosen = options.optimiser
         self.optimiser = MaskedAdamW(
             self.parameters,
             {name: mask for name, mask in masked.items() if name in self.parameters},
-            betas=chosen.betas,
-            epsilon=chosen.epsilon,
-            weight_decay=chosen.weight_decay,
-            decay_place=options.decay.place,
-            decay_norm=options.decay.norm,
-            second_moment=chosen.second_moment,
-            ranks=ranks,
+            options.optimiser,
+            options.decay,
+            ranks,
         )
-        self.splitting: Splitting | None = None
-        if options.admm is not None:
-            self.splitting = Splitting(linears, options.admm.penalty)
         with holding.masked():
             self._readout = holding.evaluate(lambda: find_readout(self.model, windows_WL[:1]))
 
@@ -120,11 +100,23 @@ class Trainer:
         """Steps done."""
         return self.optimiser.steps
 
-    def go_on_from(self, steps: int) -> None:
-        """Take so many steps for done; all tensors of the state are then to be put back."""
-        self.optimiser.steps = steps
-        if steps > self._options.frozen_from:
-            self.splitting = None
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on, as parts of whole tensors; views, not copies.
+
+        The order of the text follows from its seed and the step, and no step draws random numbers,
+        so there is no random state.
+        """
+        place = self.holding.global_tensor
+        weights = {f"weight.{name}": place(name, p.data) for name, p in self.parameters.items()}
+        moments = {
+            name: place(name.partition(".")[2], tensor)
+            for name, tensor in self.optimiser.state().items()
+        }
+        masks = {
+            f"mask.{each.name}": place(f"{each.name}.weight", each.mask.view(torch.uint8))
+            for each in self.linears
+        }
+        return weights | moments | masks
 
     def step(self) -> None:
         """Do the next step; its figures wait on the device until they are asked for."""
@@ -135,21 +127,20 @@ class Trainer:
             self._freeze()
         sums = self._accumulate(step * options.step_windows)
         norm = self._clip()
-        rate = options.optimiser.learning_rate * learning_rate_share(
+        steps, schedule = options.steps, options.optimiser
+        rate = schedule.learning_rate * warm_up_cosine(
             step,
-            options.steps,
-            warm_up=options.optimiser.warm_up,
-            tail=options.optimiser.tail,
-            floor=options.optimiser.floor,
+            steps,
+            rise=round(schedule.warm_up * steps),
+            fall=round((1 - schedule.tail) * steps),
+            floor=schedule.floor,
         )
-        risen = ramp(step, options.steps, options.decay.ramp_share)
+        risen = ramp(step, steps, options.decay.ramp_share)
         decay = 0.0 if frozen else options.decay.strength * risen
-        if self.splitting is not None:
-            self.splitting.pull()
         self.optimiser.step(rate, decay)
         for parameter in self.parameters.values():
             parameter.grad = None
-        self._pending.append(_Pending(self.done, rate, decay, torch.cat([sums, norm[None]])))
+        self._pending.append((self.done, rate, decay, torch.cat([sums, norm[None]])))
         if self.done % options.masks.refresh_steps == 0 and self.done < options.frozen_from:
             # A loss that is not finite is told by its step before it spoils a score.
             self._fetch()
@@ -158,18 +149,12 @@ class Trainer:
     @torch.no_grad()
     def refresh(self) -> float:
         """Choose every mask anew; returns the share of all entries that changed."""
-        if self.splitting is not None:
-            self.splitting.advance()
         if self._options.masks.scope == "global":
             return self._refresh_together()
         changed = torch.zeros((), dtype=torch.int64, device=self.model.device)
+        hysteresis = self._options.masks.hysteresis
         for each in self.linears:
-            changed += renew_mask(
-                each.mask_OI,
-                each.rows,
-                partial(self._score, each),
-                self._options.masks.hysteresis,
-            )
+            changed += renew_mask(each.mask_OI, each.rows, partial(self._score, each), hysteresis)
         self._ranks.sum([changed])
         return int(changed) / self._weights
 
@@ -196,8 +181,7 @@ class Trainer:
 
     def _score(self, each: MaskedLinear, rows: slice) -> Tensor:
         """How much some rows of a linear want their weights kept (rows, in)."""
-        weight = each.weight if self.splitting is None else self.splitting.sums[each.name]
-        weight_PI = each.in_rows(weight)[rows]
+        weight_PI = each.in_rows(each.weight)[rows]
         if self._options.masks.score == "magnitude":
             return magnitude(weight_PI)
         second = self.optimiser.second[f"{each.name}.weight"]
@@ -216,22 +200,15 @@ class Trainer:
     def _fetch(self) -> None:
         pending, self._pending = self._pending, []
         positions = self._options.step_windows * (self._options.length - 1)
-        for each in pending:
-            entropy, divergence, norm = each.sums.tolist()
+        for step, rate, decay, sums in pending:
+            entropy, divergence, norm = sums.tolist()
             if not math.isfinite(entropy + divergence + norm):
                 raise SecateurError(
-                    f"The loss or its gradient is NaN or infinite at step {each.step}; "
-                    "lower the learning rate and start over with --restart."
+                    f"The loss or its gradient is NaN or infinite at step {step}; lower the "
+                    "learning rate and start over with --restart."
                 )
             self._figures.append(
-                StepFigures(
-                    each.step,
-                    cross_entropy=entropy / positions,
-                    divergence=divergence / positions,
-                    gradient_norm=norm,
-                    learning_rate=each.learning_rate,
-                    decay=each.decay,
-                )
+                StepFigures(step, entropy / positions, divergence / positions, norm, rate, decay)
             )
 
     def validation_loss(self, windows_WL: Tensor) -> float:
@@ -239,36 +216,24 @@ class Trainer:
         return held_out_loss(self.holding, windows_WL, self._dtype, self._ranks)
 
     def remove(self) -> None:
-        """Set all removed weights to zero, with all that was trained in the others."""
-        self._end_splitting()
+        """Merge what was trained beside the weights, and set all removed ones to zero."""
         for each in self.linears:
             each.merge()
             each.remove()
 
     def _freeze(self) -> None:
-        """From here on the masks stay, and removed weights are zero and stay so."""
+        """From here on the masks stay, and removed weights are and stay zero."""
         if all(each.frozen for each in self.linears):
             return
         resumed = self.done > self._options.frozen_from
-        self._end_splitting()
         for each in self.linears:
             # A run that goes on behind the freeze has rescaled them before.
             each.remove(rescale=self._options.masks.rescale and not resumed)
             each.frozen = True
         self.optimiser.forget_removed()
 
-    def _end_splitting(self) -> None:
-        """Let masks be those of the weights themselves, which then become their projection."""
-        if self.splitting is not None:
-            self._fetch()
-            self.splitting = None
-            self.refresh()
-
     def _accumulate(self, first: int) -> Tensor:
-        """Gradients of one step's windows; sums of cross-entropy and divergence (2,).
-
-        Each process goes through its share of the windows, and all have the sums.
-        """
+        """Add up the gradients of a step; returns the sums of cross-entropy and divergence (2,)."""
         options = self._options
         device = self.model.device
         sums = torch.zeros(2, device=device)
@@ -277,24 +242,20 @@ class Trainer:
         windows = self._windows_WL[first : first + share.stop - share.start]
         scale = 1 / (options.step_windows * (options.length - 1))
         # One context for the step: autocast keeps the weights it has converted.
-        dense = self.splitting is not None or (
-            options.masks.forward == "dense" and not self.linears[0].frozen
-        )
+        dense = options.masks.forward == "dense" and not self.linears[0].frozen
         with (
             self.holding.masked(dense=dense),
             recomputed(self.holding.blocks, options.activation_checkpointing),
             forward_precision(self._dtype, device),
         ):
-            for at, tokens in _batches(windows, options.micro_batch_windows):
-                tokens_WL = tokens.to(device).long()
-                target = (
-                    self._teacher.targets(first + at, tokens_WL)
-                    if self._teacher is not None
-                    else None
-                )
+            size = options.micro_batch_windows
+            for at in range(0, len(windows), size):
+                tokens_WL = windows[at : at + size].to(device).long()
+                target = None
+                if self._teacher is not None:
+                    target = self._teacher.targets(first + at, tokens_WL)
                 states_WLD = self.holding.forward(
-                    partial(self._readout.states, tokens_WL),
-                    last=at + len(tokens) == len(windows),
+                    partial(self._readout.states, tokens_WL), last=at + size >= len(windows)
                 )
                 sums += backward_in_parts(
                     states_WLD[:, :-1].flatten(0, 1),
@@ -332,8 +293,3 @@ def held_out_loss(
     with holding.masked():
         scores = holding.evaluate(lambda: score_windows(holding.model, mine_WL, dtype=dtype))
     return float(ranks.collect(scores.loss_W, len(windows_WL)).mean())
-
-
-def _batches(windows_WL: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
-    for at in range(0, len(windows_WL), size):
-        yield at, windows_WL[at : at + size]

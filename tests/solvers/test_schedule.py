@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from secateur.training.schedule import learning_rate_share, ramp
+from secateur.solvers.schedule import ramp, warm_up_cosine
 
 STEPS = 40_000
+
+
+def learning_rate_share(step: int, steps: int) -> float:
+    rise, fall = round(0.05 * steps), round(0.95 * steps)
+    return warm_up_cosine(step, steps, rise=rise, fall=fall, floor=0.1)
 
 
 def test_learning_rate_passes_through_the_published_points() -> None:

@@ -10,9 +10,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from secateur.runs.errors import SecateurError
-from secateur.training import Training, tensorboard, train
-from secateur.training.log import Log
-from secateur.training.tensorboard import follower
+from secateur.training import log
+from secateur.training.log import Log, follower
+from secateur.training.options import Training
+from secateur.training.train import train
 
 Points = dict[str, list[tuple[int, float]]]
 
@@ -39,12 +40,12 @@ def points_logged(work: Path) -> Points:
 def test_a_resumed_run_has_the_curves_of_its_log(tmp_path: Path) -> None:
     for first, last in ((0, 6), (4, 8), (8, 8)):
         with follower("tensorboard" if first else None, tmp_path) as follow:
-            log = Log(tmp_path / "log.jsonl", first, follow)
+            lines = Log(tmp_path / "log.jsonl", first, follow)
             for step in range(first + 1, last + 1):
                 # What is done again may come out otherwise.
-                log.add({"step": step, "loss": first + 1 / step, "flips": None})
+                lines.add({"step": step, "loss": first + 1 / step, "flips": None})
                 if step % 3 == 0:
-                    log.add({"step": step, "held_out": 2.0 * step})
+                    lines.add({"step": step, "held_out": 2.0 * step})
     assert points_logged(tmp_path)["held_out"] == [(3, 6.0), (6, 12.0)]
     assert points_shown(tmp_path) == points_logged(tmp_path)
 
@@ -81,7 +82,7 @@ def test_training_writes_the_curves_of_its_log(
     assert points_shown(work) == logged
     # Where figures go does not make it another run.
     assert run(output, None) == report
-    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
+    monkeypatch.setattr(log, "find_spec", lambda name: None)
     with pytest.raises(SecateurError, match=r"install secateur\[tensorboard\]"):
         run(tmp_path / "other", "tensorboard")
     assert not (tmp_path / "other").exists()

@@ -8,9 +8,9 @@ from torch import nn
 
 from secateur.models.structure import Linear
 from secateur.patterns.pattern import Unstructured
+from secateur.training.low_rank import MaskedLoRA
 from secateur.training.masked_linear import MaskedLinear
 from secateur.training.masks import RowBudget
-from secateur.training.sparse_lora import SparseLoRA
 
 
 def masked(transposed: bool) -> MaskedLinear:
@@ -21,7 +21,7 @@ def masked(transposed: bool) -> MaskedLinear:
     rows = RowBudget.of_mask(Unstructured(0.0), mask_OI)
     linear = Linear("w", module, transposed)
     linear.weight_OI.mul_(mask_OI)
-    lora = SparseLoRA.start((5, 8), 2, torch.Generator().manual_seed(1))
+    lora = MaskedLoRA.start((5, 8), 2, torch.Generator().manual_seed(1))
     return MaskedLinear("w", linear, rows, mask_OI, lora=lora)
 
 
