@@ -22,6 +22,7 @@ from secateur.evaluation.options import EvaluationOptions
 from secateur.evaluation.tasks import TASKS
 from secateur.methods import STAGES
 from secateur.models.formats import FORMATS
+from secateur.models.formats.format import find_format
 from secateur.pruning.recipe import Recipe
 from secateur.runs.options import Options
 from secateur.shrinking.options import ShrinkOptions
@@ -58,7 +59,11 @@ def described() -> str:
             options |= _options(f"{kind}.{name}", model)
     parts = {
         "options": options,
-        "formats": {each.names[0]: _says(each) for each in FORMATS.values()},
+        # A format that has two names is told once.
+        "formats": {
+            name: _says(find_format(name))
+            for name in {path: name for name, path in reversed(FORMATS.items())}.values()
+        },
         "calibrations": SOURCES,
         "tasks": {name: task.description for name, task in TASKS.items()},
     }

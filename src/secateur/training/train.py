@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from secateur.models.inspection import inspect
-from secateur.report.documents.prune import SparsityReport
+from secateur.models.locate import load_tokenizer
+from secateur.pruning.prune import prune
+from secateur.pruning.recipe import Recipe
+from secateur.report.documents.prune import Report, SparsityReport
 from secateur.report.documents.training import LowRankReport, TrainingReport, ValidationReport
 from secateur.report.page import write_report
 from secateur.runs.device import resolve_device
 from secateur.runs.errors import SecateurError
+from secateur.runs.files import write_text
 from secateur.runs.meter import Meter
 from secateur.runs.progress import Progress, silent
 from secateur.training.job import TEMPORARY, Job, taken
 from secateur.training.loading import find_teacher, load_student
-from secateur.training.one_shot import prune_first
 from secateur.training.options import Training
 from secateur.training.ranks import joined
 from secateur.training.saving import ADAPTER, round_to_stored, save
@@ -28,6 +34,11 @@ from secateur.training.trainer import Trainer
 
 # With fewer steps than this the published shares of the schedule mean little.
 _FEW_STEPS = 200
+# The one-shot start: calibration windows, their length, and how many times their tokens the text
+# has that they are drawn from.
+_START_SAMPLES = 128
+_START_LENGTH = 512
+_START_POOL = 4
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,7 @@ def _execute(job: Job, progress: Progress) -> TrainingReport | None:
     if job.prunes_first:
         for mine in job.ranks.in_turn():
             if mine:
-                source, start = prune_first(job, progress)
+                source, start = _prune_first(job, progress)
         meter.lap("one-shot")
     holding = load_student(job, source)
     meter.lap("start")
@@ -208,3 +219,46 @@ def _notes(options: Training) -> list[str]:
         f"{options.tokens:,} tokens are {options.steps} steps of {options.step_tokens:,}; smaller "
         "steps (batch_tokens) let masks and schedule do more."
     ]
+
+
+def _prune_first(job: Job, progress: Progress) -> tuple[Path, Report]:
+    """Prune the dense model by the recipe ``auto`` inside the run's work folder, or go on with it.
+
+    Calibration text is the beginning of the training text, so held-out windows stay unseen.
+    """
+    work = job.work / "start"
+    text, output = work / "text.jsonl", work / "pruned"
+    if not text.is_file():
+        work.mkdir(parents=True, exist_ok=True)
+        write_text(text, _as_documents(job))
+    recipe = Recipe.from_mapping(
+        {
+            "pattern": str(job.options.pattern),
+            "stages": "auto",
+            "calibration": {
+                "source": str(text.resolve()),
+                "samples": _START_SAMPLES,
+                "length": min(_START_LENGTH, job.options.length),
+                "seed": job.options.seed,
+            },
+            "device": str(job.device),
+            "dtype": str(job.dtype).removeprefix("torch."),
+        }
+    )
+    result = prune(
+        job.model.folder,
+        recipe,
+        output,
+        trust_remote_code=job.trust_remote_code,
+        progress=progress,
+    )
+    return output, result.report
+
+
+def _as_documents(job: Job) -> str:
+    tokenizer = load_tokenizer(job.model.folder, trust_remote_code=job.trust_remote_code)
+    windows: Tensor = job.text.train_WL[
+        : -(-_START_POOL * _START_SAMPLES * _START_LENGTH // job.options.length)
+    ]
+    texts = (tokenizer.decode(window) for window in windows.tolist())
+    return "".join(f"{json.dumps({'text': text}, ensure_ascii=False)}\n" for text in texts)
