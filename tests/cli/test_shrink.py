@@ -42,6 +42,18 @@ def test_shrink_prints_the_report_it_writes(
     assert printed["parameters"]["removed"] == pytest.approx(0.3, abs=0.01)
 
 
+def test_flags_override_a_file_of_options(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("sparsity: 0.2\nform: uniform\ncalibration: {seed: 3, samples: 8}\n")
+    words = ["shrink", str(checkpoints("llama")), "-o", str(tmp_path / "out"), "--json"]
+    words += ["--options", str(file), "--sparsity", "0.3", *flags(text_file)]
+    options = json.loads(run(*words))["options"]
+    assert (options["sparsity"], options["form"]) == (0.3, "uniform")
+    assert (options["calibration"]["seed"], options["calibration"]["samples"]) == (3, 4)
+
+
 def test_table_shows_what_is_left_of_each_block(
     checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:

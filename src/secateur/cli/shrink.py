@@ -11,6 +11,7 @@ from secateur.cli.flags import (
     AsJson,
     Flags,
     Model,
+    MoreOptions,
     Output,
     Restart,
     TrustRemoteCode,
@@ -59,6 +60,7 @@ def shrink(
             help="cut nothing, but write what every size would cost: curve.json and curve.svg",
         ),
     ] = False,
+    options: MoreOptions = None,
     *,
     given: dict[str, Any],
     restart: Restart = False,
@@ -75,6 +77,7 @@ def shrink(
         show_table,
     )
     from secateur.report.terminal import curve_table, shrink_table
+    from secateur.runs.options import put_over, read_mapping
     from secateur.shrinking.curve import size_curve
     from secateur.shrinking.options import ShrinkOptions
     from secateur.shrinking.shrink import shrink as run
@@ -84,11 +87,12 @@ def shrink(
     if curve and "sparsity" in given:
         raise SecateurError("Give either --sparsity or --curve, not both.")
     form = {"form": "uniform"} if uniform else {"form": "padded"} if padded else {}
-    options = ShrinkOptions.from_mapping(given | form)
+    values = put_over(read_mapping(options, ShrinkOptions.noun) if options else {}, given | form)
+    chosen = ShrinkOptions.from_mapping(values)
     others: dict[str, Any] = {"restart": restart, "trust_remote_code": trust_remote_code}
     if curve:
         with progress_bars() as progress:
-            found = size_curve(model, output, options, progress=progress, **others)
+            found = size_curve(model, output, chosen, progress=progress, **others)
         if as_json:
             print_json(found.model_dump(mode="json"))
             return
@@ -97,7 +101,7 @@ def shrink(
         say("To look at: ", page_of(output))
         return
     with progress_bars() as progress:
-        result = run(model, output, options, progress=progress, **others)
+        result = run(model, output, chosen, progress=progress, **others)
     if as_json:
         print_json(result.report.model_dump(mode="json"))
         return
