@@ -17,7 +17,8 @@ class CalibrationOptions(Options):
     """Which text statistics come from, and how much of it."""
 
     source: str | dict[str, float] = Field(
-        "self", description="self, FILE.txt, FILE.jsonl, a hub name, or a mix {source: weight}"
+        "self",
+        description="self, FILE.txt, FILE.jsonl, a folder, a hub name, or a mix {source: weight}",
     )
     samples: int = Field(128, description="windows, held-out ones included")
     length: int = Field(512, description="tokens per window")
