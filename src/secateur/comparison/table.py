@@ -9,11 +9,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from secateur.comparison.document import ComparisonResult, Row
+from secateur.comparison.document import ComparisonResult, Pruned, Row, Spread
 from secateur.report.format import bytes_text, seconds_text
 
 _HEADS = (
     "row",
+    "weights",
     "sparsity",
     "perplexity",
     "95 % interval",
@@ -21,13 +22,15 @@ _HEADS = (
     "KL",
     "zero-shot",
     "time",
+    "time / {yardstick}",
+    "processor time",
     "peak memory",
     "size",
 )
 # What stands in one column on the terminal, which is narrower than a page.
 _STACKED = (
     ("row",),
-    ("sparsity",),
+    ("weights", "sparsity"),
     ("perplexity", "95 % interval"),
     ("KL",),
     ("zero-shot",),
@@ -78,7 +81,7 @@ def protocol_lines(result: ComparisonResult) -> list[str]:
         "bootstrap over windows. KL from dense in nats per token.",
         f"Calibration: {calibration['source']}, {calibration['samples']} windows of "
         f"{calibration['length']} tokens, seed {calibration['seed']}. Time and peak memory: the "
-        f"whole process from model on disk to pruned model on disk; {result.machine['cores']} "
+        f"whole process from model on disk to result on disk; {result.machine['cores']} "
         f"cores, {result.machine['processor']}, {result.machine['device']}.",
     ]
     if tasks is not None:
@@ -87,49 +90,66 @@ def protocol_lines(result: ComparisonResult) -> list[str]:
             f"Zero-shot: mean accuracy and its standard error over {', '.join(tasks['data'])}"
             f"{limit}; lm-eval {tasks['lm_eval']}."
         )
-    if any(row.pruned is not None and row.pruned.resumed for row in result.rows):
+    made = [row.pruned for row in result.rows if row.pruned is not None]
+    if any(len(each.runs) > 1 for each in made):
+        lines.append("Of several runs, in turn: the median, and the range; ratios of the fastest.")
+    if any(each.resumed for each in made):
         lines.append("≥: the run had been interrupted; the cost is that of its last part.")
     return lines
 
 
 def _columns(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
     """Heads and cells, without columns that nobody fills."""
-    rows = [_cells(row) for row in result.rows]
+    made = {row.name: row.pruned for row in result.rows if row.pruned is not None}
+    sizes = {row.weights for row in made.values() if row.weights is not None}
+    rows = [
+        _cells(row, made.get(row.yardstick or ""), result.weights, sizes <= {result.weights})
+        for row in result.rows
+    ]
     filled = [index for index in range(len(_HEADS)) if any(row[index] for row in rows)]
-    return [_HEADS[i] for i in filled], [[row[i] for i in filled] for row in rows]
+    heads = [_HEADS[i].format(yardstick=result.options.get("yardstick")) for i in filled]
+    return heads, [[row[i] for i in filled] for row in rows]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: Row, yardstick: Pruned | None, dense: int | None, equal: bool) -> list[str]:
     evaluation, pruned = row.evaluation, row.pruned
     figures, difference = evaluation["model"], evaluation["difference"]
+    weights = dense if pruned is None else pruned.weights
     return [
         row.name,
-        f"{pruned.sparsity:.4f}" if pruned else "",
+        "" if equal or weights is None else f"{weights / 1e6:.2f} M",
+        "" if pruned is None or pruned.sparsity is None else f"{pruned.sparsity:.4f}",
         f"{figures['perplexity']:.2f}",
         _interval(figures["interval"]),
-        _difference(difference) if difference else "",
+        f"{difference['perplexity']:.2f} ({_interval(difference['perplexity_interval'])})"
+        if difference
+        else "",
         f"{evaluation['divergence']['kl']:.4f}" if evaluation["divergence"] else "",
         _mean(evaluation["zero_shot"]),
-        _at_least(row) + seconds_text(pruned.seconds) if pruned else "",
-        _at_least(row) + _memory(row) if pruned else "",
+        *([""] * 4 if pruned is None else _costs(pruned, yardstick)),
         bytes_text(row.size_bytes),
     ]
 
 
-def _at_least(row: Row) -> str:
-    return "≥ " if row.pruned is not None and row.pruned.resumed else ""
+def _costs(pruned: Pruned, yardstick: Pruned | None) -> list[str]:
+    at_least = "≥ " if pruned.resumed else ""
+    memory = bytes_text(pruned.peak_bytes)
+    if pruned.peak_device_bytes is not None:
+        memory += f", {bytes_text(pruned.peak_device_bytes)} on GPU"
+    return [
+        at_least + _times(pruned.seconds),
+        "" if yardstick is None else f"{pruned.seconds.minimum / yardstick.seconds.minimum:.2f}",
+        at_least + _times(pruned.cpu_seconds),
+        at_least + memory,
+    ]
 
 
-def _memory(row: Row) -> str:
-    assert row.pruned is not None
-    device = row.pruned.peak_device_bytes
-    own = bytes_text(row.pruned.peak_bytes)
-    return own if device is None else f"{own}, {bytes_text(device)} on GPU"
-
-
-def _difference(difference: dict[str, Any]) -> str:
-    interval = _interval(difference["perplexity_interval"])
-    return f"{difference['perplexity']:.2f}" + (f" ({interval})" if interval else "")
+def _times(spread: Spread) -> str:
+    """The median, and the range if there are several."""
+    if spread.minimum == spread.maximum:
+        return seconds_text(spread.median)
+    lowest, highest = seconds_text(spread.minimum), seconds_text(spread.maximum)
+    return f"{seconds_text(spread.median)} ({lowest} to {highest})"
 
 
 def _interval(interval: Sequence[float] | None) -> str:

@@ -34,7 +34,8 @@ from secateur.runs.run import Run, check_apart
 from secateur.training.adapters import Adapted, check_peft, count_parameters
 from secateur.training.block_fitting import fit_blocks, pass_fitted
 from secateur.training.holding import Holding
-from secateur.training.job import TEMPORARY, Job, taken
+from secateur.training.job import TEMPORARY, Job
+from secateur.training.job import taken as training_taken
 from secateur.training.loading import find_teacher, load_finite
 from secateur.training.ranks import ALONE
 from secateur.training.recovery_options import Recovery
@@ -109,7 +110,7 @@ def recover(
         SecateurError: anything the user can mend, before work starts where that is possible.
     """
     target = Path(output).expanduser()
-    with _taken(
+    with taken(
         model,
         options or Recovery(),
         target,
@@ -301,7 +302,7 @@ class Chosen:
 
 
 @contextmanager
-def _taken(
+def taken(
     name: str | Path,
     options: Recovery,
     output: Path,
@@ -331,7 +332,7 @@ def _taken(
         _check_alike(cut, dense)
     trained = {"lora": count_parameters(cut.blocks, options.rank), "none": 0}
     deciding = {"blocks", "block_windows", "network", "rank"}
-    with taken(
+    with training_taken(
         name,
         options.training,
         output,
