@@ -42,7 +42,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, sealed: bool
     from safetensors.torch import save_file
 
     whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    metadata = {"format": "pt"} | ({_SEAL: _hash_tensors(whole)} if sealed else {})
+    # One entry: the writer puts several in any order, and files of one content would differ.
+    metadata = {_SEAL: _hash_tensors(whole)} if sealed else {"format": "pt"}
     _write(path, lambda part: save_file(whole, part, metadata=metadata))
 
 
