@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.blocks.inputs import InputStatistics
-from secateur.blocks.tasks import GroupTask
+from secateur.blocks.tasks import GroupTask, InputStatistics
 from secateur.methods.admm import ADMM
 from secateur.methods.refit import Refit
 from secateur.methods.sparsegpt import SparseGPT

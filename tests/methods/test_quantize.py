@@ -12,8 +12,7 @@ from torch import Tensor
 
 from blocks.test_tasks import inputs, make_task
 from methods.blocks import block_task
-from secateur.blocks.inputs import InputStatistics
-from secateur.blocks.tasks import GroupTask, Quantization
+from secateur.blocks.tasks import GroupTask, InputStatistics, Quantization
 from secateur.methods.besa import BESA, LearnedClipping
 from secateur.methods.quantize import Quantize
 from secateur.methods.refit import Refit

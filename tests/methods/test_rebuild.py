@@ -169,7 +169,7 @@ def test_masks_that_raise_the_error_are_refused(checkpoints: Callable[..., Path]
 
 def test_no_more_windows_are_taken_than_wanted(checkpoints: Callable[..., Path]) -> None:
     with block_task(checkpoints("llama")) as task:
-        fitted = task.stream.batches.boundary
+        fitted = task.stream.fitted
         for most, taken in ((1, 1), (4, 4), (100, fitted)):
             drawn = torch.cat(task.fitted_batches(2, most))
             assert len(drawn) == len(drawn.unique()) == taken
@@ -185,7 +185,7 @@ def squares_one_by_one(task: BlockTask, part: Part) -> dict[str, Tensor]:
         linear.name: task.dense[linear.name].clone().requires_grad_() for linear in part.linears
     }
     squares = {name: torch.zeros_like(w_OI) for name, w_OI in weights.items()}
-    count = task.stream.batches.boundary
+    count = task.stream.fitted
     for sequence in range(count):
         with torch.no_grad():
             call = catch_call(part, lambda s=sequence: task.output(slice(s, s + 1)))
@@ -216,7 +216,7 @@ def test_scores_come_from_the_gradient_of_each_sequence(
 
 def fitted_error(task: BlockTask) -> float:
     with torch.no_grad():
-        batch = slice(0, task.stream.batches.boundary)
+        batch = slice(0, task.stream.fitted)
         errors = [
             relative_error(task.output(slice(s, s + 1)), task.target(slice(s, s + 1)))
             for s in range(batch.start, batch.stop)

@@ -7,7 +7,6 @@ from typing import Annotated, Any, get_args
 from pydantic import BeforeValidator, Field
 
 from secateur.allocation.allocation import Allocation
-from secateur.allocation.dense_model import DenseModel
 from secateur.allocation.dlp import DLP
 from secateur.allocation.loss import Loss
 from secateur.allocation.owl import OWL
@@ -29,4 +28,4 @@ ALLOCATIONS: dict[str, type[Allocation]] = {
     allocation.model_fields["method"].default: allocation for allocation in get_args(_Allocations)
 }
 
-__all__ = ["ALLOCATIONS", "Allocation", "AnyAllocation", "DenseModel", "Loss", "Uniform"]
+__all__ = ["ALLOCATIONS", "Allocation", "AnyAllocation", "Loss", "Uniform"]

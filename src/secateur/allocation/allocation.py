@@ -4,27 +4,80 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
-from secateur.allocation.counts import (
+from secateur.blocks.tasks import InputStatistics
+from secateur.models.experts import linear_shapes
+from secateur.models.structure import BlockList, Linear
+from secateur.patterns.pattern import NM, Pattern
+from secateur.patterns.plan import Plan, uniform_plan
+from secateur.runs.errors import SecateurError
+from secateur.runs.options import Options
+from secateur.solvers.counts import (
     BINS,
     Histogram,
     bounded_counts,
     rank_histogram,
     score_histogram,
 )
-from secateur.allocation.dense_model import DenseBlock, DenseModel
-from secateur.models.experts import linear_shapes
-from secateur.models.structure import BlockList
-from secateur.patterns.pattern import NM, Pattern
-from secateur.patterns.plan import Plan, uniform_plan
-from secateur.runs.errors import SecateurError
-from secateur.runs.options import Options
+from secateur.solvers.scores import wanda_score
+
+
+@dataclass(frozen=True)
+class DenseBlock:
+    """A block that is in memory now, and what the sequences say about it.
+
+    Attributes:
+        index: its number in the model.
+        name: its full name.
+        linears: in definition order.
+        inputs: statistics of each linear's inputs, by name inside the block.
+        sensitivity_O: root of the summed squared gradient of each output row, by name; only
+            where a pass computes gradients.
+    """
+
+    index: int
+    name: str
+    linears: Sequence[Linear]
+    inputs: Mapping[str, InputStatistics]
+    sensitivity_O: Mapping[str, Tensor]
+
+    def scores(self) -> Iterator[tuple[str, Tensor]]:
+        """Wanda scores, times row sensitivities if there are any; fp32 (out, in).
+
+        Linears that no token reached have no score and are left out.
+
+        Raises:
+            SecateurError: a score is not finite.
+        """
+        for linear in self.linears:
+            seen = self.inputs[linear.name]
+            if seen.tokens == 0:
+                continue
+            score_OI = wanda_score(linear.weight_OI, seen.mean_square_I)
+            if self.sensitivity_O:
+                score_OI.mul_(self.sensitivity_O[linear.name][:, None])
+            if not bool(torch.isfinite(score_OI.sum(dtype=torch.float64))):
+                raise SecateurError(
+                    f"The scores of {self.name}.{linear.name} contain NaN or infinite values; try "
+                    "--dtype float32, and check that the model itself runs on this text."
+                )
+            yield linear.name, score_OI
+
+
+class DensePasses(Protocol):
+    """Passes over the dense model on calibration text, one block in memory at a time."""
+
+    def blocks(self, sequences: int, probes: int = 0) -> Iterator[DenseBlock]: ...
+
+    def blocks_under_loss(self, sequences: int) -> Iterator[DenseBlock]: ...
 
 
 class Allocation(Options, ABC):
@@ -48,7 +101,7 @@ class Allocation(Options, ABC):
         return 0.0
 
     @abstractmethod
-    def allocate(self, plan: Plan, blocks: BlockList, dense: DenseModel | None) -> Plan:
+    def allocate(self, plan: Plan, blocks: BlockList, dense: DensePasses | None) -> Plan:
         """Return the plan with its zeros divided by this rule; their total stays the same.
 
         Args:
@@ -113,10 +166,10 @@ class PerBlock(Unequal, ABC):
     """A rule that gives each block a sparsity, which its linears share."""
 
     @abstractmethod
-    def block_sparsities(self, target: float, count: int, dense: DenseModel | None) -> list[float]:
+    def block_sparsities(self, target: float, count: int, dense: DensePasses | None) -> list[float]:
         """Return the sparsity wanted of each of ``count`` blocks; it may leave [0, 1]."""
 
-    def allocate(self, plan: Plan, blocks: BlockList, dense: DenseModel | None) -> Plan:
+    def allocate(self, plan: Plan, blocks: BlockList, dense: DensePasses | None) -> Plan:
         grouped = by_block(plan, blocks)
         sparsities = self.block_sparsities(plan.sparsity, len(grouped), dense)
         sizes = [size for block in grouped for size in block.weights]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from secateur.allocation.allocation import DenseBlock
 from secateur.blocks.capture import logits_after
 from secateur.blocks.inputs import (
     InputAccumulator,
-    InputStatistics,
     LinearGroup,
     find_groups,
     visit_inputs,
@@ -22,54 +21,11 @@ from secateur.blocks.inputs import (
 from secateur.blocks.passes import RowSensitivity, random_projection
 from secateur.blocks.precision import forward_precision
 from secateur.blocks.streams import Batches, Stream, allocate, loaded_blocks
+from secateur.blocks.tasks import InputStatistics
 from secateur.models.experts import unstacked_experts
 from secateur.models.store import BlockStore
 from secateur.models.structure import Linear, find_linears
-from secateur.runs.errors import SecateurError
 from secateur.runs.progress import Progress, silent
-from secateur.solvers.scores import wanda_score
-
-
-@dataclass(frozen=True)
-class DenseBlock:
-    """A block that is in memory now, and what the sequences say about it.
-
-    Attributes:
-        index: its number in the model.
-        name: its full name.
-        linears: in definition order.
-        inputs: statistics of each linear's inputs, by name inside the block.
-        sensitivity_O: root of the summed squared gradient of each output row, by name; only
-            where a pass computes gradients.
-    """
-
-    index: int
-    name: str
-    linears: Sequence[Linear]
-    inputs: Mapping[str, InputStatistics]
-    sensitivity_O: Mapping[str, Tensor]
-
-    def scores(self) -> Iterator[tuple[str, Tensor]]:
-        """Wanda scores, times row sensitivities if there are any; fp32 (out, in).
-
-        Linears that no token reached have no score and are left out.
-
-        Raises:
-            SecateurError: a score is not finite.
-        """
-        for linear in self.linears:
-            seen = self.inputs[linear.name]
-            if seen.tokens == 0:
-                continue
-            score_OI = wanda_score(linear.weight_OI, seen.mean_square_I)
-            if self.sensitivity_O:
-                score_OI.mul_(self.sensitivity_O[linear.name][:, None])
-            if not bool(torch.isfinite(score_OI.sum(dtype=torch.float64))):
-                raise SecateurError(
-                    f"The scores of {self.name}.{linear.name} contain NaN or infinite values; try "
-                    "--dtype float32, and check that the model itself runs on this text."
-                )
-            yield linear.name, score_OI
 
 
 class DenseModel:

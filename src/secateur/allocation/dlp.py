@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from secateur.allocation.allocation import PerBlock, opposed
-from secateur.allocation.dense_model import DenseModel
+from secateur.allocation.allocation import DensePasses, PerBlock, opposed
 
 
 class DLP(PerBlock):
@@ -23,7 +22,7 @@ class DLP(PerBlock):
     def passes(self, samples: int) -> float:
         return 2.0 * self.sequences / samples
 
-    def block_sparsities(self, target: float, count: int, dense: DenseModel | None) -> list[float]:
+    def block_sparsities(self, target: float, count: int, dense: DensePasses | None) -> list[float]:
         assert dense is not None
         medians = [
             sum(float(score.median()) for _, score in block.scores())

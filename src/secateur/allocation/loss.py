@@ -9,11 +9,16 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from secateur.allocation.allocation import BlockCounts, ByThreshold, ScoredBlock, by_block
-from secateur.allocation.counts import threshold_counts
-from secateur.allocation.dense_model import DenseModel
+from secateur.allocation.allocation import (
+    BlockCounts,
+    ByThreshold,
+    DensePasses,
+    ScoredBlock,
+    by_block,
+)
 from secateur.models.structure import BlockList
 from secateur.patterns.plan import Plan
+from secateur.solvers.counts import threshold_counts
 
 
 class Loss(ByThreshold):
@@ -35,7 +40,7 @@ class Loss(ByThreshold):
     def passes(self, samples: int) -> float:
         return 5.0 * self.sequences / samples
 
-    def allocate(self, plan: Plan, blocks: BlockList, dense: DenseModel | None) -> Plan:
+    def allocate(self, plan: Plan, blocks: BlockList, dense: DensePasses | None) -> Plan:
         assert dense is not None
         grouped = by_block(plan, blocks)
         scores = {

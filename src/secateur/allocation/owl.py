@@ -8,8 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from secateur.allocation.allocation import PerBlock, opposed
-from secateur.allocation.dense_model import DenseModel
+from secateur.allocation.allocation import DensePasses, PerBlock, opposed
 
 
 class OWL(PerBlock):
@@ -27,7 +26,7 @@ class OWL(PerBlock):
     def passes(self, samples: int) -> float:
         return 2.0 * self.sequences / samples
 
-    def block_sparsities(self, target: float, count: int, dense: DenseModel | None) -> list[float]:
+    def block_sparsities(self, target: float, count: int, dense: DensePasses | None) -> list[float]:
         assert dense is not None
         shares = [
             outlier_share([score for _, score in block.scores()], self.outlier)

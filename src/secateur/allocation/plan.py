@@ -7,8 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from secateur.allocation.allocation import Allocation
-from secateur.allocation.dense_model import DenseModel
+from secateur.allocation.allocation import Allocation, DensePasses
 from secateur.models.experts import linear_shapes
 from secateur.models.structure import BlockList
 from secateur.patterns.pattern import Pattern
@@ -32,5 +31,5 @@ class GivenPlan(Allocation):
         plan.check_fits(linear_shapes(blocks))
         return plan
 
-    def allocate(self, plan: Plan, blocks: BlockList, dense: DenseModel | None) -> Plan:
+    def allocate(self, plan: Plan, blocks: BlockList, dense: DensePasses | None) -> Plan:
         return plan

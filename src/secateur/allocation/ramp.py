@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from secateur.allocation.allocation import PerBlock
-from secateur.allocation.dense_model import DenseModel
+from secateur.allocation.allocation import DensePasses, PerBlock
 
 
 class Ramp(PerBlock):
@@ -18,7 +17,7 @@ class Ramp(PerBlock):
         0.2, gt=-1, lt=1, description="sparsity of the last block minus that of the first"
     )
 
-    def block_sparsities(self, target: float, count: int, dense: DenseModel | None) -> list[float]:
+    def block_sparsities(self, target: float, count: int, dense: DensePasses | None) -> list[float]:
         return ramp_sparsities(target, count, self.rise)
 
 

@@ -7,11 +7,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from secateur.allocation.allocation import ByThreshold, by_block
-from secateur.allocation.counts import threshold_counts
-from secateur.allocation.dense_model import DenseModel
+from secateur.allocation.allocation import ByThreshold, DensePasses, by_block
 from secateur.models.structure import BlockList
 from secateur.patterns.plan import Plan
+from secateur.solvers.counts import threshold_counts
 
 
 class Sensitivity(ByThreshold):
@@ -31,7 +30,7 @@ class Sensitivity(ByThreshold):
     def passes(self, samples: int) -> float:
         return (2.0 + 3.0 * self.probes) * self.sequences / samples
 
-    def allocate(self, plan: Plan, blocks: BlockList, dense: DenseModel | None) -> Plan:
+    def allocate(self, plan: Plan, blocks: BlockList, dense: DensePasses | None) -> Plan:
         assert dense is not None
         grouped = by_block(plan, blocks)
         zeros: dict[str, int] = {}

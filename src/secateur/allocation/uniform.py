@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from secateur.allocation.allocation import Allocation
-from secateur.allocation.dense_model import DenseModel
+from secateur.allocation.allocation import Allocation, DensePasses
 from secateur.models.structure import BlockList
 from secateur.patterns.plan import Plan
 
@@ -15,5 +14,5 @@ class Uniform(Allocation):
 
     method: Literal["uniform"] = "uniform"
 
-    def allocate(self, plan: Plan, blocks: BlockList, dense: DenseModel | None) -> Plan:
+    def allocate(self, plan: Plan, blocks: BlockList, dense: DensePasses | None) -> Plan:
         return plan

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.models.forwards import replaced_forwards
+from secateur.models.forwards import Reached, hidden_states, replaced_forwards
 from secateur.models.structure import BlockList
 from secateur.runs.errors import SecateurError
 
@@ -32,15 +32,6 @@ class Captured:
 
     first_BLD: Tensor
     calls: list[BlockCall]
-
-
-def hidden_states(output: Any) -> Tensor:
-    """Blocks return a tensor or a tuple that starts with it."""
-    return output if isinstance(output, Tensor) else output[0]
-
-
-class Reached(Exception):
-    """Ends a forward pass as soon as all that is wanted of it is there."""
 
 
 def capture(blocks: BlockList, token_ids: Tensor, last: int | None = None) -> Captured:

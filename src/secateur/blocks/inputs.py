@@ -5,35 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from secateur.blocks.capture import Reached
 from secateur.blocks.precision import products_of_bfloat16
+from secateur.blocks.tasks import InputStatistics, Needs
+from secateur.models.forwards import Reached
 from secateur.models.structure import Linear
-
-Needs = Literal["nothing", "norms", "gram"]
 
 # Enough held-out tokens to tell a good update of a linear from a bad one, in a small part of a
 # solver's time.
 _JUDGED_TOKENS = 1024
-
-
-@dataclass(frozen=True)
-class InputStatistics:
-    """What calibration text says about the inputs of a group of linears.
-
-    Attributes:
-        tokens: how many token vectors were seen.
-        mean_square_I: mean of the squared inputs per column, fp32.
-        gram_II: mean of x xᵀ over tokens, fp32; None if it was not asked for.
-    """
-
-    tokens: int
-    mean_square_I: Tensor
-    gram_II: Tensor | None
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call
 
-from secateur.blocks.capture import Reached, hidden_states
 from secateur.blocks.precision import products_of_bfloat16
-from secateur.models.forwards import replaced_forwards
+from secateur.models.forwards import Reached, hidden_states, replaced_forwards
 from secateur.models.structure import Linear
 
 

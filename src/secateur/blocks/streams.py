@@ -129,6 +129,16 @@ class Stream:
         twin.x_SLD.copy_(self.x_SLD[: len(twin.x_SLD)])
         return twin
 
+    @property
+    def fitted(self) -> int:
+        """Number of fitted sequences; the held-out ones come after them."""
+        return self.batches.boundary
+
+    @property
+    def judged(self) -> list[slice]:
+        """Batches that decide between two versions of a block."""
+        return self.batches.judged
+
     def _embed(
         self, store: BlockStore, token_ids: Tensor, folder: Path | None, memory: int
     ) -> Tensor:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from secateur.blocks.inputs import InputStatistics
-from secateur.blocks.streams import Stream
 from secateur.models.structure import Linear, find_linears
 from secateur.patterns.pattern import Budget, Pattern, Unstructured
 from secateur.runs.errors import SecateurError
@@ -19,7 +18,40 @@ from secateur.solvers.block_loss import state_error
 from secateur.solvers.gram import SparseSolution
 from secateur.solvers.grids import Clipping, GridOptions, QuantizedSolution
 
+Needs = Literal["nothing", "norms", "gram"]
 Reference = Literal["pruned", "dense"]
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """What calibration text says about the inputs of a group of linears.
+
+    Attributes:
+        tokens: how many token vectors were seen.
+        mean_square_I: mean of the squared inputs per column, fp32.
+        gram_II: mean of x xᵀ over tokens, fp32; None if it was not asked for.
+    """
+
+    tokens: int
+    mean_square_I: Tensor
+    gram_II: Tensor | None
+
+
+class BlockInputs(Protocol):
+    """Hidden states that enter a block, and how it runs on them: what a task needs of a stream."""
+
+    x_SLD: Tensor
+    device: torch.device
+
+    @property
+    def fitted(self) -> int: ...
+
+    @property
+    def judged(self) -> list[slice]: ...
+
+    def call(self, block: nn.Module, x_BLD: Tensor) -> Tensor: ...
+
+    def precision(self) -> AbstractContextManager[object]: ...
 
 
 @dataclass
@@ -177,7 +209,7 @@ class BlockTask:
     name: str
     block: nn.Module
     stored: torch.dtype
-    stream: Stream
+    stream: BlockInputs
     target_SLD: Tensor
     generator: torch.Generator
     pattern: Pattern = field(default_factory=lambda: Unstructured(0.0))
@@ -220,7 +252,7 @@ class BlockTask:
             size: sequences in a batch.
             most: sequences in all, if not every one is wanted.
         """
-        order = torch.randperm(self.stream.batches.boundary, generator=self.generator)[:most]
+        order = torch.randperm(self.stream.fitted, generator=self.generator)[:most]
         return [batch for batch in order.split(size) if len(batch) == min(size, len(order))]
 
     def training_batches(self, size: int, epochs: int) -> list[Tensor]:
@@ -254,7 +286,7 @@ class BlockTask:
         """
         total, tokens = 0.0, 0
         with torch.no_grad():
-            for batch in self.stream.batches.judged:
+            for batch in self.stream.judged:
                 error_BL = self.output_error(batch)
                 total += float(error_BL.sum(dtype=torch.float64))
                 tokens += error_BL.numel()

@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from secateur.blocks.inputs import Needs
-from secateur.blocks.tasks import GroupTask
+from secateur.blocks.tasks import GroupTask, Needs
 from secateur.methods.stage import GroupStage
 from secateur.models.experts import unstacked_experts
 from secateur.models.formats import FormatName

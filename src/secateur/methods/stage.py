@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from secateur.blocks.inputs import Needs
-from secateur.blocks.tasks import BlockTask, DenseTask, GroupTask, Reference
+from secateur.blocks.tasks import BlockTask, DenseTask, GroupTask, Needs, Reference
 from secateur.patterns.pattern import NM, Pattern
 from secateur.runs.options import Options
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -23,3 +23,12 @@ def replaced_forwards(
     finally:
         for module in replaced:
             del module.forward
+
+
+def hidden_states(output: Any) -> Tensor:
+    """Blocks return a tensor or a tuple that starts with it."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+class Reached(Exception):
+    """Ends a forward pass as soon as all that is wanted of it is there."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from secateur.blocks.streams import memory_budget
-from secateur.methods import BlockStage, GroupStage
+from secateur.methods.stage import BlockStage, GroupStage
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import linear_shapes, unstacked_experts
 from secateur.models.structure import find_linears

@@ -10,16 +10,14 @@ from torch import Tensor
 
 from secateur.blocks.inputs import (
     InputAccumulator,
-    InputStatistics,
     LinearGroup,
-    Needs,
     judged_tokens,
     steps,
     visit_inputs,
 )
-from secateur.blocks.tasks import GroupTask
-from secateur.methods import GroupStage
+from secateur.blocks.tasks import GroupTask, InputStatistics, Needs
 from secateur.methods.magnitude import Magnitude
+from secateur.methods.stage import GroupStage
 from secateur.models.structure import Linear
 from secateur.patterns.pattern import Budget, Pattern
 from secateur.pruning.pruned import OpenBlock, PrunedBlock

@@ -11,9 +11,9 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from secateur.allocation import DenseModel
+from secateur.allocation.dense_model import DenseModel
 from secateur.blocks.streams import Batches, Stream, allocate, memory_budget
-from secateur.methods import GroupStage
+from secateur.methods.stage import GroupStage
 from secateur.models.experts import linear_shapes
 from secateur.models.inspection import inspect
 from secateur.models.streamed import StreamedStore

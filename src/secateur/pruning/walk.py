@@ -20,8 +20,8 @@ from secateur.blocks.inputs import (
 from secateur.blocks.replay import Replay
 from secateur.blocks.streams import Stream, advance_stream, loaded
 from secateur.blocks.tasks import BlockTask, DenseTask, Quantization, Reference
-from secateur.methods import AnyStage, BlockStage, DenseStage, GroupStage
 from secateur.methods.quantize import Quantize
+from secateur.methods.stage import BlockStage, DenseStage, GroupStage, Stage
 from secateur.models.experts import unstacked_experts
 from secateur.models.masks import KeptMasks
 from secateur.models.store import BlockStore
@@ -68,7 +68,7 @@ class BlockPruner:
 
     def __init__(
         self,
-        stages: Iterable[AnyStage],
+        stages: Iterable[Stage],
         pattern: Pattern,
         device: torch.device,
         dtype: torch.dtype,
@@ -227,12 +227,12 @@ def linear_errors(
     return errors
 
 
-def wants_targets(stages: Iterable[AnyStage]) -> bool:
+def wants_targets(stages: Iterable[Stage]) -> bool:
     """Whether a stage fits to the dense block's output on the pruned stream."""
     return any(isinstance(s, BlockStage) and s.reference == "pruned" for s in stages)
 
 
-def wants_dense_stream(stages: Iterable[AnyStage]) -> bool:
+def wants_dense_stream(stages: Iterable[Stage]) -> bool:
     """Whether a stage fits to the hidden states of the dense model."""
     return any(isinstance(s, BlockStage) and s.reference == "dense" for s in stages)
 

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.allocation.counts import (
+from secateur.runs.errors import SecateurError
+from secateur.solvers.counts import (
     BINS,
     bounded_counts,
     rank_histogram,
     score_histogram,
     threshold_counts,
 )
-from secateur.runs.errors import SecateurError
 
 parts = st.lists(
     st.tuples(
