@@ -260,7 +260,7 @@ class _Rows:
         )
 
     def _weights(self, count_O: Tensor) -> Tensor:
-        """Dense weights, or what they are on the grid if each row loses so many."""
+        """Dense weights; or their values on the grid, if there is one, for these counts."""
         if self.clipping is None:
             return self.dense_OI
         return self.clipping.on_grid(self.dense_OI, mask_of_counts(self.rank_OI, count_O))

@@ -33,7 +33,7 @@ class Quantize(GroupStage):
     works_blind: ClassVar[bool] = True
 
     method: Literal["quantize"] = "quantize"
-    bits: Literal[3, 4, 8] = Field(4, description="a weight is an integer of so many bits")
+    bits: Literal[3, 4, 8] = Field(4, description="bits of the integer that stands for a weight")
     group: int = Field(
         128, ge=0, description="columns of a row that share a scale; 0 for one scale per row"
     )

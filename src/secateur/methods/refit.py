@@ -20,7 +20,7 @@ class Refit(GroupStage):
 
     method: Literal["refit"] = "refit"
     damping: float = Field(0.01, gt=0, description="pull towards the dense weights")
-    iterations: int = Field(20, ge=1, description="at most so many conjugate-gradient steps")
+    iterations: int = Field(20, ge=1, description="most conjugate-gradient steps")
 
     def apply(self, task: GroupTask) -> None:
         assert task.mask_OI is not None

@@ -133,7 +133,7 @@ def sparsity_penalty(rate: Tensor, target: float, weight: float) -> Tensor:
         SecateurError: the target is not in (0, 1].
     """
     if not 0 < target <= 1:
-        raise SecateurError(f"a target rate of {target} is not in (0, 1]; nothing is to be learned")
+        raise SecateurError(f"a target rate of {target} is not in (0, 1]; give a sparsity above 0")
     return weight * ((rate - target) / target).square()
 
 
