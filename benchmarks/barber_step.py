@@ -8,145 +8,122 @@ magnitude. Contenders:
 
 - transcribed: LLM-Barber's steps one by one: fp32, one sequence at a time, four forwards of the
   block, two thresholds for each row in a loop over rows;
-- barber: the stage, with its acceptance on held-out sequences;
-- swaps: the stage, with its acceptance;
-- sparsegpt: one pass of SparseGPT over the block from its dense weights, statistics included.
+- barber, swaps: the stages, with their acceptance on held-out sequences;
+- sparsegpt: statistics and one pass of SparseGPT over the dense block.
 
-All see the same fitted sequences. Each runs once after a round of one batch that warms up.
+Times of the stages are those that the report of a run has. All see as many fitted sequences; the
+fastest run of each counts.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from harness.timing import timed
-from random_llama import Shapes, write_checkpoint
-from secateur.blocks.passes import Part, catch_call, find_parts
-from secateur.blocks.replay import Replay
-from secateur.blocks.streams import Batches, Stream
-from secateur.blocks.tasks import BlockTask
-from secateur.methods.barber import Barber
-from secateur.methods.rows import write_masks
-from secateur.methods.sparsegpt import SparseGPT
-from secateur.methods.stage import BlockStage
-from secateur.methods.swaps import Swaps
-from secateur.models.experts import linear_shapes
-from secateur.models.resident import ResidentStore
-from secateur.models.structure import find_blocks, find_linears
-from secateur.patterns.pattern import Budget, Pattern, parse_pattern, select
-from secateur.patterns.plan import uniform_plan
-from secateur.pruning.pruned import OpenBlock, PrunedBlock
-from secateur.pruning.walk import BlockPruner
-from secateur.runs.device import resolve_device, resolve_dtype
+from costs import timed
+from random_llama import SMOLLM2, random_block, write_checkpoint
+from secateur import Recipe, prune
+from secateur.patterns.pattern import Budget, parse_pattern, select
+from secateur.runs.device import resolve_device
 
 BATCH = 4
 RATIO = 0.01
-PRUNED_BY_MAGNITUDE = "0.5"
+# The stages of a run, and those of its times that count.
+RUNS: dict[str, tuple[list[dict[str, Any]], tuple[str, ...]]] = {
+    "barber": (
+        [{"method": "magnitude"}, {"method": "barber", "ratio": RATIO, "batch_sequences": BATCH}],
+        ("barber",),
+    ),
+    "swaps": ([{"method": "magnitude"}, {"method": "swaps", "batch_sequences": BATCH}], ("swaps",)),
+    "sparsegpt": ([{"method": "sparsegpt", "refit_iterations": 0}], ("statistics", "solve")),
+}
 
 
-@dataclass
-class Problem:
-    """A block pruned by magnitude, in a stream of random sequences."""
+class Caught(Exception):
+    """The inputs of a part of a block are known."""
 
-    task: BlockTask
-    fp32: Stream
+
+class Transcribed:
+    """The released procedure on a block of its own."""
+
+    def __init__(self, given: argparse.Namespace, device: torch.device) -> None:
+        fitted = given.sequences * 3 // 4
+        self.block, self.x_SLD, self.rotary = random_block(given, fitted, device)
+        self.dense = {
+            name: module.weight.clone()
+            for name, module in self.block.named_modules()
+            if isinstance(module, nn.Linear)
+        }
 
     def reset(self) -> None:
-        task = self.task
-        for name, dense_OI in task.dense.items():
-            budget = Budget(task.pattern, (len(dense_OI),), (task.zeros[name],))
-            task.masks[name] = select(dense_OI.abs(), budget, "row").cpu()
-        write_masks(task, {name: mask.to(task.device) for name, mask in task.masks.items()})
+        for name, dense_OI in self.dense.items():
+            budget = Budget(parse_pattern("0.5"), (len(dense_OI),), (dense_OI.numel() // 2,))
+            mask_OI = select(dense_OI.abs(), budget, "row")
+            self.block.get_submodule(name).weight.copy_(dense_OI * mask_OI)
 
+    def run(self) -> None:
+        """Both parts of the block: score, rebuild, and a pass over the result."""
+        for part in (self.block.self_attn, self.block.mlp):
+            weights = {
+                name: self.dense[name]
+                for name, module in self.block.named_modules()
+                if any(module is each for each in part.modules()) and name in self.dense
+            }
+            squares = {name: torch.zeros_like(dense_OI) for name, dense_OI in weights.items()}
+            for x_LD in self.x_SLD:
+                for name, gradient_OI in self.gradients(part, weights, x_LD).items():
+                    squares[name] += gradient_OI.square() / len(self.x_SLD)
+            for name, dense_OI in weights.items():
+                weight_OI = self.block.get_submodule(name).weight
+                score_OI = dense_OI.abs() * squares[name].sqrt()
+                removed_OI = weight_OI == 0
+                for row in range(len(score_OI)):
+                    rebuild_row(score_OI[row], removed_OI[row])
+                weight_OI.copy_(dense_OI * ~removed_OI)
+            for x_LD in self.x_SLD:
+                self.forward(x_LD)
 
-def make_problem(arguments: argparse.Namespace, pattern: Pattern) -> Problem:
-    device = resolve_device(arguments.device)
-    dtype = resolve_dtype(arguments.dtype, device)
-    shapes = Shapes(
-        blocks=1,
-        hidden=arguments.hidden,
-        ffn=arguments.ffn,
-        heads=arguments.heads,
-        key_value_heads=arguments.key_value_heads,
-        vocabulary=4096,
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        write_checkpoint(Path(folder) / "model", shapes)
-        model = AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=torch.float32)
-    store = ResidentStore(find_blocks(model.eval()), None, device)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, 4096, (arguments.sequences, arguments.tokens), generator=generator)
-    batches = Batches.of(*ids.shape, BATCH * arguments.tokens)
-    stream, fp32 = (
-        Stream(store, ids, batches, device, kind, None, 10**11, sizes=(1, BATCH))
-        for kind in (dtype, torch.float32)
-    )
-    block = store.load(0).requires_grad_(False)
-    linears = tuple(find_linears(block))
-    prefix = f"{store.blocks.name(0)}."
-    task = BlockTask(
-        name="block",
-        block=block,
-        linears=linears,
-        dense={linear.name: linear.weight_OI.clone() for linear in linears},
-        masks={},
-        zeros={
-            name.removeprefix(prefix): zeros
-            for name, zeros in uniform_plan(linear_shapes(store.blocks), pattern).zeros.items()
-        },
-        pattern=pattern,
-        stored=torch.float32,
-        mean_squares={},
-        stream=stream,
-        targets={"pruned": torch.cat([stream.forward(block, b).cpu() for b in batches.all])},
-        generator=generator,
-    )
-    return Problem(task, fp32)
+    @torch.no_grad()
+    def forward(self, x_LD: Tensor) -> None:
+        self.block(x_LD[None], position_embeddings=self.rotary)
 
+    def gradients(
+        self, part: nn.Module, weights: dict[str, Tensor], x_LD: Tensor
+    ) -> dict[str, Tensor]:
+        """Gradient of one sequence's error at the dense weights of a part."""
+        inputs: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
-def transcribed(problem: Problem) -> None:
-    """Both parts of the block: score, rebuild, and a pass over the result."""
-    task = replace(problem.task, stream=problem.fp32)
-    sequences = range(task.stream.batches.boundary)
-    for part in find_parts(task.block, task.linears):
-        squares = {linear.name: torch.zeros_like(linear.weight_OI) for linear in part.linears}
-        for sequence in sequences:
-            for name, gradient_OI in sequence_gradients(task, part, sequence).items():
-                squares[name] += gradient_OI.square() / len(sequences)
-        for linear in part.linears:
-            dense_OI = task.dense[linear.name]
-            score_OI = dense_OI.abs() * squares[linear.name].sqrt()
-            removed_OI = linear.weight_OI == 0
-            for row in range(len(score_OI)):
-                rebuild_row(score_OI[row], removed_OI[row])
-            linear.weight_OI.copy_(dense_OI * ~removed_OI)
+        def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            nonlocal inputs
+            inputs = args, kwargs
+            raise Caught
+
+        hook = part.register_forward_pre_hook(catch, with_kwargs=True)
+        try:
+            self.forward(x_LD)
+        except Caught:
+            hook.remove()
         with torch.no_grad():
-            for sequence in sequences:
-                task.output(slice(sequence, sequence + 1))
-
-
-def sequence_gradients(task: BlockTask, part: Part, sequence: int) -> dict[str, Tensor]:
-    """Gradient of one sequence's error at the dense weights of a part."""
-    batch = slice(sequence, sequence + 1)
-    with torch.no_grad():
-        call = catch_call(part, lambda: task.output(batch))
-        assert call is not None
-        target = call.output()
+            target = output_of(part(*inputs[0], **inputs[1]))
         # The released code runs the block to its end in this pass.
-        task.output(batch)
-    weights = {
-        linear.name: task.dense[linear.name].clone().requires_grad_() for linear in part.linears
-    }
-    loss = torch.nn.functional.mse_loss(call.output_with(weights), target)
-    return dict(zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True))
+        self.forward(x_LD)
+        leaves = {name: dense_OI.clone().requires_grad_() for name, dense_OI in weights.items()}
+        inside = {f"{name.rpartition('.')[2]}.weight": leaf for name, leaf in leaves.items()}
+        with torch.enable_grad():
+            output = output_of(functional_call(part, inside, *inputs))
+            loss = nn.functional.mse_loss(output, target)
+        return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def output_of(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return result[0] if isinstance(result, tuple) else result
 
 
 def rebuild_row(score_I: Tensor, removed_I: Tensor) -> None:
@@ -163,71 +140,55 @@ def rebuild_row(score_I: Tensor, removed_I: Tensor) -> None:
     removed_I[score_I < below] = True
 
 
-def rebuilt(problem: Problem, stage: BlockStage) -> None:
-    stage.apply(problem.task)
-
-
-def sparsegpt(problem: Problem) -> None:
-    """One pass over the dense block, from statistics to rounded weights."""
-    task = problem.task
-    write_masks(task, {})
-    stages = (SparseGPT(refit_iterations=0),)
-    pruner = BlockPruner(stages, task.pattern, task.device, task.stream.dtype, seed=0)
-    targets = pruner.look(task.block, task.stream, None)
-    with Replay(task.block) as replay:
-        work = OpenBlock(
-            task.name,
-            task.block,
-            task.linears,
-            task.stream,
-            task.zeros,
-            task.stored,
-            replay,
-            PrunedBlock(0),
-        )
-        pruner.prune(work, targets)
+def times_of_stages(given: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """Seconds that runs on a random model of one block have in their reports."""
+    # The checkpoint's tokens are single bytes.
+    letters = random.Random(0).choices("etaoinshrdlu ", k=5 * given.sequences * given.tokens)
+    (folder / "text.txt").write_text("".join(letters), encoding="utf-8")
+    sizes = {name: getattr(given, name) for name in SMOLLM2}
+    write_checkpoint(folder / "model", blocks=1, vocabulary=4096, **sizes)
+    text = {"source": str(folder / "text.txt"), "samples": given.sequences, "length": given.tokens}
+    common = {"pattern": given.pattern, "calibration": text}
+    common |= {"device": given.device, "dtype": given.dtype}
+    times = dict.fromkeys(RUNS, float("inf"))
+    for _ in range(given.repeats):
+        for name, (stages, phases) in RUNS.items():
+            recipe = Recipe.from_mapping({**common, "stages": stages})
+            report = prune(folder / "model", recipe, folder / "pruned", restart=True).report
+            seconds = sum(report.blocks[0].seconds[phase] for phase in phases)
+            times[name] = min(times[name], seconds)
+    return times
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hidden", type=int, default=576)
-    parser.add_argument("--ffn", type=int, default=1536)
-    parser.add_argument("--heads", type=int, default=9)
-    parser.add_argument("--key-value-heads", type=int, default=3)
+    for name, value in SMOLLM2.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=value)
     parser.add_argument("--sequences", type=int, default=32, help="a quarter is held out")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--pattern", default=PRUNED_BY_MAGNITUDE)
+    parser.add_argument("--pattern", default="0.5")
     parser.add_argument("--repeats", type=int, default=2)
-    arguments = parser.parse_args()
+    given = parser.parse_args()
 
-    problem = make_problem(arguments, parse_pattern(arguments.pattern))
-    task = problem.task
-    contenders: dict[str, Callable[[], None]] = {
-        "transcribed": lambda: transcribed(problem),
-        "barber": lambda: rebuilt(problem, Barber(ratio=RATIO, batch_sequences=BATCH)),
-        "swaps": lambda: rebuilt(problem, Swaps(batch_sequences=BATCH)),
-        "sparsegpt": lambda: sparsegpt(problem),
-    }
-    if ":" in arguments.pattern:
-        # Its threshold over the row does not keep groups.
-        del contenders["transcribed"]
-    seconds = dict.fromkeys(contenders, torch.inf)
-    for _ in range(arguments.repeats):
-        for name, run in contenders.items():
-            problem.reset()
-            seconds[name] = min(seconds[name], timed(run, task.device))
-
-    weights = sum(dense_OI.numel() for dense_OI in task.dense.values())
+    device = resolve_device(given.device)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = times_of_stages(given, Path(folder))
+    # Its threshold over the row does not keep groups.
+    if ":" not in given.pattern:
+        released, own = Transcribed(given, device), []
+        for _ in range(given.repeats):
+            released.reset()
+            own.append(timed(released.run, device))
+        seconds = {"transcribed": min(own), **seconds}
     print(
-        f"{weights / 1e6:.2f} M weights, pattern {arguments.pattern}, {arguments.sequences} "
-        f"sequences of {arguments.tokens} tokens, {task.stream.dtype}, {task.device.type}, "
-        f"{torch.get_num_threads()} threads\n"
+        f"pattern {given.pattern}, {given.sequences} sequences of {given.tokens} tokens, "
+        f"{device.type}, {torch.get_num_threads()} threads\n\n"
+        "| contender | time | transcribed / this | this / sparsegpt |\n|---|---:|---:|---:|"
     )
-    print("| contender | time | transcribed / this | this / sparsegpt |\n|---|---:|---:|---:|")
     whole = seconds.get("transcribed")
     for name, value in seconds.items():
         ratio = f"{whole / value:.1f}" if whole else ""

@@ -4,32 +4,27 @@
     python benchmarks/besa_step.py --hidden 4096 --ffn 11008 --heads 32 --key-value-heads 32 \
         --tokens 2048 --dtype bfloat16 --device cuda
 
-One decoder block with random weights, by default with the shapes of SmolLM2-135M. Four contenders:
+One decoder block with random weights, by default with the shapes of SmolLM2-135M. Contenders:
 
 - dense: forward and backward through the block with frozen weights, what any such method needs;
 - released: int64 permutations, survival probabilities and masks made densely in every forward,
   101 logits per row, Prodigy;
-- candidates: the same learning by `secateur.solvers.besa` as `besa` does it by default, with Adam;
+- candidates: the same learning by `secateur.solvers.besa`, as `besa` does it by default;
 - rates: the step of `besa-rates`, costs of rows that follow the slope of the loss.
 
-A step is forward, loss, backward and update, its time given for one sequence: `besa-rates` takes
-two at a time, the others one. After learning, every sequence passes through the block once more to
-become the next block's input; the released procedure makes its masks again for each, ours
-multiplies them into the weights once. A block is what learning takes in all:
-128 sequences of steps for the released procedure; for ours those that the defaults fit to, probes
-like steps, and the held-out sequences that its masks are compared on; and the 128 sequences of the
-pass. Contenders take turns and the fastest time of each counts. Extra memory is the peak during a
-step of few tokens beyond that of the dense contender, per weight of the block; ranks, logits and
-the state of the optimiser are in it.
+A step is forward, loss, backward and update, its time given for one sequence. A pass is the forward
+of a sequence through the finished block. A block is what learning takes in all: steps and passes
+over 128 sequences for the released procedure, over those that the defaults take for ours.
+Contenders take turns and the fastest time of each counts. Extra memory is the peak during a step
+of few tokens beyond that of the dense contender, per weight of the block.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,11 +32,9 @@ import torch
 from prodigyopt import Prodigy
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
 
-from harness.memory import LiveBytes
-from harness.timing import timed
+from costs import peak_bytes, timed
+from random_llama import SMOLLM2, random_block
 from secateur.methods.besa import BESA
 from secateur.methods.besa_rates import BESARates
 from secateur.methods.descent import stepping
@@ -62,69 +55,63 @@ from secateur.solvers.scores import wanda_score
 TARGET = 0.5
 PENALTY = 5.0
 MEMORY_TOKENS = 16
-
-SEQUENCES = 128
-FITTED = 96
-# Held-out sequences that masks are compared on, as many as hold 4096 tokens.
-JUDGED = 8
+# Calibration, the part that is fitted, and held-out sequences that masks are compared on.
+SEQUENCES, FITTED, JUDGED = 128, 96, 8
 
 
-class Contender:
-    """A way to run the block with masked weights and to learn the masks.
+class Dense:
+    """A way to run the block with masked weights and to learn the masks; here there are none.
 
     Attributes:
         sequences: that it takes in one step.
+        work: sequences of steps, and of passes, that a block takes.
     """
 
     sequences = 1
+    work = (SEQUENCES, SEQUENCES)
+    finished: list[Tensor] | None = None
+
+    def __init__(self, weights: Sequence[Tensor], squares: Sequence[Tensor]) -> None:
+        self.weights = weights
 
     def linear(self, index: int, x: Tensor) -> Tensor:
-        """Output of one linear while masks are learned."""
-        raise NotImplementedError
+        """Output of one linear; of the finished one, once learning is over."""
+        if self.finished:
+            return functional.linear(x, self.finished[index])
+        return self.masked(index, x)
 
-    def step(self, output: Tensor, reference: Tensor) -> float:
-        """Learn from one sequence."""
-        raise NotImplementedError
+    def masked(self, index: int, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weights[index])
+
+    def step(self, output: Tensor, reference: Tensor) -> None:
+        relative_loss(output, reference).backward()
 
     def finish(self) -> None:
         """Learning is over."""
 
 
-class Dense(Contender):
-    def __init__(self, weights: Sequence[Tensor], squares: Sequence[Tensor]) -> None:
-        self.weights = weights
-
-    def linear(self, index: int, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weights[index])
-
-    def step(self, output: Tensor, reference: Tensor) -> float:
-        loss = relative_loss(output, reference)
-        loss.backward()
-        return loss.item()
-
-
-class Released(Contender):
+class Released(Dense):
     """Section by section what the released code does; everything dense, in every forward."""
 
     def __init__(self, weights: Sequence[Tensor], squares: Sequence[Tensor]) -> None:
-        self.weights = weights
+        super().__init__(weights, squares)
         device = weights[0].device
         self.orders = [
             wanda_score(w, square).sort(dim=1, stable=True).indices
             for w, square in zip(weights, squares, strict=True)
         ]
         self.rates = torch.linspace(1, 0, 101, device=device)
-        self.probability_maps = []
-        for w in weights:
-            columns = w.shape[1]
-            positions = torch.arange(columns, device=device)
-            removed = positions < (columns * self.rates).long()[:, None]
-            self.probability_maps.append(removed.float())
+        self.probability_maps = [
+            (
+                torch.arange(w.shape[1], device=device) < (w.shape[1] * self.rates).long()[:, None]
+            ).float()
+            for w in weights
+        ]
         self.logits = [torch.zeros(len(w), 101, device=device).requires_grad_() for w in weights]
         self.alphas: list[Tensor] = [w.new_zeros(len(w)) for w in weights]
         self.optimiser = Prodigy(self.logits, d_coef=5.0)
 
-    def linear(self, index: int, x: Tensor) -> Tensor:
+    def masked(self, index: int, x: Tensor) -> Tensor:
         w, order = self.weights[index], self.orders[index]
         beta = self.logits[index].sigmoid().softmax(dim=-1)
         alpha = beta @ self.rates
@@ -137,7 +124,7 @@ class Released(Contender):
         self.alphas[index] = alpha
         return functional.linear(x, w * mask)
 
-    def step(self, output: Tensor, reference: Tensor) -> float:
+    def step(self, output: Tensor, reference: Tensor) -> None:
         norm = reference.float().flatten(0, -2).norm(dim=0).detach()
         error = (reference.float() - output.float()) / norm
         reconstruction = error.square().sum(dim=(0, 1)).mean()
@@ -152,25 +139,14 @@ class Released(Contender):
         self.optimiser.step()
         if output.is_cuda:
             torch.cuda.empty_cache()
-        return loss.item()
+        loss.item()
 
 
-class Finished(Contender):
-    """Masks are multiplied into the weights once."""
+class Candidates(Dense):
+    work = (FITTED * BESA().epochs, SEQUENCES + 2 * JUDGED)
 
-    weights: Sequence[Tensor]
-    ranks: Sequence[Tensor]
-    counts: Sequence[Tensor]
-    finished: list[Tensor] | None = None
-
-    def finish(self) -> None:
-        parts = zip(self.weights, self.ranks, self.counts, strict=True)
-        self.finished = [apply_counts(w, rank, count) for w, rank, count in parts]
-
-
-class Candidates(Finished):
     def __init__(self, weights: Sequence[Tensor], squares: Sequence[Tensor]) -> None:
-        self.weights = weights
+        super().__init__(weights, squares)
         device = weights[0].device
         self.ranks = [
             ascending_ranks(wanda_score(w, square))
@@ -183,35 +159,36 @@ class Candidates(Finished):
         self.logits = [torch.zeros(len(w), len(self.rates), device=device) for w in weights]
         self.counts = [torch.zeros(len(w), device=device) for w in weights]
         self.alphas = list(self.counts)
-        rates = dict.fromkeys(self.logits, BESA().learning_rate)
         self.training = ExitStack()
-        self.training.enter_context(stepping(rates))
+        self.training.enter_context(stepping(dict.fromkeys(self.logits, BESA().learning_rate)))
 
-    def linear(self, index: int, x: Tensor) -> Tensor:
+    def masked(self, index: int, x: Tensor) -> Tensor:
         w = self.weights[index]
-        if self.finished:
-            return functional.linear(x, self.finished[index])
         beta = rate_distribution(self.logits[index], smooth=False)
         alpha = expected_rate(beta, self.rates)
         count = truncated_counts(alpha, *w.shape)
         self.alphas[index], self.counts[index] = alpha, count
         return masked_linear(x, w, self.ranks[index], count, beta, self.candidates[index])
 
-    def step(self, output: Tensor, reference: Tensor) -> float:
+    def step(self, output: Tensor, reference: Tensor) -> None:
         rate = mean_rate(self.alphas, [w.numel() for w in self.weights])
         loss = relative_loss(output, reference) + sparsity_penalty(rate, TARGET, PENALTY)
         loss.backward()
         self.alphas = list(self.counts)
-        return loss.item()
+        loss.item()
+
+    def finish(self) -> None:
+        parts = zip(self.weights, self.ranks, self.counts, strict=True)
+        self.finished = [apply_counts(w, rank, count) for w, rank, count in parts]
 
 
-class Rates(Contender):
-    """`besa-rates`: costs of whole rows follow the loss's slope at their margin."""
-
-    sequences = BESARates().batch_sequences
-    finished: list[Tensor] | None = None
+class Rates(Dense):
+    options = BESARates()
+    sequences = options.batch_sequences
+    work = (options.probe_sequences + options.steps * sequences, SEQUENCES + 3 * JUDGED)
 
     def __init__(self, weights: Sequence[Tensor], squares: Sequence[Tensor]) -> None:
+        super().__init__(weights, squares)
         self.costs = [
             RowCosts(w, square.sqrt(), torch.ones(len(w), device=w.device))
             for w, square in zip(weights, squares, strict=True)
@@ -219,20 +196,17 @@ class Rates(Contender):
         self.removed = [torch.zeros(len(w), device=w.device).requires_grad_() for w in weights]
         self.threshold = margin_threshold(self.costs, TARGET)
 
-    def linear(self, index: int, x: Tensor) -> Tensor:
-        if self.finished:
-            return functional.linear(x, self.finished[index])
+    def masked(self, index: int, x: Tensor) -> Tensor:
         return thresholded_linear(x, self.costs[index], self.threshold, self.removed[index])
 
-    def step(self, output: Tensor, reference: Tensor) -> float:
+    def step(self, output: Tensor, reference: Tensor) -> None:
         loss = relative_loss(output, reference)
         loss.backward()
         for each, removed in zip(self.costs, self.removed, strict=True):
-            assert removed.grad is not None
             follow_margin(each.root_O, removed.grad, self.threshold, pull=0.5)
             removed.grad = None
         self.threshold = margin_threshold(self.costs, TARGET)
-        return loss.item()
+        loss.item()
 
     def finish(self) -> None:
         zeros = round(TARGET * sum(each.w_OI.numel() for each in self.costs))
@@ -242,7 +216,7 @@ class Rates(Contender):
         ]
 
 
-CONTENDERS: dict[str, type] = {
+CONTENDERS: dict[str, type[Dense]] = {
     "dense": Dense,
     "released": Released,
     "candidates": Candidates,
@@ -250,30 +224,14 @@ CONTENDERS: dict[str, type] = {
 }
 
 
-def work(name: str) -> tuple[int, int]:
-    """Sequences of steps, and of passes, that a block takes."""
-    rates = BESARates()
-    return {
-        "dense": (SEQUENCES, SEQUENCES),
-        "released": (SEQUENCES, SEQUENCES),
-        "candidates": (FITTED * BESA().epochs, SEQUENCES + 2 * JUDGED),
-        "rates": (
-            rates.probe_sequences + rates.steps * rates.batch_sequences,
-            SEQUENCES + 3 * JUDGED,
-        ),
-    }[name]
-
-
 class Routed(nn.Module):
     """Stands where a linear was and asks the contender."""
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, contender: Dense) -> None:
         super().__init__()
-        self.index = index
-        self.contender: Contender | None = None
+        self.index, self.contender = index, contender
 
     def forward(self, x: Tensor) -> Tensor:
-        assert self.contender is not None
         return self.contender.linear(self.index, x)
 
 
@@ -282,152 +240,107 @@ class Problem:
     """A block, its inputs and its dense outputs."""
 
     block: nn.Module
-    routes: list[Routed]
     weights: list[Tensor]
     squares: list[Tensor]
     x: Tensor
     rotary: tuple[Tensor, Tensor]
     autocast: Callable[[], Any]
-    reference: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def run(self, contender: Contender, sequences: int | None = None) -> Tensor:
-        for route in self.routes:
-            route.contender = contender
+    @classmethod
+    def make(cls, arguments: argparse.Namespace, tokens: int) -> Problem:
+        device = torch.device(arguments.device)
+        sizes = argparse.Namespace(**{**vars(arguments), "tokens": tokens})
+        block, x, rotary = random_block(sizes, Rates.sequences, device)
+        weights: list[Tensor] = []
+        dense = Dense(weights, [])
+        for name, module in list(block.named_modules()):
+            if isinstance(module, nn.Linear):
+                # Rows of unequal importance, as in a trained model.
+                scale = torch.randn(len(module.weight), 1, device=device).exp()
+                parent, _, child = name.rpartition(".")
+                setattr(block.get_submodule(parent), child, Routed(len(weights), dense))
+                weights.append((module.weight * scale).detach())
+        squares = [torch.rand(w.shape[1], device=device) for w in weights]
+        low = partial(torch.autocast, device.type, dtype=torch.bfloat16)
+        autocast = low if arguments.dtype == "bfloat16" else nullcontext
+        return cls(block, weights, squares, x, rotary, autocast)
+
+    def __post_init__(self) -> None:
+        with torch.no_grad():
+            self.reference = self.run(Dense(self.weights, []), len(self.x))
+
+    def run(self, contender: Dense, sequences: int | None = None) -> Tensor:
+        for module in self.block.modules():
+            if isinstance(module, Routed):
+                module.contender = contender
         with self.autocast():
             x = self.x[: sequences or contender.sequences]
             output = self.block(x, position_embeddings=self.rotary)
         return output[0] if isinstance(output, tuple) else output
 
+    def step(self, contender: Dense) -> None:
+        # Something must ask for gradients, or there is no backward pass.
+        self.x.requires_grad_(type(contender) is Dense)
+        contender.step(self.run(contender), self.reference[: contender.sequences])
+        self.x.grad = None
+        self.x.requires_grad_(False)
 
-def make_problem(arguments: argparse.Namespace, tokens: int) -> Problem:
-    torch.manual_seed(0)
-    device = torch.device(arguments.device)
-    config = LlamaConfig(
-        hidden_size=arguments.hidden,
-        intermediate_size=arguments.ffn,
-        num_attention_heads=arguments.heads,
-        num_key_value_heads=arguments.key_value_heads,
-        num_hidden_layers=1,
-        attn_implementation="sdpa",
-    )
-    low = torch.bfloat16 if arguments.dtype == "bfloat16" else None
-    block = LlamaDecoderLayer(config, layer_idx=0).to(device).requires_grad_(False)
-    x = torch.randn(Rates.sequences, tokens, arguments.hidden, device=device)
-    positions = torch.arange(tokens, device=device)[None]
-    rotary = LlamaRotaryEmbedding(config).to(device)(x, positions)
-    routes, weights = [], []
-    for name, module in list(block.named_modules()):
-        if isinstance(module, nn.Linear):
-            # Rows of unequal importance, as in a trained model.
-            scale = torch.randn(len(module.weight), 1, device=device).exp()
-            weights.append((module.weight * scale).detach())
-            routes.append(Routed(len(routes)))
-            parent, _, child = name.rpartition(".")
-            setattr(block.get_submodule(parent), child, routes[-1])
-    squares = [torch.rand(w.shape[1], device=device) for w in weights]
-
-    def autocast() -> Any:
-        return torch.autocast(device.type, dtype=low) if low else nullcontext()
-
-    problem = Problem(block, routes, weights, squares, x, rotary, autocast)
-    with torch.no_grad():
-        problem.reference = problem.run(Dense(weights, []), len(x))
-    return problem
+    def stepper(self, name: str) -> Callable[[], None]:
+        return partial(self.step, CONTENDERS[name](self.weights, self.squares))
 
 
-def measure(problem: Problem, names: Sequence[str], steps: int) -> dict[str, tuple[float, float]]:
+def measure(problem: Problem, steps: int) -> dict[str, tuple[float, float]]:
     """Fastest step and fastest pass of each contender, by sequence; they take turns."""
-    contenders = {name: CONTENDERS[name](problem.weights, problem.squares) for name in names}
-    device = problem.x.device
-    step_times: dict[str, list[float]] = {name: [] for name in names}
-    pass_times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(steps + 1):
-        for name, contender in contenders.items():
-            step_times[name].append(timed(partial(step_once, problem, contender), device))
-    for contender in contenders.values():
+    everyone = {name: make(problem.weights, problem.squares) for name, make in CONTENDERS.items()}
+
+    def fastest(run: Callable[[Dense], object]) -> dict[str, float]:
+        times: dict[str, list[float]] = {name: [] for name in everyone}
+        for _ in range(steps + 1):
+            for name, contender in everyone.items():
+                seconds = timed(partial(run, contender), problem.x.device)
+                times[name].append(seconds / contender.sequences)
+        return {name: min(each[1:]) for name, each in times.items()}
+
+    stepping_times = fastest(problem.step)
+    for contender in everyone.values():
         contender.finish()
     with torch.no_grad():
-        for _ in range(steps + 1):
-            for name, contender in contenders.items():
-                pass_times[name].append(timed(partial(problem.run, contender), device))
-    return {
-        name: (
-            min(step_times[name][1:]) / contender.sequences,
-            min(pass_times[name][1:]) / contender.sequences,
-        )
-        for name, contender in contenders.items()
-    }
-
-
-def peak_bytes(problem: Problem, name: str) -> int:
-    """Most memory of a contender during a step, its ranks and optimiser included."""
-    gc.collect()
-    cuda = problem.x.is_cuda
-    counter = LiveBytes()
-    before = torch.cuda.memory_allocated() if cuda else 0
-    with nullcontext() if cuda else counter:
-        contender = CONTENDERS[name](problem.weights, problem.squares)
-        step_once(problem, contender)  # makes the optimiser's state
-        gc.collect()
-        counter.peak = counter.live
-        if cuda:
-            torch.cuda.reset_peak_memory_stats()
-        step_once(problem, contender)
-    return torch.cuda.max_memory_allocated() - before if cuda else counter.peak
-
-
-def step_once(problem: Problem, contender: Contender) -> None:
-    # Something must ask for gradients, or there is no backward pass.
-    problem.x.requires_grad_(isinstance(contender, Dense))
-    contender.step(problem.run(contender), problem.reference[: contender.sequences])
-    problem.x.grad = None
-    problem.x.requires_grad_(False)
+        passing_times = fastest(problem.run)
+    return {name: (stepping_times[name], passing_times[name]) for name in everyone}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hidden", type=int, default=576)
-    parser.add_argument("--ffn", type=int, default=1536)
-    parser.add_argument("--heads", type=int, default=9)
-    parser.add_argument("--key-value-heads", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--steps", type=int, default=5)
+    for name, value in {**SMOLLM2, "tokens": 512, "steps": 5}.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=value)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
 
-    names = list(CONTENDERS)
-    problem = make_problem(arguments, arguments.tokens)
-    size = sum(w.numel() for w in problem.weights)
-    seconds = measure(problem, names, arguments.steps)
-    del problem
+    problem = Problem.make(arguments, arguments.tokens)
+    size, device = sum(w.numel() for w in problem.weights), problem.x.device
+    seconds = measure(problem, arguments.steps)
     # So few tokens that activations do not count.
-    problem = make_problem(arguments, MEMORY_TOKENS)
-    peaks = {name: peak_bytes(problem, name) for name in names}
-
+    problem = Problem.make(arguments, MEMORY_TOKENS)
+    peaks = {name: peak_bytes(partial(problem.stepper, name), device) for name in CONTENDERS}
     print(
         f"{size / 1e6:.2f} M weights, {arguments.tokens} tokens, {arguments.dtype}, "
-        f"{problem.x.device.type}, {torch.get_num_threads()} threads\n"
-    )
-    print(
+        f"{device.type}, {torch.get_num_threads()} threads\n\n"
         "| contender | step | released / this | pass | released / this | block | released / this "
         "| extra bytes per weight |\n|---|---:|---:|---:|---:|---:|---:|---:|"
     )
-    floor = peaks.get("dense", 0)
-    blocks = {
-        name: work(name)[0] * step + work(name)[1] * after
-        for name, (step, after) in seconds.items()
-    }
+    columns = {}
     for name, (step, after) in seconds.items():
-        cells = [name]
-        for index, value in enumerate((step, after, blocks[name])):
-            released = (*seconds["released"], blocks["released"])[index]
-            cells += [f"{1e3 * value:.1f} ms" if index < 2 else f"{value:.1f} s"]
-            cells += [f"{released / value:.2f}"]
-        cells += [f"{(peaks[name] - floor) / size:.2f}"]
-        print("| " + " | ".join(cells) + " |")
+        steps, passes = CONTENDERS[name].work
+        columns[name] = (step, after, steps * step + passes * after)
+    for name, times in columns.items():
+        texts = (f"{1e3 * times[0]:.1f} ms", f"{1e3 * times[1]:.1f} ms", f"{times[2]:.1f} s")
+        ratios = (f"{old / new:.2f}" for old, new in zip(columns["released"], times, strict=True))
+        cells = [cell for pair in zip(texts, ratios, strict=True) for cell in pair]
+        extra = (peaks[name] - peaks["dense"]) / size
+        print(f"| {name} | {' | '.join(cells)} | {extra:.2f} |")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def _options(
     for name, field in model.model_fields.items():
         if name == "method":
             continue
-        full = f"{prefix}.{name}"
+        full = f"{prefix}.{field.alias or name}"
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         values = {key: getattr(each, name) for key, each in (made or {}).items()} or {"": default}
         inner = [each for each in _types(field.annotation) if _is_options(each)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prodigyopt import Prodigy
 from torch import Tensor
 
-from harness.memory import LiveBytes
+from costs import LiveBytes
 from secateur.methods.descent import stepping
 from secateur.patterns.pattern import Budget, Unstructured, select
 from secateur.runs.errors import SecateurError

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harness.memory import LiveBytes
+from costs import LiveBytes
 from secateur.patterns.pattern import NM
 from secateur.solvers import permutation
 from secateur.solvers.permutation import best_order, kept_score

@@ -61,18 +61,16 @@ def evaluate(
 
 
 def compare(
-    file: Annotated[
-        Path, typer.Argument(help="YAML: model, calibration, evaluation and rows of recipes")
-    ],
+    file: Annotated[Path, typer.Argument(help="YAML: model, calibration, evaluation and rows")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="folder for the rows and the table")
     ],
     keep: Annotated[
-        bool, typer.Option("--keep", help="keep the pruned checkpoints once they are evaluated")
+        bool, typer.Option("--keep", help="keep the checkpoints once they are evaluated")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Prune one model by several recipes, evaluate them alike, and write one table."""
+    """Prune one model in several ways, evaluate them alike, and write one table."""
     from secateur.cli.console import print_json, progress_bars, say, stdout
     from secateur.comparison.run import compare as run
     from secateur.comparison.table import comparison_table

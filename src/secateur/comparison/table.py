@@ -121,9 +121,7 @@ def _cells(row: Row, yardstick: Pruned | None, dense: int | None, equal: bool) -
         "" if pruned is None or pruned.sparsity is None else f"{pruned.sparsity:.4f}",
         f"{figures['perplexity']:.2f}",
         _interval(figures["interval"]),
-        f"{difference['perplexity']:.2f} ({_interval(difference['perplexity_interval'])})"
-        if difference
-        else "",
+        _difference(difference) if difference else "",
         f"{evaluation['divergence']['kl']:.4f}" if evaluation["divergence"] else "",
         _mean(evaluation["zero_shot"]),
         *([""] * 4 if pruned is None else _costs(pruned, yardstick)),
@@ -150,6 +148,11 @@ def _times(spread: Spread) -> str:
         return seconds_text(spread.median)
     lowest, highest = seconds_text(spread.minimum), seconds_text(spread.maximum)
     return f"{seconds_text(spread.median)} ({lowest} to {highest})"
+
+
+def _difference(difference: dict[str, Any]) -> str:
+    interval = _interval(difference["perplexity_interval"])
+    return f"{difference['perplexity']:.2f}" + (f" ({interval})" if interval else "")
 
 
 def _interval(interval: Sequence[float] | None) -> str:

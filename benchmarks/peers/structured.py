@@ -1,7 +1,6 @@
 """Baselines of structured pruning: Wanda-sp and FLAP, from a checkpoint to a smaller one.
 
-    python benchmarks/structured_baselines.py flap MODEL OUTPUT --sparsity 0.3 \\
-        --calibration c4.jsonl
+    python benchmarks/peers/structured.py flap MODEL OUTPUT --sparsity 0.3 --calibration c4.jsonl
 
 Wanda-sp removes the units with the lowest mean of |W_ij| · √mean(x_j²), the same number in every
 block. FLAP (An et al. 2023, arXiv 2312.11983) scores channels by Var(x_j) · ‖W_j‖², standardises
@@ -12,9 +11,7 @@ channels gave on average into a bias of the output; a Llama without biases is gi
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +28,8 @@ from secateur.shrinking.layout import plan_layout, uniform_widths
 from secateur.shrinking.source import open_source
 from secateur.shrinking.units import (
     SubBlock,
-    all_units,
     block_parameters,
     find_sub_blocks,
-    kept_parameters,
 )
 from secateur.solvers.ridge import output_bias
 from secateur.solvers.scores import fluctuation_columns, unit_means, wanda_columns
@@ -55,8 +50,8 @@ class Seen:
         return (self.moments.square_I - self.moments.mean_I.square()).clamp_min(0)
 
 
-def look(model_folder: Path, arguments: argparse.Namespace) -> tuple[list[Seen], int]:
-    """Run the dense model over the calibration text; also return how many tokens that was."""
+def look(model_folder: Path, arguments: argparse.Namespace) -> list[Seen]:
+    """Run the dense model over the calibration text."""
     options = CalibrationOptions(
         source=arguments.calibration,
         samples=arguments.samples,
@@ -69,11 +64,10 @@ def look(model_folder: Path, arguments: argparse.Namespace) -> tuple[list[Seen],
     sub_blocks = find_sub_blocks(blocks)
     with observed_moments(blocks, sub_blocks) as moments:
         score_windows(model, tokens_SL, dtype=torch.bfloat16)
-    seen = [
+    return [
         Seen(each, each.output_linear(blocks[each.block]).weight_OI.float(), moment)
         for each, moment in zip(sub_blocks, moments(), strict=True)
     ]
-    return seen, tokens_SL.numel()
 
 
 def lowest_everywhere(seen: Sequence[Seen], counts: Sequence[int]) -> list[Tensor]:
@@ -138,7 +132,6 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    started = time.perf_counter()
     # Shares are of the model as it was: a bias is an extra, not something to remove.
     given = open_source(arguments.model).blocks
     total = block_parameters(given)
@@ -148,7 +141,7 @@ def main() -> None:
         flap = arguments.method == "flap"
         dense = with_biases(arguments.model, Path(folder)) if flap else arguments.model
         source = open_source(dense)
-        seen, tokens = look(dense, arguments)
+        seen = look(dense, arguments)
         sub_blocks = [each.sub_block for each in seen]
         refitted = as_they_were
         if flap:
@@ -166,13 +159,6 @@ def main() -> None:
         widths = [each.width_of(units) for each, units in zip(sub_blocks, kept, strict=True)]
         layout = plan_layout(source, sub_blocks, widths, "uneven")
         export(source, sub_blocks, kept, layout, arguments.output, refitted)
-    gone = kept_parameters(counted, all_units(counted)) - kept_parameters(counted, kept)
-    report = {
-        "parameters": {"removed": gone / total, "blocks_before": total},
-        "forward_tokens": tokens,
-        "seconds": {"total": time.perf_counter() - started},
-    }
-    (arguments.output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

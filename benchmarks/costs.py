@@ -1,14 +1,49 @@
-"""Count the bytes that tensors hold while code runs."""
+"""What a step costs: its wall time, and the bytes of its tensors."""
 
 from __future__ import annotations
 
+import gc
+import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds until a call is done, on an accelerator as well."""
+    start = _now(device)
+    run()
+    return _now(device) - start
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_bytes(make: Callable[[], Callable[[], object]], device: torch.device) -> int:
+    """Most memory from the making of a step to the end of its second run.
+
+    The first run makes what lasts, such as the state of an optimiser.
+    """
+    gc.collect()
+    cuda, counter = device.type == "cuda", LiveBytes()
+    before = torch.cuda.memory_allocated() if cuda else 0
+    with nullcontext() if cuda else counter:
+        step = make()
+        step()
+        gc.collect()
+        counter.peak = counter.live
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        step()
+    return torch.cuda.max_memory_allocated() - before if cuda else counter.peak
 
 
 class LiveBytes(TorchDispatchMode):
