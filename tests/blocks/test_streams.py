@@ -1,4 +1,4 @@
-"""The streams of the walk against the model's own forward pass."""
+"""Streams against the model's own forward pass, and blocks in memory for their turn alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from secateur.blocks.inputs import InputAccumulator, find_groups, steps, visit_inputs
-from secateur.blocks.streams import Batches, Stream, allocate
+from secateur.blocks.streams import Batches, Stream, allocate, loaded_blocks
+from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import unstacked_experts
 from secateur.models.resident import ResidentStore
+from secateur.models.streamed import StreamedStore
 from secateur.models.structure import find_blocks, find_linears
 from tiny import FAMILIES
 
@@ -169,3 +171,38 @@ def test_mapped_activations_equal_those_in_memory(dtype: torch.dtype, tmp_path: 
     mapped.copy_(x)
     assert torch.equal(mapped, x)
     assert allocate((4, 8, 16), tmp_path, budget=10**6).shape == (4, 8, 16)
+
+
+def in_memory(store: StreamedStore) -> list[int]:
+    return [
+        index
+        for index, block in enumerate(store.blocks)
+        if not all(parameter.is_meta for parameter in block.parameters())
+    ]
+
+
+@pytest.fixture
+def store(checkpoints: Callable[..., Path]) -> StreamedStore:
+    return Checkpoint.open(checkpoints("llama")).store(CPU)
+
+
+def test_each_block_is_loaded_for_its_turn(store: StreamedStore) -> None:
+    seen = []
+    for index, name, block in loaded_blocks(store):
+        assert block is store.blocks[index]
+        assert name == store.blocks.name(index)
+        assert in_memory(store) == [index]
+        seen.append(index)
+    assert seen == [0, 1, 2]
+    assert [index for index, *_ in loaded_blocks(store, [2, 0])] == [2, 0]
+    assert in_memory(store) == []
+
+
+def test_a_block_is_released_when_its_turn_ends_early(store: StreamedStore) -> None:
+    with pytest.raises(ZeroDivisionError):
+        for _ in loaded_blocks(store):
+            _ = 1 / 0
+    assert in_memory(store) == []
+    for _ in loaded_blocks(store):
+        break
+    assert in_memory(store) == []

@@ -96,8 +96,8 @@ def uniform_widths(
         whole = attention.parameters(attention.whole)
 
         def distance(width: Width) -> tuple[float, int]:
-            """From the wanted share; of two alike the one with the smaller cache comes first."""
             gone = attention.removed(width)
+            # Of two alike the one with the smaller cache comes first.
             return round(abs(gone / whole - sparsity), 9), gone
 
         least = Width(1, attention.heads_per_unit if whole_groups else 1)
@@ -121,21 +121,19 @@ def _smallest_stock(
     source: Source, sub_blocks: Sequence[SubBlock], kept: Sequence[Width]
 ) -> tuple[dict[str, Any], Sizes]:
     """The smallest common sizes with a stock configuration that hold all kept units."""
-    present: dict[Kind, list[Width]] = {}
-    for sub_block, width in zip(sub_blocks, kept, strict=True):
-        if width.units:
-            present.setdefault(sub_block.kind, []).append(width)
-    least: Sizes = {
-        kind: Width(max(width.units for width in widths), max(width.queries for width in widths))
-        for kind, widths in present.items()
-    }
     first = _first_block(sub_blocks)
+
+    def most(kind: Kind, least: Width) -> Width:
+        parts = zip(sub_blocks, kept, strict=True)
+        present = [width for each, width in parts if each.kind == kind and width.units] or [least]
+        return Width(max(each.units for each in present), max(each.queries for each in present))
+
     choices: list[Sizes] = [{}]
     if attention := first.get("attention"):
-        widths = attention.widths_from(least.get("attention", Width(1, 1)))
+        widths = attention.widths_from(most("attention", Width(1, 1)))
         choices = [{"attention": width} for width in widths]
     # Not every configuration has a size for feed-forwards; the dense one always fits.
-    for channels in dict.fromkeys((least.get("ffn", Width(1, 0)), first["ffn"].whole)):
+    for channels in dict.fromkeys((most("ffn", Width(1, 0)), first["ffn"].whole)):
         for choice in choices:
             sizes: Sizes = {**choice, "ffn": channels}
             config = stock_config(source, sub_blocks, sizes)
