@@ -36,13 +36,7 @@ def write_report(
         SecateurError: a folder holds no finished run, or the file cannot be written.
     """
     runs, path = prepare([folders] if isinstance(folders, str | Path) else folders, output)
-    try:
-        write_text(path, render(runs))
-    except OSError as error:
-        raise SecateurError(
-            f"The report {path} cannot be written ({error.strerror}); name another file with "
-            "--output."
-        ) from error
+    write_text(path, render(runs))
     return path
 
 

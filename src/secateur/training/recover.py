@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from secateur.blocks.streams import Batches, Stream, memory_budget
+from secateur.blocks.streams import Batches, Stream, loaded_blocks, memory_budget
 from secateur.evaluation.scores import score_windows
 from secateur.methods.reconstruct import Reconstruct
 from secateur.models.checkpoint import Checkpoint
@@ -223,10 +223,8 @@ def _stream(job: RecoveryJob, store: StreamedStore, stage: Reconstruct) -> Strea
 def _copy(job: RecoveryJob, checkpoint: Checkpoint) -> None:
     """Write a checkpoint as the result."""
     store = job.store(checkpoint, job.run.output)
-    for index in range(len(store.blocks)):
-        store.load(index)
+    for index, _, _ in loaded_blocks(store):
         store.save(index, {})
-        store.release(index)
     store.finish()
 
 
