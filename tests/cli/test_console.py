@@ -37,6 +37,20 @@ def test_without_a_terminal_a_phase_is_told_of_while_it_lasts(
     assert lines[-1] == "Pruning [blocks]: 4 of 4, 0:00"
 
 
+def test_without_a_terminal_work_before_the_first_phase_is_told_of(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_BETWEEN_LINES", 0.02)
+    with console.progress_bars():
+        time.sleep(0.1)
+    assert "At work: 0:00" in capsys.readouterr().err.splitlines()
+
+
+def test_control_characters_are_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    console.complain("There is no \x1b[2J\r\u202efile; check\nthe path.")
+    assert capsys.readouterr().err == "error There is no \\x1b[2J\\r\\u202efile; check\nthe path.\n"
+
+
 def test_what_is_left_follows_from_the_steps_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     phase = console._Phase("Pruning", done=6, total=10, found=4)

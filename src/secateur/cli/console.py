@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from secateur.runs.errors import printable
 from secateur.runs.progress import Progress as Callback
 
 # Paths and names are the user's: nothing in them is markup.
@@ -23,6 +24,8 @@ stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 # Seconds between two lines about the same phase, where no bar can move.
 _BETWEEN_LINES = 30.0
+# What a bar says before the first phase.
+_READY = "Getting ready"
 
 
 @dataclass
@@ -84,9 +87,13 @@ def _bars() -> Iterator[Callable[[_Phase], None]]:
         TextColumn("{task.fields[phase].times}"),
     )
     with Progress(*columns, console=stderr) as bars:
-        tasks: dict[str, TaskID] = {}
+        # A model that loads tells of no steps.
+        ready = _Phase(_READY, done=0, total=1, found=0, heard=time.monotonic())
+        tasks: dict[str, TaskID] = {_READY: bars.add_task(_READY, total=None, phase=ready)}
 
         def show(phase: _Phase) -> None:
+            if (first := tasks.pop(_READY, None)) is not None:
+                bars.remove_task(first)
             if phase.name not in tasks:
                 tasks[phase.name] = bars.add_task(phase.name, total=phase.total, phase=phase)
             bars.update(tasks[phase.name], completed=phase.done, total=phase.total, phase=phase)
@@ -97,6 +104,7 @@ def _bars() -> Iterator[Callable[[_Phase], None]]:
 @contextmanager
 def _lines() -> Iterator[Callable[[_Phase], None]]:
     under_way: dict[str, _Phase] = {}
+    began = time.monotonic()
     ended = threading.Event()
 
     def tell(phase: _Phase) -> None:
@@ -112,6 +120,9 @@ def _lines() -> Iterator[Callable[[_Phase], None]]:
         while not ended.wait(_BETWEEN_LINES):
             for phase in list(under_way.values()):
                 tell(phase)
+            if not under_way:
+                # Between phases, and while a model loads.
+                stderr.print(f"At work: {_clock(time.monotonic() - began)}")
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -130,7 +141,8 @@ def _clock(seconds: float) -> str:
 
 def say(text: str, path: Path | None = None, rest: str = "", style: str = "") -> None:
     """Print one line to stdout, a path in it emphasised, and never broken."""
-    said = Text.assemble(text, (str(path or ""), "bold"), rest, style=style)
+    said = Text.assemble(_lines_of(text), (printable(str(path or "")), "bold"), _lines_of(rest))
+    said.stylize(style)
     stdout.print(said, soft_wrap=True)
 
 
@@ -143,7 +155,7 @@ def show_table(table: RenderableType, notes: Iterable[str]) -> None:
     """Show a table, and what the user should know."""
     stdout.print(table)
     for note in notes:
-        stderr.print(Text.assemble(("note", "yellow"), " ", note))
+        stderr.print(Text.assemble(("note", "yellow"), " ", _lines_of(note)))
 
 
 def show_result(table: RenderableType, notes: Iterable[str], output: Path) -> None:
@@ -155,9 +167,14 @@ def show_result(table: RenderableType, notes: Iterable[str], output: Path) -> No
 
 def complain(sentence: str) -> None:
     """Print an error to stderr."""
-    stderr.print(Text.assemble(("error", "bold red"), " ", sentence), soft_wrap=True)
+    stderr.print(Text.assemble(("error", "bold red"), " ", _lines_of(sentence)), soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
     """Print JSON to stdout, unstyled and unwrapped."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _lines_of(text: str) -> str:
+    """The text without control characters; its lines stay lines."""
+    return "\n".join(map(printable, text.split("\n")))

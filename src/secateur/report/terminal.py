@@ -17,6 +17,7 @@ from secateur.report.documents.run import RunReport
 from secateur.report.documents.shrink import ShrinkReport, SizeCurve, SubBlockReport
 from secateur.report.documents.training import RecoveryReport, TrainingReport
 from secateur.report.format import bytes_text, linear_kind, seconds_text, width_text
+from secateur.runs.errors import printable
 
 # Blocks whose sparsities differ by more than this were not pruned evenly.
 _UNEVEN = 0.005
@@ -40,8 +41,8 @@ def new_table(*columns: str, title: str | None = None) -> Table:
 
 
 def add_row(table: Table, *cells: str, style: str | None = None) -> None:
-    """Add cells whose brackets are brackets."""
-    table.add_row(*map(Text, cells), style=style)
+    """Add cells whose brackets are brackets, and whose control characters do nothing."""
+    table.add_row(*(Text(printable(cell)) for cell in cells), style=style)
 
 
 def _summary(rows: Iterable[tuple[str, str]]) -> Table:
@@ -52,7 +53,7 @@ def _summary(rows: Iterable[tuple[str, str]]) -> Table:
 
 
 def _note(text: str) -> Text:
-    return Text(f"· {text}", style="dim")
+    return Text(f"· {printable(text)}", style="dim")
 
 
 def _time(report: RunReport) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from secateur.runs.errors import SecateurError
+from secateur.runs.errors import TRACE, SecateurError, trace_kept
 from secateur.runs.files import digest_of, remove, remove_parts, write_json, writing
 from secateur.runs.lock import LOCK, locked, require_free
 from secateur.runs.machine import package_versions
@@ -123,7 +123,8 @@ class Run:
                     manifest = _read_manifest(output, restart)
                 run = cls(output, manifest or Manifest(fingerprint=fingerprint))
                 run._begin(fingerprint, is_new=manifest is None, restart=restart)
-                yield run
+                with trace_kept(run.folder):
+                    yield run
         finally:
             if not (output / _FOLDER / "manifest.json").exists():
                 _remove_empty([output / _FOLDER, *([] if existed else [output])])
@@ -158,7 +159,7 @@ class Run:
             self.check_files()
             if not (self.output / PAGE).is_file():
                 page(self.output)
-        for pattern in temporary:
+        for pattern in (TRACE, *temporary):
             for left in self.folder.glob(pattern):
                 remove(left)
         for folder in (self.output, *self._subfolders()):
