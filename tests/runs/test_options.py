@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 import pytest
 from pydantic import Field, model_validator
 
+import secateur
+from secateur.pruning.recipe import Recipe
 from secateur.runs.errors import SecateurError
 from secateur.runs.options import Options, put_over, read_mapping
 
@@ -54,7 +59,17 @@ class Tools(Options):
         (b"day: 2026-13-45", "is not valid YAML: month must be in"),
         (b"[" * 100_000, "nested too deeply"),
         (b"? [a]\n: b", "is not valid YAML: found unhashable key in line 1"),
-        (b"&a [*a]", "a YAML mapping was expected"),
+        (b"&a [*a]", "nested too deeply"),
+        (b"a: 1\na: 2", "'a' is there twice in the mapping from line 1 on"),
+        (b"a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        (
+            b"\n".join(
+                b"a%d: &a%d [%s]" % (i, i, b", ".join([b"*a%d" % (i - 1)] * 9 if i else [b"x"]))
+                for i in range(9)
+            ),
+            "stands for too many values",
+        ),
+        (b"# " + b"x" * (1 << 23), "is larger than 4 MB"),
     ],
 )
 def test_an_unreadable_file_is_one_sentence(content: bytes, message: str, tmp_path: Path) -> None:
@@ -115,3 +130,72 @@ def test_nested_values_are_put_over_one_by_one() -> None:
         "f": {},
     }
     assert base == {"a": {"b": 1, "c": 2}, "d": {"e": 3}}
+
+
+def option_models() -> list[type[Options]]:
+    for module in pkgutil.walk_packages(secateur.__path__, "secateur."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    found = [Options]
+    for model in found:
+        found += [each for each in model.__subclasses__() if each not in found]
+    return [each for each in found if each.__module__.startswith("secateur.")]
+
+
+def numbers_without_limits(annotation: Any, metadata: Iterable[Any]) -> bool:
+    """Whether a number may be of any size at all."""
+    limits = {name for each in metadata for name in ("ge", "gt", "le", "lt") if hasattr(each, name)}
+    if limits & {"ge", "gt"} and limits & {"le", "lt"}:
+        return False
+    if get_origin(annotation) is Literal:
+        return False
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        more = [each for part in more for each in getattr(part, "metadata", [part])]
+        return numbers_without_limits(inner, more)
+    parts = get_args(annotation)
+    return annotation in (int, float) or any(numbers_without_limits(part, ()) for part in parts)
+
+
+# What bounds a number that its field does not.
+BOUNDED_OTHERWISE = {
+    ("CalibrationOptions", "source"): "a validator bounds the weights of a mix",
+    ("RowOptions", "script"): "words of a command, which become text",
+}
+
+
+def test_every_number_has_limits() -> None:
+    models = option_models()
+    assert len(models) > 25
+    unbounded = {
+        (model.__name__, name)
+        for model in models
+        for name, field in model.model_fields.items()
+        if numbers_without_limits(field.annotation, field.metadata)
+    }
+    assert unbounded == BOUNDED_OTHERWISE.keys()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"held_out": 10**400}, "held_out is not valid: Input should be less than or equal to"),
+        ({"held_out": True}, "held_out is a number, not true"),
+        ({"activation_memory": float("nan")}, "activation_memory is not valid: .*finite number"),
+        ({"activation_memory": 10**400}, "activation_memory is not valid"),
+        ({"calibration": {"seed": 2**64}}, r"calibration\.seed is not valid"),
+        ({"calibration": {"samples": 10**12}}, "are too many; use at most"),
+        ({"calibration": {"source": {"a": 1e308}}}, "give a positive number up to"),
+        ({"stages": [{"method": "wanda"}] * 1000}, "at most 32 items"),
+        ({"device": "x" * 10**6}, "at most 16384 characters"),
+        ({"x" * 10**6: 1}, "unknown key x{120}…"),
+        ({1: 1}, "Keys should be strings"),
+        ({"pattern": "1:" + "9" * 30}, "groups of 9{30} columns"),
+        ({"pattern": "9" * 10**5}, r"is not in \[0, 1\)"),
+        ({"pattern": "x" * 10**5}, "pattern 'x{40}…' is not understood"),
+    ],
+)
+def test_no_number_and_no_text_is_without_bound(values: dict[Any, Any], message: str) -> None:
+    with pytest.raises(SecateurError, match=message) as raised:
+        Recipe.from_mapping(values)
+    assert len(str(raised.value)) < 800

@@ -17,7 +17,7 @@ class DLP(PerBlock):
 
     method: Literal["dlp"] = "dlp"
     limit: float = Field(0.15, ge=0, lt=1, description="half the distance of the extreme blocks")
-    sequences: int = Field(16, ge=1, description="calibration sequences to measure on")
+    sequences: int = Field(16, ge=1, le=2**20, description="calibration sequences to measure on")
 
     def passes(self, samples: int) -> float:
         return 2.0 * self.sequences / samples

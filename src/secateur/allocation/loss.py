@@ -35,7 +35,7 @@ class Loss(ByThreshold):
     limit: float = Field(
         0.12, ge=0, lt=1, description="how far a block's sparsity may be from the target"
     )
-    sequences: int = Field(16, ge=1, description="calibration sequences to measure on")
+    sequences: int = Field(16, ge=1, le=2**20, description="calibration sequences to measure on")
 
     def passes(self, samples: int) -> float:
         return 5.0 * self.sequences / samples

@@ -18,10 +18,10 @@ class OWL(PerBlock):
 
     method: Literal["owl"] = "owl"
     outlier: float = Field(
-        5.0, gt=0, description="a score this many times the block's mean is an outlier"
+        5.0, gt=0, le=1e6, description="a score this many times the block's mean is an outlier"
     )
     limit: float = Field(0.08, ge=0, lt=1, description="half the distance of the extreme blocks")
-    sequences: int = Field(16, ge=1, description="calibration sequences to measure on")
+    sequences: int = Field(16, ge=1, le=2**20, description="calibration sequences to measure on")
 
     def passes(self, samples: int) -> float:
         return 2.0 * self.sequences / samples

@@ -24,8 +24,10 @@ class Sensitivity(ByThreshold):
     """
 
     method: Literal["sensitivity"] = "sensitivity"
-    probes: int = Field(1, ge=1, description="random sign vectors per batch of sequences")
-    sequences: int = Field(16, ge=1, description="calibration sequences to measure on")
+    probes: int = Field(
+        1, ge=1, le=10_000, description="random sign vectors per batch of sequences"
+    )
+    sequences: int = Field(16, ge=1, le=2**20, description="calibration sequences to measure on")
 
     def passes(self, samples: int) -> float:
         return (2.0 + 3.0 * self.probes) * self.sequences / samples

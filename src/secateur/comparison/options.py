@@ -31,7 +31,7 @@ class RowOptions(Options):
         alias="from",
         description="the row whose checkpoint is worked on, instead of the model",
     )
-    repeats: int | None = Field(None, ge=1, description="how often it runs")
+    repeats: int | None = Field(None, ge=1, le=10_000, description="how often it runs")
 
     @property
     def own(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Comparison(Options):
     dtype: DtypeName = Field("auto", description="dtype of forward passes")
     trust_remote_code: bool = Field(False, description="let the checkpoint's own code run")
     repeats: int = Field(
-        1, ge=1, description="how often each row runs, in turn, unless it says so itself"
+        1, ge=1, le=10_000, description="how often each row runs, in turn, unless it says so itself"
     )
     yardstick: str | None = Field(
         None, description="the row that the time of the others is divided by"

@@ -70,7 +70,7 @@ def evaluate(
             longer than the model's positions, models of different vocabularies, or logits that
             are not finite.
     """
-    options = EvaluationOptions(
+    options = EvaluationOptions.of(
         text=text,
         dataset=dataset,
         window=window,

@@ -16,11 +16,17 @@ class EvaluationOptions(Options):
         None, description="a .txt or .jsonl file; either this or dataset"
     )
     dataset: str | None = Field(None, description="wikitext2 or USER/NAME[:CONFIG][:SPLIT]")
-    window: int = Field(1024, description="tokens per window; windows do not overlap")
-    max_windows: int | None = Field(None, description="only the first so many windows")
+    window: int = Field(
+        1024, ge=2, le=2**24, description="tokens per window; windows do not overlap"
+    )
+    max_windows: int | None = Field(
+        None, ge=1, le=2**40, description="only the first so many windows"
+    )
     bos: bool = Field(False, description="begin every window with the beginning-of-text token")
     tasks: tuple[str, ...] = Field((), description="zero-shot tasks; see `secateur ls tasks`")
     task_data: str | Path | None = Field(
         None, description="folder of TASK_SPLIT.jsonl files instead of the hub"
     )
-    limit: int | None = Field(None, description="only the first so many questions of each task")
+    limit: int | None = Field(
+        None, ge=1, le=2**40, description="only the first so many questions of each task"
+    )

@@ -20,9 +20,13 @@ class ADMM(GroupStage):
     scope: Literal["linear", "row"] = Field(
         "row", description="where unstructured weights compete: in the whole linear or in a row"
     )
-    damping: float = Field(0.01, gt=0, description="added to the Gram diagonal, share of its mean")
-    iterations: int = Field(12, ge=1, description="steps of the search for the mask")
-    refit_iterations: int = Field(15, ge=1, description="most steps of the refit that follows")
+    damping: float = Field(
+        0.01, gt=0, le=1e6, description="added to the Gram diagonal, share of its mean"
+    )
+    iterations: int = Field(12, ge=1, le=10_000, description="steps of the search for the mask")
+    refit_iterations: int = Field(
+        15, ge=1, le=10_000, description="most steps of the refit that follows"
+    )
 
     def apply(self, task: GroupTask) -> None:
         row_zeros = None

@@ -45,7 +45,7 @@ class Barber(BlockStage):
         description="share of the pairs in wrong order to exchange, in [0, 1]; best tries several",
     )
     windows: int = Field(
-        32, ge=1, description="most calibration windows that gradients are taken from"
+        32, ge=1, le=2**20, description="most calibration windows that gradients are taken from"
     )
 
     def check_pattern(self, pattern: Pattern) -> None:

@@ -50,7 +50,7 @@ class BESA(BlockStage):
     copies: ClassVar[int] = 2
 
     method: Literal["besa"] = "besa"
-    batch_sequences: int = Field(1, ge=1, description="calibration windows in one step")
+    batch_sequences: int = Field(1, ge=1, le=2**20, description="calibration windows in one step")
     scope: Literal["row", "linear"] = Field(
         "row",
         validation_alias=AliasChoices("scope", "granularity"),
@@ -62,23 +62,28 @@ class BESA(BlockStage):
         "sigmoids, which reaches from 37.6 to 62.4 percent",
     )
     sparsity_step: float = Field(0.01, ge=1e-4, le=1, description="between candidate rates")
-    penalty: float = Field(5.0, ge=0, description="weight of the sparsity term, the paper's lambda")
+    penalty: float = Field(
+        5.0, ge=0, le=1e6, description="weight of the sparsity term, the paper's lambda"
+    )
     optimiser: Literal["adam", "prodigy"] = Field(
         "adam",
         description="of the logits; adam ends in ever smaller steps, prodigy, the released code's, "
         "finds their size itself",
     )
-    learning_rate: float = Field(0.1, gt=0, description="of Adam, at its highest")
-    d_coef: float = Field(5.0, gt=0, description="scale of the step that Prodigy estimates")
+    learning_rate: float = Field(0.1, gt=0, le=1e3, description="of Adam, at its highest")
+    d_coef: float = Field(5.0, gt=0, le=1e6, description="scale of the step that Prodigy estimates")
     loss: Literal["token", "feature"] = Field(
         "token",
         description="error of each token's hidden state; or of each feature, over tokens, which is "
         "the released code's",
     )
-    epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
+    epochs: int = Field(
+        1, ge=1, le=10_000, description="passes over the fitted calibration windows"
+    )
     clip_rate: float | None = Field(
         None,
         ge=0,
+        le=1e6,
         description="learning rate of clipping strengths, which are learned along with the rates; "
         "by default 0.05 if the recipe rounds weights to a grid, and 0, pruning as if it did not "
         "quantise, if it does so with error feedback",

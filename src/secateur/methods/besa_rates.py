@@ -34,10 +34,12 @@ class BESARates(BlockStage):
 
     method: Literal["besa-rates"] = "besa-rates"
     probe_sequences: int = Field(
-        16, ge=1, description="calibration windows that row sensitivities come from"
+        16, ge=1, le=2**20, description="calibration windows that row sensitivities come from"
     )
-    steps: int = Field(24, ge=0, description="straight-through steps; 0 leaves the closed form")
-    rate: float = Field(0.5, gt=0, description="how far a step follows the marginal cost")
+    steps: int = Field(
+        24, ge=0, le=100_000, description="straight-through steps; 0 leaves the closed form"
+    )
+    rate: float = Field(0.5, gt=0, le=1e3, description="how far a step follows the marginal cost")
 
     def passes(self, sequences: int) -> float:
         return 3.0 * (self.probe_sequences + self.steps * self.batch_sequences) / sequences

@@ -36,15 +36,20 @@ class BESAReconstruct(BlockStage):
 
     method: Literal["besa-reconstruct"] = "besa-reconstruct"
     reference: Reference = Field("dense", description="as for the other block stages")
-    batch_sequences: int = Field(1, ge=1, description="calibration windows in one step")
+    batch_sequences: int = Field(1, ge=1, le=2**20, description="calibration windows in one step")
     probe_sequences: int = Field(
-        8, ge=1, description="calibration windows that row sensitivities come from"
+        8, ge=1, le=2**20, description="calibration windows that row sensitivities come from"
     )
-    epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
-    rate: float = Field(0.25, gt=0, description="how far the first step follows the marginal cost")
+    epochs: int = Field(
+        1, ge=1, le=10_000, description="passes over the fitted calibration windows"
+    )
+    rate: float = Field(
+        0.25, gt=0, le=1e3, description="how far the first step follows the marginal cost"
+    )
     learning_rate: float = Field(
         0.015,
         gt=0,
+        le=1e3,
         description="of Adam, at its highest, as a share of each parameter's root mean square",
     )
 

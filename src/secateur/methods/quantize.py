@@ -35,7 +35,10 @@ class Quantize(GroupStage):
     method: Literal["quantize"] = "quantize"
     bits: Literal[3, 4, 8] = Field(4, description="bits of the integer that stands for a weight")
     group: int = Field(
-        128, ge=0, description="columns of a row that share a scale; 0 for one scale per row"
+        128,
+        ge=0,
+        le=2**20,
+        description="columns of a row that share a scale; 0 for one scale per row",
     )
     symmetric: bool = Field(True, description="without zero points")
     solver: Literal["feedback", "round"] = Field(
@@ -43,8 +46,12 @@ class Quantize(GroupStage):
         description="feedback lets kept weights make up for each other's errors, then refits the "
         "scales; round takes the nearest value of the whole range",
     )
-    damping: float = Field(0.01, gt=0, description="added to the Gram diagonal, share of its mean")
-    rounds: int = Field(2, ge=0, description="refits of the scales, each with a pass over weights")
+    damping: float = Field(
+        0.01, gt=0, le=1e6, description="added to the Gram diagonal, share of its mean"
+    )
+    rounds: int = Field(
+        2, ge=0, le=10_000, description="refits of the scales, each with a pass over weights"
+    )
     format: FormatName = Field(
         "packed",
         description="packed is compressed-tensors' pack-quantized; dequantized saves the grid's "

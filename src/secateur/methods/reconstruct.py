@@ -25,11 +25,14 @@ class Reconstruct(BlockStage):
     copies: ClassVar[int] = 3
 
     method: Literal["reconstruct"] = "reconstruct"
-    epochs: int = Field(2, ge=1, description="passes over the fitted calibration windows")
+    epochs: int = Field(
+        2, ge=1, le=10_000, description="passes over the fitted calibration windows"
+    )
     reference: Reference = Field("dense", description="as for the other block stages")
     learning_rate: float = Field(
         0.01,
         gt=0,
+        le=1e3,
         description="of Adam, at its highest, as a share of each parameter's root mean square",
     )
     window: Literal["block", "parts"] = Field(

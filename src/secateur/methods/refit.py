@@ -19,8 +19,8 @@ class Refit(GroupStage):
     keeps_mask: ClassVar[bool] = True
 
     method: Literal["refit"] = "refit"
-    damping: float = Field(0.01, gt=0, description="pull towards the dense weights")
-    iterations: int = Field(20, ge=1, description="most conjugate-gradient steps")
+    damping: float = Field(0.01, gt=0, le=1e6, description="pull towards the dense weights")
+    iterations: int = Field(20, ge=1, le=10_000, description="most conjugate-gradient steps")
 
     def apply(self, task: GroupTask) -> None:
         assert task.mask_OI is not None

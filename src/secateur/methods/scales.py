@@ -31,11 +31,14 @@ class Scales(BlockStage):
     copies: ClassVar[int] = 2
 
     method: Literal["scales"] = "scales"
-    epochs: int = Field(1, ge=1, description="passes over the fitted calibration windows")
+    epochs: int = Field(
+        1, ge=1, le=10_000, description="passes over the fitted calibration windows"
+    )
     reference: Reference = Field("dense", description="as for the other block stages")
     learning_rate: float = Field(
         0.005,
         gt=0,
+        le=1e3,
         description="of Adam, at its highest, as a share of each scale, and of the root mean "
         "square of other parameters",
     )

@@ -19,10 +19,14 @@ class SparseGPT(GroupStage):
     needs: ClassVar[Needs] = "gram"
 
     method: Literal["sparsegpt"] = "sparsegpt"
-    damping: float = Field(0.01, gt=0, description="added to the Gram diagonal, share of its mean")
-    column_block: int = Field(128, ge=1, description="columns whose mask is chosen together")
+    damping: float = Field(
+        0.01, gt=0, le=1e6, description="added to the Gram diagonal, share of its mean"
+    )
+    column_block: int = Field(
+        128, ge=1, le=2**20, description="columns whose mask is chosen together"
+    )
     refit_iterations: int = Field(
-        10, ge=0, description="steps of refit on the mask found; 0 is the paper's method"
+        10, ge=0, le=10_000, description="steps of refit on the mask found; 0 is the paper's method"
     )
     mask_only: bool = Field(
         False, description="take the mask alone: kept weights stay what they were, without refit"

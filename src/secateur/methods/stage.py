@@ -82,7 +82,7 @@ class BlockStage(Stage):
         description="what the block should return: the dense block's output on the pruned stream, "
         "or that of the dense model",
     )
-    batch_sequences: int = Field(4, ge=1, description="calibration windows in one step")
+    batch_sequences: int = Field(4, ge=1, le=2**20, description="calibration windows in one step")
 
     def step_size(self, sequences: int) -> int:
         """Windows in one step where there are this many fitted sequences."""

@@ -43,9 +43,12 @@ class Swaps(BlockStage):
     copies: ClassVar[int] = 3
 
     method: Literal["swaps"] = "swaps"
-    rounds: int = Field(30, ge=1, description="most rounds of exchanges")
+    rounds: int = Field(30, ge=1, le=10_000, description="most rounds of exchanges")
     shortlist: int = Field(
-        8, ge=1, description="weights to remove and to restore that a row considers in a round"
+        8,
+        ge=1,
+        le=10_000,
+        description="weights to remove and to restore that a row considers in a round",
     )
     gradient: Literal["rows", "block"] = Field(
         "rows",

@@ -13,12 +13,14 @@ import torch
 from pydantic import BeforeValidator, PlainSerializer
 from torch import Tensor
 
-from secateur.runs.errors import SecateurError
+from secateur.runs.errors import SecateurError, shortened
 
 # Among which weights zeros are divided, or exchanged: those of a row, a column, a linear, or of all
 # linears of a block or a part of it. Options of stages allow some of these.
 Scope = Literal["row", "column", "linear", "block"]
 
+# No linear has more input columns.
+_LARGEST_GROUP = 2**20
 # Up to this group size comparing all pairs is faster than a stable sort.
 _PAIRWISE_GROUP = 16
 # Groups of these sizes fit into an integer, one byte for each member.
@@ -61,6 +63,11 @@ class NM:
     m: int
 
     def __post_init__(self) -> None:
+        if self.m > _LARGEST_GROUP:
+            raise SecateurError(
+                f"pattern {self.n}:{self.m} has groups of {self.m} columns; give one of "
+                f"{_LARGEST_GROUP} at most, or a sparsity"
+            )
         if not 1 <= self.n <= self.m:
             raise SecateurError(
                 f"pattern {self.n}:{self.m} keeps {self.n} of every {self.m} weights; "
@@ -95,8 +102,8 @@ def parse_pattern(text: str) -> Pattern:
         return Unstructured(float(text))
     except ValueError:
         raise SecateurError(
-            f"pattern {text!r} is not understood; give a sparsity such as 0.5 or 50%, "
-            "or n:m such as 2:4 (keep 2 of every 4)"
+            f"pattern {shortened(text, 40)!r} is not understood; give a sparsity such as 0.5 or "
+            "50%, or n:m such as 2:4 (keep 2 of every 4)"
         ) from None
 
 

@@ -22,6 +22,7 @@ from secateur.patterns.pattern import (
 )
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import write_text
+from secateur.runs.reading import read_text_file
 
 _HEADER = ("pattern", "weights", "zeros", "linears")
 _FORM = '{"pattern": …, "weights": …, "zeros": …, "linears": {…}}'
@@ -109,11 +110,7 @@ class Plan:
         Raises:
             SecateurError: The file cannot be read, or its form is not that of a plan.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SecateurError(f"The plan {path} cannot be read; check the path.") from error
-        return _read(PlanFile(path, text))
+        return _read(PlanFile(path, read_text_file(path, "The plan")))
 
     def check_fits(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         """Hold the plan against a model and its own totals.

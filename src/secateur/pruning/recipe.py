@@ -55,6 +55,7 @@ class Recipe(Options):
     )
     stages: tuple[AnyStage, ...] = Field(
         default=(Wanda(), Refit()),
+        max_length=32,
         description="what is done to each block, in order; auto takes what lost least in trials",
     )
     allocation: AnyAllocation = Field(
@@ -70,16 +71,20 @@ class Recipe(Options):
     held_out: int | None = Field(
         None,
         ge=1,
+        le=2**28,
         description="calibration windows that nothing is fitted on, to measure on; a quarter of "
         "them if not given",
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: DtypeName = Field("auto", description="dtype of forward passes")
     batch_tokens: int = Field(
-        4096, ge=1, description="tokens in one forward pass, at least a window"
+        4096, ge=1, le=2**28, description="tokens in one forward pass, at least a window"
     )
     activation_memory: float | None = Field(
-        None, gt=0, description="GB that hidden states may take before they go to a mapped file"
+        None,
+        gt=0,
+        le=1e6,
+        description="GB that hidden states may take before they go to a mapped file",
     )
 
     @model_validator(mode="before")

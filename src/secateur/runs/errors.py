@@ -63,9 +63,12 @@ def reason_of(error: BaseException) -> str:
     if not line or isinstance(error, KeyError | TypeError | AttributeError | IndexError):
         # These say little without their name.
         line = f"{type(error).__name__}: {line}".rstrip(": ")
-    if len(line) > _LONGEST_REASON:
-        line = line[:_LONGEST_REASON] + "…"
-    return printable(line).rstrip(".")
+    return printable(shortened(line, _LONGEST_REASON)).rstrip(".")
+
+
+def shortened(text: str, length: int) -> str:
+    """The beginning of a text that is longer."""
+    return text if len(text) <= length else text[:length] + "…"
 
 
 def printable(text: str) -> str:

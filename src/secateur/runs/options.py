@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from inspect import isclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from secateur.runs.errors import SecateurError
+from secateur.runs.errors import SecateurError, explained, shortened
+from secateur.runs.reading import parse_yaml, read_text_file
+
+# A file of options is kilobytes, and so is a prompt or a path.
+_LARGEST_BYTES = 1 << 22
+_LONGEST_TEXT = 1 << 14
+# What a sentence repeats of what the user wrote.
+_SHOWN = 120
 
 
 class Options(BaseModel):
     """Options of one thing, whether a file, flags or Python give them."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        arbitrary_types_allowed=True,
+        allow_inf_nan=False,
+        str_max_length=_LONGEST_TEXT,
+    )
 
     noun: ClassVar[str] = "options"
     """What sentences call them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, values: Any) -> Any:
+        # To pydantic, true is 1.
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool) and (field := cls.model_fields.get(str(name))):
+                types = set(_plain_types(field.annotation))
+                if types & {int, float} and bool not in types:
+                    raise ValueError(f"{name} is a number, not {str(value).lower()}")
+        return values
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any]) -> Self:
@@ -29,10 +54,16 @@ class Options(BaseModel):
         Raises:
             SecateurError: an unknown key (the nearest known one is named) or a bad value.
         """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise SecateurError(_explain(cls, error)) from error
+        with explained(f"The {cls.noun} cannot be used", "check their values."):
+            try:
+                return cls.model_validate(values)
+            except ValidationError as error:
+                raise SecateurError(_explain(cls, error)) from error
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Validate plain values that are given by name, as ``from_mapping`` does."""
+        return cls.from_mapping(values)
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
@@ -54,25 +85,12 @@ def read_mapping(path: Path, noun: str) -> dict[str, Any]:
     Raises:
         SecateurError: the file cannot be read, or holds no YAML mapping.
     """
+    text = read_text_file(path, f"The {noun}", largest=_LARGEST_BYTES)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        values = parse_yaml(text)
+    except ValueError as error:
         raise SecateurError(
-            f"The {noun} {path} cannot be read ({reason}); check the path."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise SecateurError(
-            f"The {noun} {path} is not valid: it is not UTF-8 text; save it as UTF-8."
-        ) from error
-    except RecursionError as error:
-        raise SecateurError(
-            f"The {noun} {path} is not valid YAML: it is nested too deeply; write it flat."
-        ) from error
-    # Numbers of thousands of digits and dates that do not exist are a ValueError.
-    except (yaml.YAMLError, ValueError) as error:
-        raise SecateurError(
-            f"The {noun} {path} is not valid YAML: {_yaml_problem(error)}; mend the file."
+            f"The {noun} {path} is not valid YAML: {error}; mend the file."
         ) from error
     if not isinstance(values, dict):
         raise SecateurError(
@@ -100,18 +118,14 @@ def nearest(name: str, known: Iterable[str], otherwise: str) -> str:
     return f"did you mean {near[0]}?" if near else f"{otherwise} {', '.join(names)}."
 
 
-def _yaml_problem(error: Exception) -> str:
-    """The first thing that is wrong, on one line."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
-        return f"{error.problem} in line {error.problem_mark.line + 1}"
-    return str(error).splitlines()[0].rstrip(".")
-
-
 def _explain(model: type[Options], error: ValidationError) -> str:
     """Say the first problem in one sentence."""
-    problem = error.errors()[0]
-    place = problem["loc"]
-    where = ".".join(map(str, place))
+    first, *others = error.errors()
+    # Of the types that a value may have, the one that fits further is meant.
+    same = [each for each in others if each["loc"][:1] == first["loc"][:1]]
+    problem = max([first, *same], key=lambda each: len(each["loc"]))
+    place = [part for part in problem["loc"] if not _is_type(part)]
+    where = shortened(".".join(map(str, place)), _SHOWN)
     match problem["type"]:
         case "extra_forbidden":
             known = [name for each in _models_at(model, place[:-1]) for name in each.model_fields]
@@ -119,14 +133,20 @@ def _explain(model: type[Options], error: ValidationError) -> str:
             return f"In the {model.noun} there is the unknown key {where}; {hint}"
         case "union_tag_invalid" | "union_tag_not_found":
             key = problem["ctx"]["discriminator"].strip("'")
-            tag = str(problem["ctx"].get("tag", ""))
+            tag = shortened(str(problem["ctx"].get("tag", "")), _SHOWN)
             hint = nearest(tag, map(_tag, _models_at(model, place)), f"each {key} is one of")
             said = f"names no known {key} {tag!r}" if tag else f"lacks the key {key}"
             return f"In the {model.noun}, {where} {said}; {hint}"
     message = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    message = shortened(message, 4 * _SHOWN)
     if not place:
         return f"The {model.noun} cannot be used: {message}."
     return f"In the {model.noun}, {where} is not valid: {message}."
+
+
+def _is_type(part: int | str) -> bool:
+    """Whether pydantic names a type by a part of a place."""
+    return isinstance(part, str) and ("[" in part or part.startswith("constrained-"))
 
 
 def _models_at(model: type[BaseModel], place: Iterable[int | str]) -> list[type[BaseModel]]:
@@ -139,6 +159,15 @@ def _models_at(model: type[BaseModel], place: Iterable[int | str]) -> list[type[
             fields = [each.model_fields[part] for each in found if part in each.model_fields]
             found = [inner for field in fields for inner in _models_in(field.annotation)]
     return found
+
+
+def _plain_types(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation allows a value itself to have."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        for part in get_args(annotation):
+            yield from _plain_types(part)
+    else:
+        yield annotation
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

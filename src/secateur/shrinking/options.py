@@ -37,6 +37,7 @@ class ShrinkOptions(Options):
     grid: int | None = Field(
         None,
         ge=1,
+        le=2**20,
         description="feed-forwards keep multiples of this many channels, or all; by default the "
         "largest power of two up to 64 that gives sixteen widths, 1 if widths are uniform",
     )

@@ -11,6 +11,8 @@ from secateur.runs.options import Options
 
 # Hidden states of so many tokens fit on no disk.
 _MOST_TOKENS = 2**28
+# Shares of a mix are this number to one at most.
+_LARGEST_WEIGHT = 1_000_000_000
 
 
 class CalibrationOptions(Options):
@@ -20,8 +22,8 @@ class CalibrationOptions(Options):
         "self",
         description="self, FILE.txt, FILE.jsonl, a folder, a hub name, or a mix {source: weight}",
     )
-    samples: int = Field(128, description="windows, held-out ones included")
-    length: int = Field(512, description="tokens per window")
+    samples: int = Field(128, ge=1, le=2**40, description="windows, held-out ones included")
+    length: int = Field(512, ge=1, le=2**40, description="tokens per window")
     seed: int = Field(0, ge=0, lt=2**47, description="decides windows and sampled text")
     bos: bool = Field(
         False, description="begin every window with the beginning-of-text token, as Gemma needs"
@@ -36,8 +38,11 @@ class CalibrationOptions(Options):
         for name, weight in weights.items():
             if not name.strip():
                 raise ValueError("a source needs a name; write self or a file's")
-            if not (weight > 0 and math.isfinite(weight)):
-                raise ValueError(f"the weight of {name} is {weight}; give a positive number")
+            if not 0 < weight <= _LARGEST_WEIGHT:
+                raise ValueError(
+                    f"the weight of {name} is {weight}; give a positive number up to "
+                    f"{_LARGEST_WEIGHT:,}"
+                )
         return source
 
     @field_validator("samples")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,7 @@ from secateur.runs.errors import SecateurError
 from secateur.runs.options import Options, put_over
 
 LogTo = Literal["tensorboard"]
+Mean = Annotated[float, Field(ge=0, lt=1)]
 
 
 class MaskOptions(Options):
@@ -24,9 +25,11 @@ class MaskOptions(Options):
         "row",
         description="where weights of an unstructured pattern compete, after the first mask",
     )
-    refresh_steps: int = Field(10, ge=1, description="steps between two choices of the mask")
+    refresh_steps: int = Field(
+        10, ge=1, le=10**9, description="steps between two choices of the mask"
+    )
     hysteresis: float = Field(
-        0.0, ge=0, description="a weight comes back if its score is higher by this share"
+        0.0, ge=0, le=1e6, description="a weight comes back if its score is higher by this share"
     )
     forward: Literal["masked", "dense"] = Field(
         "masked",
@@ -48,7 +51,7 @@ class MaskOptions(Options):
 class DecayOptions(Options):
     """How removed weights are drawn to zero."""
 
-    strength: float = Field(1e-4, ge=0, description="λ at its highest")
+    strength: float = Field(1e-4, ge=0, le=1e6, description="λ at its highest")
     ramp_share: float = Field(0.25, ge=0, le=1, description="share of the steps in which λ rises")
     place: Literal["inside", "outside"] = Field(
         "inside", description="of Adam's normalisation, or outside it"
@@ -68,10 +71,11 @@ class DistillationOptions(Options):
     """How the dense model takes part."""
 
     weight: float = Field(0.67, ge=0, le=1, description="of the divergence; the text gets the rest")
-    temperature: float = Field(2.0, gt=0, description="of both models' probabilities")
+    temperature: float = Field(2.0, gt=0, le=1e6, description="of both models' probabilities")
     top_k: int | None = Field(
         None,
         ge=1,
+        le=2**24,
         description="so many of the teacher's likeliest tokens are computed before training, and "
         "it leaves memory; null: all of them at every step",
     )
@@ -80,7 +84,7 @@ class DistillationOptions(Options):
 class LowRankOptions(Options):
     """SLoRB: dense low-rank products beside the sparse linears."""
 
-    group: int = Field(16, ge=1, description="input columns per rank of the products")
+    group: int = Field(16, ge=1, le=2**20, description="input columns per rank of the products")
     train_projection: bool = Field(True, description="train the sums of groups as well")
     start: Literal["means", "covariance"] = Field(
         "means",
@@ -92,26 +96,28 @@ class LowRankOptions(Options):
 class OptimiserOptions(Options):
     """AdamW and its schedule."""
 
-    learning_rate: float = Field(2e-4, gt=0, description="at its highest")
+    learning_rate: float = Field(2e-4, gt=0, le=1e3, description="at its highest")
     warm_up: float = Field(0.05, ge=0, lt=1, description="share of the steps that rise")
     tail: float = Field(0.05, ge=0, lt=1, description="share of the steps that fall to zero")
     floor: float = Field(0.1, ge=0, le=1, description="share of the rate where the cosine ends")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="of the two running means")
-    epsilon: float = Field(1e-8, gt=0, description="added to the root")
-    weight_decay: float = Field(0.1, ge=0, description="of all matrices, decoupled")
+    betas: tuple[Mean, Mean] = Field((0.9, 0.95), description="of the two running means")
+    epsilon: float = Field(1e-8, gt=0, le=1e3, description="added to the root")
+    weight_decay: float = Field(0.1, ge=0, le=1e6, description="of all matrices, decoupled")
     second_moment: Literal["update", "gradient"] = Field(
         "update", description="squares of the update, decay included, or of the gradient"
     )
-    clip: float = Field(1.0, gt=0, description="largest norm of all gradients together")
+    clip: float = Field(1.0, gt=0, le=1e9, description="largest norm of all gradients together")
 
 
 class RunOptions(Options):
     """What training and recovery have in common."""
 
     seed: int = Field(0, ge=0, lt=2**47, description="decides the order of the text")
-    validation_windows: int = Field(32, ge=1, description="windows that are not trained on")
+    validation_windows: int = Field(
+        32, ge=1, le=2**24, description="windows that are not trained on"
+    )
     checkpoint_minutes: float = Field(
-        10.0, ge=0, description="between two states from which a killed run goes on"
+        10.0, ge=0, le=1e6, description="between two states from which a killed run goes on"
     )
     log_to: LogTo | None = Field(
         None, description="tensorboard: the figures of the log as curves, in the work folder"
@@ -131,24 +137,26 @@ class Training(RunOptions):
         description="where a dense model begins: with its largest weights, or with masks and "
         "weights of the recipe auto of prune, which runs first",
     )
-    tokens: int = Field(description="tokens to train on, at most once each")
-    length: int = Field(1024, ge=2, description="tokens per window")
-    batch_tokens: int = Field(131_072, ge=2, description="tokens per step")
+    tokens: int = Field(ge=1, le=2**50, description="tokens to train on, at most once each")
+    length: int = Field(1024, ge=2, le=2**24, description="tokens per window")
+    batch_tokens: int = Field(131_072, ge=2, le=2**40, description="tokens per step")
     micro_batch_tokens: int = Field(
-        4096, ge=2, description="tokens in one forward pass, at least a window"
+        4096, ge=2, le=2**28, description="tokens in one forward pass, at least a window"
     )
     train: Literal["all", "vectors", "lora"] = Field(
         "all",
         description="all parameters; or, where the mask is kept, norm gains and biases alone, or "
         "low-rank changes of the kept weights alone",
     )
-    lora_rank: int = Field(16, ge=1, description="of the changes, with train: lora")
+    lora_rank: int = Field(16, ge=1, le=2**16, description="of the changes, with train: lora")
     masks: MaskOptions = Field(default_factory=MaskOptions)
     decay: DecayOptions = Field(default_factory=DecayOptions)
     distillation: DistillationOptions = Field(default_factory=DistillationOptions)
     low_rank: LowRankOptions | None = Field(None, description="SLoRB; null for a strict pattern")
     optimiser: OptimiserOptions = Field(default_factory=OptimiserOptions)
-    validations: int = Field(10, ge=1, description="how often held-out windows are looked at")
+    validations: int = Field(
+        10, ge=1, le=10**6, description="how often held-out windows are looked at"
+    )
     activation_checkpointing: bool = Field(
         False, description="run each block again on the way back instead of keeping what it made"
     )

@@ -25,25 +25,28 @@ class Recovery(RunOptions):
         description="fit each block to the dense model's hidden states first",
     )
     block_windows: int = Field(
-        128, ge=2, description="windows of the training text for that, a quarter to measure on"
+        128,
+        ge=2,
+        le=2**24,
+        description="windows of the training text for that, a quarter to measure on",
     )
     network: Literal["lora", "full", "none"] = Field(
         "lora", description="then train low-rank adapters, all parameters, or nothing"
     )
-    rank: int = Field(32, ge=1, description="of the low-rank adapters")
+    rank: int = Field(32, ge=1, le=2**16, description="of the low-rank adapters")
     tokens: int = Field(
-        262_144, ge=2, description="tokens to train the network on, at most once each"
+        262_144, ge=2, le=2**50, description="tokens to train the network on, at most once each"
     )
-    length: int = Field(512, ge=2, description="tokens per window")
-    batch_tokens: int = Field(4096, ge=2, description="tokens per step")
+    length: int = Field(512, ge=2, le=2**24, description="tokens per window")
+    batch_tokens: int = Field(4096, ge=2, le=2**28, description="tokens per step")
     learning_rate: float | None = Field(
-        None, gt=0, description="at its highest; by default 1e-3 for lora, 1e-4 for full"
+        None, gt=0, le=1e3, description="at its highest; by default 1e-3 for lora, 1e-4 for full"
     )
     distillation: DistillationOptions = Field(
         default_factory=lambda: DistillationOptions.model_validate(_DISTILLATION),
         description="how the dense model takes part",
     )
-    validations: int = Field(8, ge=1, description="how often they choose a checkpoint")
+    validations: int = Field(8, ge=1, le=10**6, description="how often they choose a checkpoint")
 
     @model_validator(mode="after")
     def _something_is_left_to_do(self) -> Recovery:
