@@ -33,7 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from costs import peak_bytes, timed
 from secateur.blocks.precision import forward_precision
-from secateur.models.structure import find_blocks
+from secateur.models.text_path import find_blocks
 from secateur.runs.device import resolve_device, resolve_dtype
 from secateur.runs.progress import silent
 from secateur.training.distillation import Teacher

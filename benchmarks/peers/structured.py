@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from secateur.evaluation.scores import score_windows
-from secateur.models.structure import BlockList, find_blocks
+from secateur.models.structure import BlockList
+from secateur.models.text_path import find_blocks
 from secateur.shrinking.bonsai import InputMoments, observed_moments
 from secateur.shrinking.export import as_they_were, export
 from secateur.shrinking.layout import plan_layout, uniform_widths

@@ -17,7 +17,8 @@ from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import unstacked_experts
 from secateur.models.resident import ResidentStore
 from secateur.models.store import BlockStore
-from secateur.models.structure import find_blocks, find_linears
+from secateur.models.structure import find_linears
+from secateur.models.text_path import find_blocks
 from secateur.solvers.scores import wanda_score
 from tiny import FAMILIES
 

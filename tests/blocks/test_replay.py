@@ -14,7 +14,8 @@ from secateur.blocks.replay import Replay
 from secateur.blocks.streams import Batches, Stream
 from secateur.models.experts import unstacked_experts
 from secateur.models.resident import ResidentStore
-from secateur.models.structure import find_blocks, find_linears
+from secateur.models.structure import find_linears
+from secateur.models.text_path import find_blocks
 from tiny import FAMILIES
 
 

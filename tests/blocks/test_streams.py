@@ -17,7 +17,8 @@ from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import unstacked_experts
 from secateur.models.resident import ResidentStore
 from secateur.models.streamed import StreamedStore
-from secateur.models.structure import find_blocks, find_linears
+from secateur.models.structure import find_linears
+from secateur.models.text_path import find_blocks
 from tiny import FAMILIES
 
 CPU = torch.device("cpu")

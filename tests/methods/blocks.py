@@ -14,7 +14,8 @@ from secateur.blocks.streams import Batches, Stream
 from secateur.blocks.tasks import BlockTask
 from secateur.models.experts import linear_shapes, unstacked_experts
 from secateur.models.resident import ResidentStore
-from secateur.models.structure import find_blocks, find_linears
+from secateur.models.structure import find_linears
+from secateur.models.text_path import find_blocks
 from secateur.patterns.pattern import Pattern, Unstructured
 from secateur.patterns.plan import uniform_plan
 

@@ -19,7 +19,8 @@ import secateur
 from interruption import interrupted_after
 from secateur.methods import STAGES, BlockStage, GroupStage
 from secateur.models.experts import unstacked_experts
-from secateur.models.structure import find_blocks, find_linears
+from secateur.models.structure import find_linears
+from secateur.models.text_path import find_blocks
 from secateur.patterns.pattern import NM, Budget, check_mask
 from secateur.patterns.plan import Plan
 from secateur.pruning.recipe import Recipe

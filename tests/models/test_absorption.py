@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from secateur.blocks.capture import capture
 from secateur.blocks.inputs import find_groups
 from secateur.models.absorption import Absorption, find_absorptions
+from secateur.models.capture import capture
 from secateur.models.experts import unstacked_experts
-from secateur.models.structure import Linear, find_blocks, find_linears
+from secateur.models.structure import Linear, find_linears
+from secateur.models.text_path import find_blocks
 from tiny import FAMILIES
 
 IDS = torch.arange(4, 36).unsqueeze(0)

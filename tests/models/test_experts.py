@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from secateur.models.experts import unstacked_experts
-from secateur.models.structure import find_blocks, find_linears
+from secateur.models.structure import find_linears
+from secateur.models.text_path import find_blocks
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])

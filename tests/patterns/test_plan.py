@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 import secateur
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import linear_shapes
-from secateur.models.structure import BlockList, find_blocks
+from secateur.models.structure import BlockList
+from secateur.models.text_path import find_blocks
 from secateur.patterns.plan import Plan, uniform_plan
 from secateur.runs.errors import SecateurError
 from tiny import FAMILIES

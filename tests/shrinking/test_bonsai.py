@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from secateur.evaluation import scores
-from secateur.models.structure import BlockList, find_blocks
+from secateur.models.structure import BlockList
+from secateur.models.text_path import find_blocks
 from secateur.shrinking.bonsai import (
     Anywhere,
     Exactly,

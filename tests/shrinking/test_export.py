@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GemmaConfig, GPT2Config, LlamaConfig, OPTConfig
 
 from secateur.models.reader import CheckpointReader
-from secateur.models.structure import find_blocks
+from secateur.models.text_path import find_blocks
 from secateur.runs.errors import SecateurError
 from secateur.shrinking.export import check_saved, export
 from secateur.shrinking.layout import plan_layout

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from secateur.blocks.capture import logits_after
 from secateur.blocks.streams import Batches, Stream
+from secateur.models.capture import logits_after
 from secateur.shrinking.export import export
 from secateur.shrinking.layout import plan_layout
 from secateur.shrinking.options import Form

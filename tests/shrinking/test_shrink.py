@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import secateur
-from secateur.models.structure import find_blocks
+from secateur.models.text_path import find_blocks
 from secateur.runs.errors import SecateurError
 from secateur.shrinking.options import ShrinkOptions
 from secateur.shrinking.shrink import shrink

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from secateur.models.structure import find_blocks
+from secateur.models.text_path import find_blocks
 from secateur.runs.errors import SecateurError
 from secateur.shrinking import sub_models
 from secateur.shrinking.source import open_source

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from secateur.blocks.streams import Batches, Stream
-from secateur.models.structure import find_blocks
+from secateur.models.text_path import find_blocks
 from secateur.shrinking.source import Source, open_source
 from secateur.shrinking.sub_models import narrowed
 from secateur.shrinking.survey import Survey, survey

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from secateur.models.structure import find_blocks
+from secateur.models.text_path import find_blocks
 from secateur.runs.errors import SecateurError
 from secateur.training import adapters
 from secateur.training.adapters import Adapted, check_peft, count_parameters

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from secateur.models.structure import Linear, find_blocks, find_linears
+from secateur.models.structure import Linear, find_linears
+from secateur.models.text_path import find_blocks
 from secateur.patterns.pattern import NM, Unstructured
 from secateur.report.documents.training import TrainingReport
 from secateur.runs.errors import SecateurError

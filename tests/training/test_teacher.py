@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from secateur.models.structure import find_blocks
+from secateur.models.text_path import find_blocks
 from secateur.runs.progress import silent
 from secateur.training import teacher
 from secateur.training.distillation import FullTarget, TopTarget, cache_bytes

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from secateur.allocation.allocation import DenseBlock
-from secateur.blocks.capture import logits_after
 from secateur.blocks.inputs import (
     InputAccumulator,
     LinearGroup,
@@ -22,6 +21,7 @@ from secateur.blocks.passes import RowSensitivity, random_projection
 from secateur.blocks.precision import forward_precision
 from secateur.blocks.streams import Batches, Stream, allocate, loaded_blocks
 from secateur.blocks.tasks import InputStatistics
+from secateur.models.capture import logits_after
 from secateur.models.experts import unstacked_experts
 from secateur.models.store import BlockStore
 from secateur.models.structure import Linear, find_linears

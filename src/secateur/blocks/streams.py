@@ -14,9 +14,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from secateur.blocks.capture import BlockCall, capture, same_calls
 from secateur.blocks.precision import forward_precision
 from secateur.blocks.replay import Replay
+from secateur.models.capture import BlockCall, capture, same_calls
 from secateur.models.store import BlockStore
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import writing

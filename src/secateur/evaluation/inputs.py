@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -18,6 +17,7 @@ from transformers import (
 from secateur.evaluation.options import EvaluationOptions
 from secateur.evaluation.tasks import TaskChoice, lm_eval_version
 from secateur.evaluation.text import Passage
+from secateur.models.families import auto_class
 from secateur.models.locate import find_folder, load_config, load_tokenizer
 from secateur.models.reader import CheckpointReader
 from secateur.models.structure import positions_of
@@ -157,7 +157,9 @@ class GivenModel:
         if isinstance(self.place, PreTrainedModel):
             return self.place
         try:
-            answer = AutoModelForCausalLM.from_pretrained(
+            build = auto_class(self.config, trust_remote_code=self.trust_remote_code)
+            assert build is not None, "the configuration was checked"
+            answer = build.from_pretrained(
                 self.place,
                 dtype=dtype or "auto",
                 trust_remote_code=self.trust_remote_code,

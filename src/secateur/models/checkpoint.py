@@ -9,15 +9,17 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
+from secateur.models.families import auto_class
 from secateur.models.formats.format import WeightFormat
 from secateur.models.locate import Use, find_folder, load_config
 from secateur.models.reader import CheckpointReader
 from secateur.models.streamed import StreamedStore, TensorMap
-from secateur.models.structure import BlockList, find_blocks, find_linears
+from secateur.models.structure import BlockList, find_linears
+from secateur.models.text_path import find_blocks
 from secateur.runs.errors import SecateurError
 
 
@@ -131,7 +133,9 @@ def _skeleton(
     # Buffers such as embedding scales are rounded to the model's dtype, as they are on loading.
     loaded = dtype or config.dtype or torch.float32
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        build = auto_class(config, trust_remote_code=trust_remote_code)
+        assert build is not None, "the configuration was checked"
+        model: PreTrainedModel = build.from_config(
             config, trust_remote_code=trust_remote_code, dtype=loaded
         )
     model.eval()

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 from torch import Tensor
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.structure import ROUTERS, find_linears
+from secateur.models.experts import stored_weights
 from secateur.patterns.pattern import NM
+from secateur.runs.errors import SecateurError
 
 _KNOWN_PATTERNS = (NM(1, 4), NM(2, 4), NM(2, 8), NM(4, 8))
 
@@ -52,9 +54,9 @@ def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
         SecateurError: the folder is no readable checkpoint of a causal language model.
     """
     found = Checkpoint.at(folder, trust_remote_code=trust_remote_code, use="read")
-    linears = [
-        _count(name, found.reader.shapes[name], weight) for name, weight in stored_linears(found)
-    ]
+    linears = [_count(name, weight) for name, weight in stored_linears(found)]
+    if not linears:
+        raise SecateurError(f"The blocks of {folder} have no linears whose zeros could be counted.")
     zeros = sum(linear.zeros for linear in linears)
     weights = sum(linear.weights for linear in linears)
     return Inspection(
@@ -69,11 +71,11 @@ def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
     )
 
 
-def _count(name: str, shape: tuple[int, ...], weight: Tensor) -> LinearCount:
+def _count(name: str, weight: Tensor) -> LinearCount:
     zero_OI = weight.flatten(0, -2) == 0
     return LinearCount(
         name=name,
-        shape=shape,
+        shape=tuple(weight.shape),
         zeros=int(zero_OI.sum()),
         weights=zero_OI.numel(),
         patterns=[str(pattern) for pattern in _satisfied(zero_OI, _KNOWN_PATTERNS)],
@@ -93,25 +95,29 @@ def _satisfied(zero_OI: Tensor, patterns: Sequence[NM]) -> Iterator[NM]:
 def stored_linears(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     """Give the linears in the blocks of a checkpoint, block after block: name and mapped weight.
 
-    The name is that in the files, the weight (out, in) in their dtype; or (experts, out, in),
-    where a tensor holds the same linear of several experts.
+    They are those that pruning plans. The name is that in the files, the weight (out, in) in their
+    dtype; or (experts, out, in), where a tensor holds the same linear of several experts.
     """
     reader, blocks, tensors = checkpoint.reader, checkpoint.blocks, checkpoint.mapped
     if isinstance(tensors, str):
         # Joined on loading: the parts in the files are linears of their own.
-        for name, shape in reader.shapes.items():
-            if (
-                f"{blocks.prefix}." in name
-                and len(shape) >= 2
-                and name.removesuffix(".weight").rpartition(".")[2] not in ROUTERS
-            ):
-                yield name, reader.mapped(name)
+        weights = {
+            f"{blocks.name(index)}.{name}"
+            for index, block in enumerate(blocks)
+            for name in stored_weights(block)
+        }
+        for file in reader.files:
+            if len(reader.shapes[file]) >= 2 and weights & set(_names(file, checkpoint)):
+                yield file, reader.mapped(file)
         return
     for block, names in zip(blocks, tensors.blocks, strict=True):
-        for linear in find_linears(block):
-            name = names[f"{linear.name}.weight"]
-            weight = reader.mapped(name)
-            yield name, weight.T if linear.transposed else weight
-        for name in names.values():
-            if len(reader.shapes[name]) == 3:
-                yield name, reader.mapped(name)
+        for name, layout in stored_weights(block).items():
+            yield names[name], layout(reader.mapped(names[name]))
+
+
+def _names(file: str, checkpoint: Checkpoint) -> tuple[str, str]:
+    """Names that a tensor of the files has in the model, with its base and without."""
+    model, name = checkpoint.blocks.model, file
+    for transform in get_model_conversion_mapping(model):
+        name, _ = transform.rename_source_key(name)
+    return name, f"{model.base_model_prefix}.{name}"

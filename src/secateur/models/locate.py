@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from secateur.models.families import auto_class, has_own_code
 from secateur.models.formats import FORMATS
 from secateur.models.formats.format import recognise
 from secateur.runs.errors import SecateurError
@@ -86,17 +86,15 @@ def load_config(
             f"The configuration in {folder} cannot be read ({_first_line(error)}); "
             "check config.json, or allow its own code with --trust-remote-code if you trust it."
         ) from error
-    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    remote = trust_remote_code and own_code
-    if own_code and not remote and config.is_heterogeneous:
+    if has_own_code(config) and not trust_remote_code and config.is_heterogeneous:
         raise SecateurError(
             f"The blocks of {folder} differ in width, which its own code builds; allow it with "
             "--trust-remote-code if you trust it."
         )
-    if not remote and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if auto_class(config, trust_remote_code=trust_remote_code) is None:
         raise SecateurError(
             f"{folder} holds a model of type {config.model_type}, which is not a causal language "
-            "model; name one that AutoModelForCausalLM loads."
+            "model; name one that AutoModelForCausalLM or AutoModelForImageTextToText loads."
         )
     described = getattr(config, "quantization_config", None)
     if described is None:
@@ -147,7 +145,10 @@ def load_model(
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """Read a whole model onto a device, for inference; dtype ``auto`` is that of its files."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    config = load_config(folder, trust_remote_code=trust_remote_code, use="load")
+    build = auto_class(config, trust_remote_code=trust_remote_code)
+    assert build is not None, "the configuration was checked"
+    model: PreTrainedModel = build.from_pretrained(
         folder, dtype=dtype, device_map=str(device), trust_remote_code=trust_remote_code
     )
     model.eval()

@@ -16,6 +16,18 @@ from secateur.runs.errors import SecateurError
 ROUTERS = frozenset({"router", "gate", "shared_expert_gate"})
 
 
+class TransposedLinear(nn.Module):
+    """A linear whose weight is stored (in, out), with a bias or without."""
+
+    def __init__(self, weight_IO: Tensor, bias_O: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight_IO, requires_grad=False)
+        self.bias = None if bias_O is None else nn.Parameter(bias_O, requires_grad=False)
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        return nn.functional.linear(x_NI, self.weight.T, self.bias)
+
+
 @dataclass(frozen=True)
 class Linear:
     """One weight matrix of a block.
@@ -60,10 +72,10 @@ def find_linears(block: nn.Module) -> list[Linear]:
     A linear without weights, what is left of attention that lost all its heads, is none.
     """
     return [
-        Linear(name, module, transposed=isinstance(module, Conv1D))
+        Linear(name, module, transposed=isinstance(module, Conv1D | TransposedLinear))
         for name, module in block.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and name.rpartition(".")[2] not in ROUTERS
+        if isinstance(module, nn.Linear | Conv1D | TransposedLinear)
+        and ROUTERS.isdisjoint(name.split("."))
         and module.weight.numel() > 0
     ]
 
@@ -76,11 +88,14 @@ class BlockList:
         model: the whole model, with or without weights.
         prefix: name of the module list inside the model, such as ``model.layers``.
         modules: the list itself.
+        beside: for each block, how many values it returns in a tuple behind the hidden states;
+            None if it returns hidden states alone.
     """
 
     model: PreTrainedModel
     prefix: str
     modules: nn.ModuleList
+    beside: tuple[int | None, ...]
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -95,28 +110,10 @@ class BlockList:
         """Full name of one block, such as ``model.layers.3``."""
         return f"{self.prefix}.{index}"
 
-
-def find_blocks(model: PreTrainedModel) -> BlockList:
-    """Return the module list that holds most of the model's linear weights.
-
-    Raises:
-        SecateurError: no module list with linears exists, so this is no stack of blocks.
-    """
-    best: BlockList | None = None
-    best_size = 0
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len(module) == 0:
-            continue
-        size = sum(linear.weight_OI.numel() for block in module for linear in find_linears(block))
-        # A list inside a block (experts) is smaller than the list of blocks that contains it.
-        if size > best_size:
-            best, best_size = BlockList(model, name, module), size
-    if best is None:
-        raise SecateurError(
-            f"{type(model).__name__} has no list of decoder blocks with linears; "
-            "use a causal language model built from a stack of blocks."
-        )
-    return best
+    def returned(self, index: int, x_BLD: Tensor) -> Tensor | tuple[Tensor | None, ...]:
+        """Hidden states in the form in which a block returns them."""
+        beside = self.beside[index]
+        return x_BLD if beside is None else (x_BLD, *[None] * beside)
 
 
 def positions_of(config: PreTrainedConfig) -> int | None:

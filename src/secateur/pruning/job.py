@@ -17,7 +17,8 @@ from secateur.models.masks import KeptMasks
 from secateur.models.resident import ResidentStore
 from secateur.models.store import BlockStore
 from secateur.models.streamed import TensorMap
-from secateur.models.structure import BlockList, check_length, find_blocks
+from secateur.models.structure import BlockList, check_length
+from secateur.models.text_path import find_blocks
 from secateur.patterns.plan import Plan
 from secateur.pruning.recipe import Recipe
 from secateur.runs.device import resolve_device, resolve_dtype

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from secateur.blocks.capture import BlockCall, capture
 from secateur.blocks.streams import loaded_blocks
+from secateur.models.capture import BlockCall, capture
 from secateur.models.store import BlockStore
 from secateur.runs.errors import SecateurError
 from secateur.shrinking.sub_models import cut_to

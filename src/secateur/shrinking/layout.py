@@ -12,9 +12,9 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from secateur.models.structure import find_blocks
 from secateur.runs.errors import SecateurError
 from secateur.shrinking import module_sizes
 from secateur.shrinking.options import Form
@@ -170,7 +170,7 @@ def stock_config(
     names = source.names
     config = {**source.config, names.width: sizes["ffn"].units}
     config.pop("auto_map", None)
-    expected = _shapes(source.blocks.model)
+    expected = _shapes(source.blocks[0])
     for sub_block in (each for each in sub_blocks if each.block == 0):
         width = sizes[sub_block.kind]
         if sub_block.kind == "attention" and width != sub_block.whole:
@@ -182,7 +182,7 @@ def stock_config(
             shape[axis.axis] = sub_block.extent(axis, width)
             expected[axis.parameter] = tuple(shape)
     for candidate in (config, _as_mistral(config)):
-        if candidate is not None and _built_shapes(candidate) == expected:
+        if candidate is not None and _built_shapes(candidate, source) == expected:
             return candidate
     return None
 
@@ -199,7 +199,7 @@ def _as_mistral(config: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _built_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
+def _built_shapes(config: dict[str, Any], source: Source) -> dict[str, tuple[int, ...]] | None:
     """Shapes of the first block that stock classes build, None if they refuse."""
     try:
         parsed = AutoConfig.for_model(**config)
@@ -207,11 +207,10 @@ def _built_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]] | None:
             model = AutoModelForCausalLM.from_config(parsed, dtype=torch.float32)
     except (StrictDataclassError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
-    return _shapes(model)
+    return _shapes(model.get_submodule(source.blocks.name(0)))
 
 
-def _shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
-    block = find_blocks(model)[0]
+def _shapes(block: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in block.state_dict().items()}
 
 

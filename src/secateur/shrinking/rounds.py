@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.models.structure import find_blocks
+from secateur.models.text_path import find_blocks
 from secateur.report.documents.shrink import RoundReport
 from secateur.runs.meter import Stopwatch
 from secateur.runs.progress import Progress

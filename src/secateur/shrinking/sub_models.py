@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur.blocks.capture import capture, logits_after
 from secateur.blocks.precision import forward_precision
 from secateur.blocks.streams import loaded
 from secateur.evaluation.predictions import Predictions
+from secateur.models.capture import capture, logits_after
 from secateur.models.forwards import replaced_forwards
 from secateur.models.store import BlockStore
 from secateur.models.structure import BlockList

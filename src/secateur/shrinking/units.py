@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from secateur.models.experts import unstacked_experts
 from secateur.models.structure import BlockList, Linear, find_linears
 from secateur.runs.errors import SecateurError
 
@@ -237,7 +238,8 @@ def find_sub_blocks(blocks: BlockList, *, ffn_only: bool = False) -> list[SubBlo
     """
     found: list[SubBlock] = []
     for index, block in enumerate(blocks):
-        linears = find_linears(block)
+        with unstacked_experts(block):
+            linears = find_linears(block)
         name, attention = _find_attention(block)
         inside = set() if attention is None else set(attention.modules())
         if not ffn_only:

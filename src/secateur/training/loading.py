@@ -10,7 +10,8 @@ from torch import Tensor
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.store import check_finite
 from secateur.models.streamed import StreamedStore
-from secateur.models.structure import BlockList, find_blocks
+from secateur.models.structure import BlockList
+from secateur.models.text_path import find_blocks
 from secateur.runs.errors import SecateurError
 from secateur.runs.progress import Progress
 from secateur.training.distillation import Teacher

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from secateur.models.forwards import Reached, hidden_states, replaced_forwards
 from secateur.models.structure import BlockList
-from secateur.runs.errors import SecateurError
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,14 @@ class BlockCall:
     def __call__(self, block: nn.Module, x_BLD: Tensor) -> Tensor:
         """Run the block on hidden states (batch, length, hidden)."""
         return hidden_states(block(x_BLD, *self.args, **self.kwargs))
+
+
+def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, BlockCall]:
+    """Take the hidden states out of what a block is called with."""
+    if args:
+        return args[0], BlockCall(args[1:], kwargs)
+    others = dict(kwargs)
+    return others.pop("hidden_states"), BlockCall((), others)
 
 
 @dataclass(frozen=True)
@@ -43,48 +51,25 @@ def capture(blocks: BlockList, token_ids: Tensor, last: int | None = None) -> Ca
         last: index of the last block whose call is wanted; the last of the model if None.
     """
     last = len(blocks) - 1 if last is None else last
-    for wrap in (lambda x: x, lambda x: (x,)):
-        captured = _capture(blocks, token_ids, last, wrap)
-        # A model that unpacks what a block returns takes a bare tensor apart.
-        if captured is not None:
-            return captured
-    raise SecateurError(
-        f"The forward pass of {type(blocks.model).__name__} does not hand hidden states from block "
-        "to block; this family is not supported."
-    )
-
-
-def _capture(
-    blocks: BlockList, token_ids: Tensor, last: int, wrap: Callable[[Tensor], Any]
-) -> Captured | None:
     inputs: list[Tensor] = []
     calls: list[BlockCall] = []
 
     def recorder(index: int) -> Callable[..., Any]:
         def record(*args: Any, **kwargs: Any) -> Any:
-            if args:
-                x_BLD, args = args[0], args[1:]
-            else:
-                x_BLD = kwargs.pop("hidden_states")
+            x_BLD, call = split_call(args, kwargs)
             inputs.append(x_BLD)
-            calls.append(BlockCall(args, kwargs))
+            calls.append(call)
             if index == last:
                 raise Reached
-            return wrap(x_BLD)
+            return blocks.returned(index, x_BLD)
 
         return record
 
-    with replaced_forwards((block, recorder(index)) for index, block in enumerate(blocks)):
-        try:
-            blocks.model.base_model(input_ids=token_ids, use_cache=False)
-        except Reached:
-            pass
-        except (IndexError, AttributeError, RuntimeError, ValueError, TypeError):
-            if not inputs or len(inputs) == last + 1:
-                raise
-            return None
-    if any(x.shape != inputs[0].shape for x in inputs):
-        return None
+    with (
+        replaced_forwards((block, recorder(index)) for index, block in enumerate(blocks)),
+        suppress(Reached),
+    ):
+        blocks.model.base_model(input_ids=token_ids, use_cache=False)
     return Captured(inputs[0], calls)
 
 
@@ -103,21 +88,11 @@ def logits_after(blocks: BlockList, token_ids: Tensor, last_BLD: Tensor) -> Tens
     def returning(value: Any) -> Callable[..., Any]:
         return lambda *_args, **_kwargs: value
 
-    for output in (last_BLD, (last_BLD,)):
-        with replaced_forwards((block, returning(output)) for block in blocks):
-            try:
-                logits: Tensor = blocks.model(input_ids=token_ids, use_cache=False).logits
-            except (IndexError, AttributeError, RuntimeError, ValueError, TypeError):
-                if isinstance(output, tuple):
-                    raise
-                continue
-        # A model that unpacks what a block returns takes a bare tensor apart.
-        if logits.shape[:-1] == token_ids.shape:
-            return logits
-    raise SecateurError(
-        f"The head of {type(blocks.model).__name__} does not give logits for the last block's "
-        "output; choose another allocation."
-    )
+    with replaced_forwards(
+        (block, returning(blocks.returned(index, last_BLD))) for index, block in enumerate(blocks)
+    ):
+        logits: Tensor = blocks.model(input_ids=token_ids, use_cache=False).logits
+    return logits
 
 
 def same_calls(left: Sequence[BlockCall], right: Sequence[BlockCall]) -> bool:
