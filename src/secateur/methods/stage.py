@@ -49,6 +49,10 @@ class GroupStage(Stage):
     works_blind: ClassVar[bool] = False
     """Does its work where no calibration token arrived."""
 
+    def wants_dense_inputs(self, pattern: Pattern) -> bool:
+        """Whether, as the only stage, it takes all statistics of a block while that is dense."""
+        return False
+
     @abstractmethod
     def apply(self, task: GroupTask) -> None:
         """Change the task's weights and, if the stage chooses one, its mask."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from secateur.blocks.tasks import GroupTask, Needs
 from secateur.methods.stage import GroupStage
-from secateur.patterns.pattern import select
+from secateur.patterns.pattern import NM, Pattern, select
 from secateur.solvers.scores import wanda_score
 
 
@@ -21,6 +21,13 @@ class Wanda(GroupStage):
     scope: Literal["linear", "row"] = Field(
         "row", description="where unstructured weights compete: in the whole linear or in a row"
     )
+
+    def wants_dense_inputs(self, pattern: Pattern) -> bool:
+        """Under n:m, as in the released code.
+
+        Inputs that pruned linears distort mislead a choice that nothing makes up for.
+        """
+        return isinstance(pattern, NM)
 
     def apply(self, task: GroupTask) -> None:
         score_OI = wanda_score(task.w_OI, task.statistics.mean_square_I)

@@ -27,7 +27,16 @@ from secateur.solvers.grids import Clipping
 
 
 class GroupPruner:
-    """Applies stages that work on one group of linears after the other."""
+    """Applies stages that work on one group of linears after the other.
+
+    Args:
+        stages: in order.
+        pattern: what masks must look like.
+        device: where blocks are worked on.
+        dtype: of forward passes.
+        dense_inputs: take all statistics while the block is dense, and not each group's behind
+            the pruned groups before it.
+    """
 
     def __init__(
         self,
@@ -35,7 +44,10 @@ class GroupPruner:
         pattern: Pattern,
         device: torch.device,
         dtype: torch.dtype,
+        *,
+        dense_inputs: bool = False,
     ) -> None:
+        self._dense_inputs = dense_inputs
         self._stages = stages
         self._pattern = pattern
         self._device = device
@@ -52,7 +64,7 @@ class GroupPruner:
             watch: times the phases.
         """
         done: set[str] = set()
-        for step in steps(groups):
+        for step in [groups] if self._dense_inputs else steps(groups):
             statistics, held_out = self._inputs(work, step)
             _require_finite(work.name, step, statistics)
             watch.lap("statistics")

@@ -78,6 +78,7 @@ class BlockPruner:
     ) -> None:
         stages = list(stages)
         self._dense_stages = [stage for stage in stages if isinstance(stage, DenseStage)]
+        pruning = [stage for stage in stages if not isinstance(stage, DenseStage)]
         self._phases: list[BlockStage | GroupPruner] = []
         self._block_stages: list[BlockStage] = []
         for _, run in itertools.groupby(stages, key=lambda stage: isinstance(stage, BlockStage)):
@@ -85,7 +86,10 @@ class BlockPruner:
             together = [stage for stage in adjacent if isinstance(stage, GroupStage)]
             alone = [stage for stage in adjacent if isinstance(stage, BlockStage)]
             if together:
-                self._phases.append(GroupPruner(together, pattern, device, dtype))
+                dense = len(pruning) == 1 and together[0].wants_dense_inputs(pattern)
+                self._phases.append(
+                    GroupPruner(together, pattern, device, dtype, dense_inputs=dense)
+                )
             self._phases += alone
             self._block_stages += alone
         self._pattern = pattern
