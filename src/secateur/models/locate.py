@@ -22,7 +22,8 @@ from transformers import (
 from secateur.models.families import auto_class, has_own_code
 from secateur.models.formats import FORMATS
 from secateur.models.formats.format import recognise
-from secateur.runs.errors import SecateurError
+from secateur.models.sanity import check_configuration, check_generation
+from secateur.runs.errors import SecateurError, explained
 from secateur.runs.files import cache_folder
 
 _WANTED = "*.safetensors *.json *.txt *.model *.jinja *.tiktoken *.py LICENSE*".split()
@@ -77,15 +78,15 @@ def load_config(
     """
     if not (folder / "config.json").is_file():
         raise SecateurError(f"{folder} has no config.json; name a Hugging Face checkpoint folder.")
-    try:
+    check_configuration(folder)
+    check_generation(folder)
+    with explained(
+        f"The configuration in {folder} cannot be read",
+        "check config.json, or allow its own code with --trust-remote-code if you trust it.",
+    ):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             folder, trust_remote_code=trust_remote_code
         )
-    except (ValueError, KeyError, OSError) as error:
-        raise SecateurError(
-            f"The configuration in {folder} cannot be read ({_first_line(error)}); "
-            "check config.json, or allow its own code with --trust-remote-code if you trust it."
-        ) from error
     if has_own_code(config) and not trust_remote_code and config.is_heterogeneous:
         raise SecateurError(
             f"The blocks of {folder} differ in width, which its own code builds; allow it with "
@@ -125,15 +126,13 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool = False) -> PreTrain
     Raises:
         SecateurError: the folder has none.
     """
-    try:
+    with explained(
+        f"{folder} has no usable tokenizer",
+        "copy tokenizer.json and tokenizer_config.json of the model into it.",
+    ):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code
         )
-    except (ValueError, KeyError, OSError) as error:
-        raise SecateurError(
-            f"{folder} has no usable tokenizer ({_first_line(error)}); copy tokenizer.json and "
-            "tokenizer_config.json of the model into it."
-        ) from error
     return tokenizer
 
 

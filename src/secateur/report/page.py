@@ -14,9 +14,12 @@ from secateur.report.parts import Continuations, Lines, Part, Table
 from secateur.report.run_files import Run, read_runs
 from secateur.report.svg import SHADES
 from secateur.runs.errors import SecateurError
-from secateur.runs.files import write_text
+from secateur.runs.files import write_text, writing
 
 _Titled = Continuations | Lines | Table
+
+# The beginning of every page names it.
+_GENERATOR = b'<meta name="generator" content="secateur'
 
 
 def write_report(
@@ -47,8 +50,13 @@ def prepare(folders: Sequence[str | Path], output: str | Path | None) -> tuple[l
         raise SecateurError("A report needs the output folder of a run; name one or more.")
     if output is not None:
         path = Path(output).expanduser()
-        if path.is_dir():
-            raise SecateurError(f"{path} is a folder; name the file to write with --output.")
+        with writing(path):
+            if path.is_dir():
+                raise SecateurError(f"{path} is a folder; name the file to write with --output.")
+            if path.is_symlink() or (path.exists() and not _is_page(path)):
+                raise SecateurError(
+                    f"{path} is there already and is no page of secateur; name another file."
+                )
         return runs, path
     if len(runs) > 1:
         raise SecateurError(
@@ -69,6 +77,14 @@ def render(runs: Sequence[Run]) -> str:
         runs=len(runs),
         version=first.report.text("machine", "versions", "secateur") or "",
     )
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a file is a page that was written here."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return _GENERATOR in file.read(1 << 12)
 
 
 @cache

@@ -59,7 +59,9 @@ def reason_of(error: BaseException) -> str:
         return "it is nested too deeply"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    line, *more = [each.strip() for each in str(error).splitlines() if each.strip()] or [""]
+    if line.endswith(":") and more:
+        line += f" {more[0]}"
     if not line or isinstance(error, KeyError | TypeError | AttributeError | IndexError):
         # These say little without their name.
         line = f"{type(error).__name__}: {line}".rstrip(": ")

@@ -258,9 +258,18 @@ _REPORTS = ("report.json", "plan.json", "curve.json", "curve.svg")
 
 
 def check_apart(output: Path, model: str | Path) -> None:
-    """Raise SecateurError if a run would write into the folder that it reads."""
-    if output.resolve() == Path(os.path.expanduser(model)).resolve():
-        raise SecateurError(f"The output folder {output} is the model itself; name another.")
+    """Raise SecateurError if a run would write into the folder that it reads, or around it."""
+    read = Path(os.path.expanduser(model))
+    with writing(output):
+        if not read.exists():
+            return
+        inside, source = output.resolve(), read.resolve()
+        if inside == source:
+            raise SecateurError(f"The output folder {output} is the model itself; name another.")
+        if inside.is_relative_to(source):
+            raise SecateurError(f"The output folder {output} lies in the model's; name another.")
+        if source.is_relative_to(inside):
+            raise SecateurError(f"The model lies in the output folder {output}; name another.")
 
 
 def check_space(

@@ -1,0 +1,119 @@
+"""What a configuration says, held against the headers of the weights before a model is built."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from secateur.runs.errors import SecateurError, explained
+from secateur.runs.reading import read_json_object
+
+_ACTION = "fetch the checkpoint again."
+# Numbers of things that each have parameters of their own.
+_LAYERS = re.compile(r"(^|_)(layers?|depth)$")
+# Numbers of things that a dimension of some tensor counts.
+_PARTS = re.compile(r"^(n|num|moe_num|mamba_n|linear_num)_(\w+_)?(experts|heads|groups)$")
+# Headers are megabytes for the largest models.
+_LARGEST_HEADER = 1 << 28
+# Buffers are tables of positions and frequencies; those of real models are some megabytes.
+_LARGEST_BUFFERS = 1 << 32
+
+
+def check_configuration(folder: Path) -> None:
+    """Refuse a ``config.json`` that is none, or that speaks of another model than the weights.
+
+    A loader would build what it says, however large, before it looks at the weights.
+
+    Raises:
+        SecateurError: it is no JSON object, a part of it is of another kind than it has to be, or
+            it counts more layers, experts or heads than the headers of the weights have room for.
+    """
+    path = folder / "config.json"
+    values = read_json_object(path, "The configuration", _ACTION)
+    for key, kind, form in (
+        ("model_type", str, "a name"),
+        ("architectures", list, "a list of names"),
+        ("quantization_config", dict, "an object"),
+        ("auto_map", dict, "an object"),
+    ):
+        if not isinstance(values.get(key), kind | None):
+            raise SecateurError(f"The {key} in {path} is not {form}; {_ACTION}")
+    for key in ("attn_implementation", "_attn_implementation"):
+        # Such a name is that of code on the hub.
+        if "/" in str(values.get(key)):
+            raise SecateurError(
+                f"The {key} in {path} names code outside the checkpoint; remove the line."
+            )
+    shapes = list(_shapes(folder))
+    if not shapes:
+        return
+    largest = max((size for shape in shapes for size in shape), default=0)
+    for key, count in _counts(values):
+        limit = len(shapes) if _LAYERS.search(key) else max(len(shapes), largest)
+        if count > limit:
+            raise SecateurError(
+                f"The {key} in {path} is {count}, and the files of the weights have {len(shapes)} "
+                f"tensors with dimensions up to {largest}; the configuration and the weights do "
+                "not belong together."
+            )
+
+
+def check_generation(folder: Path) -> None:
+    """Raise SecateurError if a ``generation_config.json`` beside the weights is damaged."""
+    path = folder / "generation_config.json"
+    if path.is_file():
+        read_json_object(path, "The file", "mend or remove it.")
+
+
+def build_checked(build: Callable[[], PreTrainedModel], folder: str) -> PreTrainedModel:
+    """Build a model once it is known that its buffers have a sensible size.
+
+    Args:
+        build: makes the model; called twice, at first on the meta device.
+        folder: whose configuration it follows.
+
+    Raises:
+        SecateurError: it cannot be built.
+    """
+    with explained(
+        f"The model that the configuration in {folder} describes cannot be built",
+        "check config.json, or fetch it again.",
+    ):
+        with torch.device("meta"):
+            size = sum(buffer.nbytes for buffer in build().buffers())
+        if size > _LARGEST_BUFFERS:
+            raise SecateurError(
+                f"The configuration in {folder} asks for tables of {size / 1e9:.1f} GB beside the "
+                "weights; check its numbers of positions and its sizes."
+            )
+        return build()
+
+
+def _counts(values: Any) -> Iterator[tuple[str, int]]:
+    """Numbers of layers and of parts of them, however deep they lie."""
+    inner = values.items() if isinstance(values, dict) else ()
+    for key, value in inner:
+        if type(value) is int and (_LAYERS.search(key) or _PARTS.search(key)):
+            yield key, value
+        elif isinstance(value, dict):
+            yield from _counts(value)
+
+
+def _shapes(folder: Path) -> Iterator[tuple[int, ...]]:
+    """Shapes of all tensors in a folder; whoever reads them finds out what is damaged."""
+    for path in folder.glob("*.safetensors"):
+        try:
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size)) if size <= _LARGEST_HEADER else {}
+            for name, tensor in header.items():
+                if name != "__metadata__":
+                    yield tuple(int(each) for each in tensor["shape"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue
