@@ -12,7 +12,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check -qq
 torch := $(shell grep '^torch==' constraints.txt)
 say = @printf '%s\n'
 
-.PHONY: help demo test soak lint reference docs clean
+.PHONY: help demo test soak lint reference families docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	  'make soak    kill every command at random, for an hour or two' \
 	  'make lint    ruff, mypy and the layers of imports' \
 	  'make reference   write what the option models say into help and reference pages' \
+	  'make families    try every family of transformers, and write the page of them' \
 	  'make docs    build the site into site/, links checked' \
 	  'make clean   remove the environment and everything built' \
 	  '' \
@@ -47,6 +48,10 @@ lint: $(venv)/.ready
 
 reference: $(venv)/.ready
 	@$(bin)/python docs/generate.py
+
+families: $(venv)/.ready
+	$(say) '==> every family that transformers can build, tiny'
+	@OMP_NUM_THREADS=1 $(bin)/python docs/family_table.py
 
 docs: $(venv)/.docs
 	$(say) '==> mkdocs'

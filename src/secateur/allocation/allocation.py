@@ -170,7 +170,8 @@ class PerBlock(Unequal, ABC):
         """Return the sparsity wanted of each of ``count`` blocks; it may leave [0, 1]."""
 
     def allocate(self, plan: Plan, blocks: BlockList, dense: DensePasses | None) -> Plan:
-        grouped = by_block(plan, blocks)
+        # A block whose linears are all left as they are takes no part.
+        grouped = [block for block in by_block(plan, blocks) if block.names]
         sparsities = self.block_sparsities(plan.sparsity, len(grouped), dense)
         sizes = [size for block in grouped for size in block.weights]
         counts = bounded_counts(
@@ -229,8 +230,9 @@ class ByThreshold(Unequal, ABC):
                 counts.zeros, self.most_zeros(counts), blind, strict=True
             )
         ]
+        histograms = [scored.get(name, np.zeros(BINS, np.int32)) for name in names]
         return ScoredBlock(
-            np.stack([scored.get(name, np.zeros(BINS, np.int32)) for name in names]),
+            np.stack(histograms) if histograms else np.zeros((0, BINS), np.int32),
             [low for low, _ in bounds],
             [high for _, high in bounds],
         )

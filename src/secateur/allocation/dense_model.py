@@ -24,7 +24,7 @@ from secateur.blocks.tasks import InputStatistics
 from secateur.models.capture import logits_after
 from secateur.models.experts import unstacked_experts
 from secateur.models.store import BlockStore
-from secateur.models.structure import Linear, find_linears
+from secateur.models.structure import Linear
 from secateur.runs.progress import Progress, silent
 
 
@@ -78,7 +78,7 @@ class DenseModel:
         generator = torch.Generator().manual_seed(self._seed)
         count = len(self._store.blocks)
         for index, block in self._dense_blocks(range(count)):
-            linears = find_linears(block)
+            linears = self._store.blocks.linears(index)
             inputs = _input_statistics(linears, block, stream, self._device, self._dtype)
             gradients = RowSensitivity(linears if probes else [])
             for batch in stream.batches.all:
@@ -106,7 +106,7 @@ class DenseModel:
         x_KSLD = allocate((count, *stream.x_SLD.shape), self._folder, self._memory)
         inputs: list[dict[str, InputStatistics]] = []
         for index, block in self._dense_blocks(range(count)):
-            linears = find_linears(block)
+            linears = self._store.blocks.linears(index)
             inputs.append(_input_statistics(linears, block, stream, self._device, self._dtype))
             x_KSLD[index].copy_(stream.x_SLD)
             for batch in stream.batches.all:
@@ -117,7 +117,7 @@ class DenseModel:
         gradient_SLD = self._loss_gradient(tokens_SL, stream.x_SLD)
         for index, block in self._dense_blocks(reversed(range(count))):
             stream.position = index
-            linears = find_linears(block)
+            linears = self._store.blocks.linears(index)
             gradients = RowSensitivity(linears)
             for batch in stream.batches.all:
                 x_BLD = x_KSLD[index][batch].to(self._device, copy=True).requires_grad_()

@@ -27,6 +27,7 @@ class DLP(PerBlock):
         medians = [
             sum(float(score.median()) for _, score in block.scores())
             for block in dense.blocks(self.sequences)
+            if block.linears
         ]
         return dlp_sparsities(target, medians, self.limit)
 

@@ -31,6 +31,7 @@ class OWL(PerBlock):
         shares = [
             outlier_share([score for _, score in block.scores()], self.outlier)
             for block in dense.blocks(self.sequences)
+            if block.linears
         ]
         return owl_sparsities(target, shares, self.limit)
 

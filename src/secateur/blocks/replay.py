@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -19,9 +19,18 @@ class Replay:
     context manager: on exit the block is as it was.
     """
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, linears: Iterable[str] | None = None) -> None:
+        """Take the parts of a block.
+
+        Args:
+            block: whose parts are to be remembered.
+            linears: names of those whose weights change, all if None.
+        """
+        if linears is None:
+            linears = [linear.name for linear in find_linears(block)]
+        names = list(linears)
         parts = {
-            name: (child, {f"{name}.{linear.name}" for linear in find_linears(child)})
+            name: (child, {each for each in names if each.startswith(f"{name}.")})
             for name, child in block.named_children()
         }
         self._all_parts = {name: part for name, part in parts.items() if part[1]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -203,7 +203,8 @@ class BlockTask:
         quantization: what is known of a stage that quantises, if there is one.
         notes: sentences for the report.
         error: of outputs against targets, (batch, length).
-        linears: the block's prunable linears.
+        chosen: names of the linears that stages may change; all of them if None.
+        linears: these linears.
     """
 
     name: str
@@ -220,10 +221,13 @@ class BlockTask:
     quantization: Quantization | None = None
     notes: list[str] = field(default_factory=list)
     error: Callable[[Tensor, Tensor], Tensor] = state_error
+    chosen: Collection[str] | None = None
     linears: tuple[Linear, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.linears = tuple(find_linears(self.block))
+        found, chosen = find_linears(self.block), self.chosen
+        self.linears = tuple(each for each in found if chosen is None or each.name in chosen)
+        self._left = {each.module for each in found} - {each.module for each in self.linears}
 
     @property
     def device(self) -> torch.device:
@@ -242,8 +246,13 @@ class BlockTask:
 
     @property
     def vectors(self) -> list[nn.Parameter]:
-        """Norm gains and biases."""
-        return [parameter for parameter in self.block.parameters() if parameter.ndim == 1]
+        """Norm gains and biases, but those of linears that are left as they are."""
+        left = {id(parameter) for module in self._left for parameter in module.parameters()}
+        return [
+            parameter
+            for parameter in self.block.parameters()
+            if parameter.ndim == 1 and id(parameter) not in left
+        ]
 
     def fitted_batches(self, size: int, most: int | None = None) -> list[Tensor]:
         """Indices of the fitted sequences, shuffled, in batches of one size.

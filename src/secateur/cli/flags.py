@@ -133,6 +133,8 @@ def _type(option: str) -> Any:
             return float
         case {"kind": "switch" | "part" | "stages"}:
             return bool
+        case {"kind": "names"}:
+            return list[str]
     return str
 
 
@@ -143,7 +145,7 @@ def _help(option: str) -> str:
         case "stages":
             text = text[0].lower() + text[1:]
         case "names":
-            text += ", separated by commas"
+            text += ", separated by commas or in several flags"
         case "switch" | "part":
             default = "yes" if default == "true" else "no"
     if OPTIONS.get(option.rpartition(".")[0], {}).get("default") == "false":
@@ -157,11 +159,12 @@ def _given(group: Flags, values: Mapping[str, Any]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for flag, option in group.items():
         value = values[_name(flag)]
-        if value is None:
+        # A flag that takes several values is an empty list if it is not given.
+        if value is None or value == []:
             continue
         match OPTIONS[option]["kind"]:
             case "names":
-                value = [name.strip() for name in value.split(",")]
+                value = [name.strip() for each in value for name in each.split(",")]
             case "part":
                 value = {} if value else None
         _, *parents, key = option.split(".")

@@ -15,6 +15,8 @@ from secateur.runs.errors import SecateurError
 _OPTIONS: Flags = {
     "--pattern": "recipe.pattern",
     "--allocate": "recipe.allocation",
+    "--only": "recipe.only",
+    "--skip": "recipe.skip",
     **calibration("recipe"),
     "--format": "recipe.format",
     **MACHINE,

@@ -23,6 +23,8 @@ from secateur.cli.flags import (
 _TRAIN: Flags = {
     "--tokens": "training.tokens",
     "--pattern": "training.pattern",
+    "--only": "training.only",
+    "--skip": "training.skip",
     "--learning-rate": "training.optimiser.learning_rate",
     "--batch-tokens": "training.batch_tokens",
     "--length": "training.length",

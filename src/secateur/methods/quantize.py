@@ -11,7 +11,7 @@ from secateur.blocks.tasks import GroupTask, Needs
 from secateur.methods.stage import GroupStage
 from secateur.models.experts import unstacked_experts
 from secateur.models.formats import FormatName
-from secateur.models.structure import BlockList, find_linears
+from secateur.models.structure import BlockList
 from secateur.runs.errors import SecateurError
 from secateur.solvers.grids import (
     GridOptions,
@@ -68,7 +68,7 @@ class Quantize(GroupStage):
         widths: dict[int, str] = {}
         for index, block in enumerate(blocks):
             with unstacked_experts(block):
-                for linear in find_linears(block):
+                for linear in blocks.linears(index):
                     name = f"{blocks.name(index)}.{linear.name}"
                     widths.setdefault(linear.weight_OI.shape[1], name)
         for width, name in widths.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from accelerate import init_empty_weights
@@ -18,8 +19,9 @@ from secateur.models.formats.format import WeightFormat
 from secateur.models.locate import Use, find_folder, load_config
 from secateur.models.reader import CheckpointReader
 from secateur.models.sanity import build_checked
+from secateur.models.selection import choose_linears
 from secateur.models.streamed import StreamedStore, TensorMap
-from secateur.models.structure import BlockList, find_linears
+from secateur.models.structure import BlockList
 from secateur.models.text_path import find_blocks
 from secateur.runs.errors import SecateurError
 
@@ -88,6 +90,10 @@ class Checkpoint:
         blocks = find_blocks(_skeleton(config, trust_remote_code, dtype))
         return cls(folder, reader, blocks, map_tensors(blocks, reader))
 
+    def choosing(self, only: Sequence[str], skip: Sequence[str]) -> Self:
+        """The same checkpoint with some linears left alone; as ``choose_linears``."""
+        return replace(self, blocks=choose_linears(self.blocks, only, skip))
+
     @property
     def tensors(self) -> TensorMap:
         """Which tensor of the files belongs where, of a checkpoint that can be read by block."""
@@ -108,8 +114,8 @@ class Checkpoint:
         size = self.reader.bytes_of(self.reader.files)
         if isinstance(self.mapped, str):
             return size
-        for index, (block, names) in enumerate(zip(self.blocks, self.mapped.blocks, strict=True)):
-            for linear in find_linears(block):
+        for index, names in enumerate(self.mapped.blocks):
+            for linear in self.blocks.linears(index):
                 if linear.transposed:
                     continue
                 file = names[f"{linear.name}.weight"]

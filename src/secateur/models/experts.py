@@ -153,7 +153,7 @@ def stored_weights(block: nn.Module) -> dict[str, Layout]:
 
 
 def linear_shapes(blocks: BlockList) -> dict[str, tuple[int, int]]:
-    """Shapes (out, in) of all prunable linears by full name, in block order.
+    """Shapes (out, in) of all linears that are worked on by full name, in block order.
 
     Raises:
         SecateurError: a block stacks experts in a layout that cannot be shown as linears, or
@@ -163,7 +163,7 @@ def linear_shapes(blocks: BlockList) -> dict[str, tuple[int, int]]:
     for index, block in enumerate(blocks):
         with unstacked_experts(block):
             _require_linears(block, blocks.name(index))
-            for linear in find_linears(block):
+            for linear in blocks.linears(index):
                 rows, columns = linear.weight_OI.shape
                 shapes[f"{blocks.name(index)}.{linear.name}"] = rows, columns
     if not shapes:
@@ -207,7 +207,7 @@ class _Stack(NamedTuple):
 def _stack(module: nn.Module) -> _Stack | None:
     """What stacked experts are, None for any other module."""
     own = module._parameters
-    if own.keys() == {"weight"}:
+    if own.keys() == {"weight"} and own["weight"] is not None:
         return _parallel(module)
     if "down_proj" in own:
         return _two_matrices(module)
@@ -262,7 +262,7 @@ def _two_matrices(stack: nn.Module) -> _Stack | None:
     gated = getattr(stack, "has_gate", True)
     first = "gate_up_proj" if gated else "up_proj"
     up, down = stack._parameters.get(first), stack._parameters.get("down_proj")
-    if up is None or down is None or up.ndim != 3 or down.ndim != 3:
+    if up is None or down is None or up.ndim != 3 or down.ndim != 3 or len(up) != len(down):
         return None
     scaled = not described and len(_arguments(stack)) == 1
     transposed = bool(getattr(stack, "is_transposed", scaled))

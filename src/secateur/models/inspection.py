@@ -15,6 +15,8 @@ from secateur.models.experts import stored_weights
 from secateur.patterns.pattern import NM
 from secateur.runs.errors import SecateurError
 
+# Weights of a dense linear are seldom zero.
+_TRACE = 0.001
 _KNOWN_PATTERNS = (NM(1, 4), NM(2, 4), NM(2, 8), NM(4, 8))
 
 
@@ -42,13 +44,17 @@ class Inspection(BaseModel):
     weights: int
     sparsity: float
     patterns: list[str]
+    dense: int
+    pruned_sparsity: float
+    pruned_patterns: list[str]
 
 
 def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
     """Count the zeros of every linear in the blocks, reading one tensor at a time.
 
     ``patterns`` lists the common n:m patterns (keep n of every m consecutive input columns) that
-    a linear satisfies everywhere.
+    a linear satisfies everywhere. ``dense`` counts the linears with no more than a trace of zeros,
+    and ``pruned_sparsity`` and ``pruned_patterns`` are those of the others.
 
     Raises:
         SecateurError: the folder is no readable checkpoint of a causal language model.
@@ -59,16 +65,26 @@ def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
         raise SecateurError(f"The blocks of {folder} have no linears whose zeros could be counted.")
     zeros = sum(linear.zeros for linear in linears)
     weights = sum(linear.weights for linear in linears)
+    pruned = [linear for linear in linears if linear.sparsity > _TRACE]
+    kept = sum(linear.weights for linear in pruned)
     return Inspection(
         folder=str(folder),
         linears=linears,
         zeros=zeros,
         weights=weights,
         sparsity=zeros / weights,
-        patterns=[
-            str(p) for p in _KNOWN_PATTERNS if all(str(p) in linear.patterns for linear in linears)
-        ],
+        patterns=_common(linears),
+        dense=len(linears) - len(pruned),
+        pruned_sparsity=sum(linear.zeros for linear in pruned) / kept if kept else 0.0,
+        pruned_patterns=_common(pruned),
     )
+
+
+def _common(linears: Sequence[LinearCount]) -> list[str]:
+    """Patterns that all of some linears have; none if there are none."""
+    if not linears:
+        return []
+    return [str(p) for p in _KNOWN_PATTERNS if all(str(p) in each.patterns for each in linears)]
 
 
 def _count(name: str, weight: Tensor) -> LinearCount:

@@ -43,18 +43,20 @@ def read_masks(path: Path, columns: Mapping[str, int]) -> dict[str, Tensor]:
     }
 
 
-def block_masks(folder: Path, index: int, block: nn.Module) -> dict[str, Tensor]:
-    """Masks (True = kept) of a block's linears by name inside it, or none if it has no file.
+def block_masks(folder: Path, index: int, block: nn.Module) -> dict[str, Tensor] | None:
+    """Masks (True = kept) of a block's linears by name inside it, None if it has no file.
+
+    A linear that was left as it was has none.
 
     Raises:
         SecateurError: the file holds masks of other linears.
     """
     path = masks_path(folder, index)
     if not path.is_file():
-        return {}
+        return None
     shapes = {linear.name: tuple(linear.weight_OI.shape) for linear in find_linears(block)}
     masks = read_masks(path, {name: shape[1] for name, shape in shapes.items()})
-    if {name: tuple(mask_OI.shape) for name, mask_OI in masks.items()} != shapes:
+    if any(shapes.get(name) != tuple(mask_OI.shape) for name, mask_OI in masks.items()):
         raise SecateurError(
             f"{path} holds masks of other linears than the checkpoint beside it; remove it, or "
             "fetch the checkpoint again."
@@ -79,9 +81,18 @@ class KeptMasks:
         paths = (masks_path(self._folder, index) for index in range(blocks))
         return [path for path in paths if path.is_file()]
 
-    def of(self, index: int, block: nn.Module) -> Mapping[str, Tensor]:
-        """Masks (True = kept) of the block's linears by name inside it, or none if it has none."""
-        return {} if self._folder is None else block_masks(self._folder, index, block)
+    def of(self, index: int, block: nn.Module) -> Mapping[str, Tensor] | None:
+        """Masks (True = kept) of the block's linears by name inside it, None if it has no file."""
+        masks = None if self._folder is None else block_masks(self._folder, index, block)
+        if masks is None:
+            return None
+        # What was left as it was keeps all of its weights.
+        whole = {
+            linear.name: torch.ones(linear.weight_OI.shape, dtype=torch.bool)
+            for linear in find_linears(block)
+            if linear.name not in masks
+        }
+        return masks | whole
 
     def plan(self, store: BlockStore) -> Plan:
         """Count what is removed already; blocks without masks are read once."""
@@ -91,13 +102,13 @@ class KeptMasks:
             block = store.blocks[index]
             with unstacked_experts(block):
                 masks = self.of(index, block)
-            loaded = block if masks else store.load(index)
+            loaded = block if masks is not None else store.load(index)
             with unstacked_experts(loaded):
-                for linear in find_linears(loaded):
+                for linear in store.blocks.linears(index):
                     name = f"{store.blocks.name(index)}.{linear.name}"
-                    kept_OI = masks[linear.name] if masks else linear.weight_OI != 0
+                    kept_OI = linear.weight_OI != 0 if masks is None else masks[linear.name]
                     weights[name] = kept_OI.numel()
                     zeros[name] = kept_OI.numel() - int(kept_OI.sum())
-            if not masks:
+            if masks is None:
                 store.release(index)
         return Plan(Unstructured(sum(zeros.values()) / sum(weights.values())), weights, zeros)

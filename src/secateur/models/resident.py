@@ -80,12 +80,12 @@ class ResidentStore:
     def save(
         self,
         index: int,
-        masks: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None,
         quantised: Mapping[str, QuantizedSolution] | None = None,
     ) -> None:
         if self._output is None:
             return
-        write_masks(masks_path(self._output, index), masks)
+        write_masks(masks_path(self._output, index), masks or {})
         state = self.blocks[index].state_dict()
         dtypes = self._dtypes[index]
         write_safetensors(

@@ -41,10 +41,10 @@ class BlockStore(Protocol):
     def save(
         self,
         index: int,
-        masks: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None,
         quantised: Mapping[str, QuantizedSolution] | None = None,
     ) -> None:
-        """Write a loaded block, whose weights are rounded to their dtype, and its masks.
+        """Write a loaded block, whose weights are rounded to their dtype, and its masks if any.
 
         Quantised weights, by linear name, are for formats that hold their levels.
         """

@@ -16,7 +16,7 @@ from secateur.models.formats.plain import Plain
 from secateur.models.masks import masks_path, write_masks
 from secateur.models.reader import CheckpointReader
 from secateur.models.store import check_finite, least_precise
-from secateur.models.structure import BlockList, find_linears
+from secateur.models.structure import BlockList
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import copy_file, write_json, write_safetensors
 from secateur.solvers.grids import QuantizedSolution
@@ -110,16 +110,19 @@ class StreamedStore:
     def save(
         self,
         index: int,
-        masks: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor] | None,
         quantised: Mapping[str, QuantizedSolution] | None = None,
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write a block; the tensors it holds, or those given by name."""
         block = self.blocks[index]
         state = block.state_dict() if state is None else state
-        if masks:
+        if masks is not None:
             write_masks(masks_path(self._output, index), masks)
-        linears = {f"{each.name}.weight" for each in find_linears(block) if not each.transposed}
+        masks = masks or {}
+        linears = {
+            f"{each.name}.weight" for each in self.blocks.linears(index) if not each.transposed
+        }
         tensors: dict[str, Tensor] = {}
         for name, file in self._tensors.blocks[index].items():
             dtype, linear = self._reader.dtypes[file], name.removesuffix(".weight")

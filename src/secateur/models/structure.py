@@ -90,12 +90,15 @@ class BlockList:
         modules: the list itself.
         beside: for each block, how many values it returns in a tuple behind the hidden states;
             None if it returns hidden states alone.
+        chosen: full names of the linears that are worked on, the others are left as they are; all
+            of them if None.
     """
 
     model: PreTrainedModel
     prefix: str
     modules: nn.ModuleList
     beside: tuple[int | None, ...]
+    chosen: frozenset[str] | None = None
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -109,6 +112,13 @@ class BlockList:
     def name(self, index: int) -> str:
         """Full name of one block, such as ``model.layers.3``."""
         return f"{self.prefix}.{index}"
+
+    def linears(self, index: int) -> list[Linear]:
+        """The linears of a block that are worked on, in definition order."""
+        found, chosen = find_linears(self[index]), self.chosen
+        if chosen is None:
+            return found
+        return [linear for linear in found if f"{self.name(index)}.{linear.name}" in chosen]
 
     def returned(self, index: int, x_BLD: Tensor) -> Tensor | tuple[Tensor | None, ...]:
         """Hidden states in the form in which a block returns them."""

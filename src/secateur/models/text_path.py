@@ -25,6 +25,8 @@ from secateur.models.structure import BlockList, TransposedLinear, find_linears
 from secateur.runs.errors import SecateurError
 
 _SEQUENCES, _LENGTH = 2, 6
+# What torch says of a write into a stand-in, which is many times the same number.
+_WRITES_WEIGHTS = "more than one element of the written-to tensor"
 _PRODUCTS = (nn.Linear.forward, Conv1D.forward, TransposedLinear.forward)
 
 
@@ -39,7 +41,8 @@ def find_blocks(model: PreTrainedModel) -> BlockList:
             hidden states from one to the next.
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]), _stand_ins(model):
-        text_BL, other_BL = _texts(model)
+        with _explained(model):
+            text_BL, other_BL = _texts(model)
         blocks, visits = _find_stack(model, text_BL)
         _require_own_weights(blocks)
         _require_chain(blocks, visits)
@@ -130,17 +133,21 @@ def _find_stack(model: PreTrainedModel, text_BL: Tensor) -> tuple[BlockList, lis
 
 
 def _require_own_weights(blocks: BlockList) -> None:
-    owners: dict[int, str] = {}
+    """Raise SecateurError if two linears of the blocks are one."""
+    # Ties are lost on the meta device, and known by name.
+    tied = getattr(blocks.model, "all_tied_weights_keys", None) or {}
+    owners: dict[str | int, str] = {}
     for index, block in enumerate(blocks):
         for linear in find_linears(block):
             name = f"{blocks.name(index)}.{linear.name}"
-            weight = linear.module.get_parameter("weight")
-            first = owners.setdefault(id(weight), name)
-            if first != name:
-                raise SecateurError(
-                    f"{name} and {first} are one and the same linear; models whose blocks share "
-                    "weights cannot be pruned block by block."
-                )
+            weight = f"{name}.weight"
+            for key in (id(linear.module), tied.get(weight, weight)):
+                first = owners.setdefault(key, name)
+                if first != name:
+                    raise SecateurError(
+                        f"{name} and {first} are one and the same linear; models whose blocks "
+                        "share weights cannot be pruned block by block."
+                    )
 
 
 def _require_chain(blocks: BlockList, visits: list[_Visit]) -> None:
@@ -183,7 +190,9 @@ def _explained(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if _WRITES_WEIGHTS in reason:
+            reason = "its code changes weights while it runs"
         raise SecateurError(
             f"Text alone does not pass through {type(model).__name__} ({reason}); this family is "
             "not supported."

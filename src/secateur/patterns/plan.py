@@ -71,12 +71,16 @@ class Plan:
         pattern: What masks must look like.
         weights: Number of weights of each linear, by full name in block order.
         zeros: Number of zeros of each linear.
+        left: How many linears of the model are left as they are, if that is known.
+        left_weights: Weights of these.
         file: The file it was read from, None if it was computed.
     """
 
     pattern: Pattern
     weights: Mapping[str, int]
     zeros: Mapping[str, int]
+    left: int = field(default=0, compare=False)
+    left_weights: int = field(default=0, compare=False)
     file: PlanFile | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -236,7 +240,7 @@ def _read(file: PlanFile) -> Plan:
         pattern,
         {name: entry["weights"] for name, entry in linears.items()},
         {name: entry["zeros"] for name, entry in linears.items()},
-        replace(file, weights=values["weights"], zeros=values["zeros"]),
+        file=replace(file, weights=values["weights"], zeros=values["zeros"]),
     )
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
-
-from torch import nn
 
 from secateur.blocks.streams import memory_budget
 from secateur.methods.stage import BlockStage, GroupStage
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import linear_shapes, unstacked_experts
-from secateur.models.structure import find_linears
+from secateur.models.structure import BlockList
 from secateur.patterns.plan import uniform_plan
 from secateur.pruning.job import check_saving
 from secateur.pruning.recipe import Recipe
@@ -41,6 +40,7 @@ def estimate(
     """
     recipe = recipe or Recipe()
     source = Checkpoint.open(model, trust_remote_code=trust_remote_code, by_block=False)
+    source = source.choosing(recipe.only, recipe.skip)
     reader, blocks, tensors = source.reader, source.blocks, source.mapped
     check_saving(recipe, source.blocks, source.mapped)
     plan = uniform_plan(linear_shapes(blocks), recipe.pattern)
@@ -53,7 +53,7 @@ def estimate(
     activations = buffers * tokens * hidden * _FLOAT
     mapped = activations > memory_budget(recipe.activation_memory)
 
-    all_shapes = [_input_groups(block) for block in blocks]
+    all_shapes = [_input_groups(blocks, index) for index in range(len(blocks))]
     group_stages = [stage for stage in recipe.stages if isinstance(stage, GroupStage)]
     block_stages = [stage for stage in recipe.stages if isinstance(stage, BlockStage)]
     needs_gram = any(stage.needs == "gram" for stage in group_stages)
@@ -65,7 +65,7 @@ def estimate(
         for rows, width in groups:
             gram = _GRAM_COPIES * width * width if needs_gram else 0
             working = max(working, _SOLVER_COPIES * rows * width + gram)
-        widest = max(max(rows, width) for rows, width in groups)
+        widest = max((max(rows, width) for rows, width in groups), default=0)
         working = max(working, _LIVE_TENSORS * batch * widest)
     outside = 0
     if not isinstance(tensors, str):
@@ -91,6 +91,7 @@ def estimate(
         blocks=len(blocks),
         weights=sum(plan.weights.values()),
         zeros=sum(plan.zeros.values()),
+        left_dense=len(linear_shapes(replace(blocks, chosen=None))) - len(plan.weights),
         peak_memory_bytes=_LIBRARIES_BYTES + resident + stages,
         activation_bytes=activations,
         activations_in="a mapped file" if mapped else "memory",
@@ -100,11 +101,11 @@ def estimate(
     )
 
 
-def _input_groups(block: nn.Module) -> list[tuple[int, int]]:
+def _input_groups(blocks: BlockList, index: int) -> list[tuple[int, int]]:
     """(rows, width) of linears that probably share an input: siblings of the same width."""
     groups: dict[tuple[str, int], int] = {}
-    with unstacked_experts(block):
-        for linear in find_linears(block):
+    with unstacked_experts(blocks[index]):
+        for linear in blocks.linears(index):
             rows, width = linear.weight_OI.shape
             key = (linear.name.rpartition(".")[0], width)
             groups[key] = groups.get(key, 0) + rows

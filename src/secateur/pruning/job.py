@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from secateur.models.checkpoint import Checkpoint
 from secateur.models.locate import load_model, load_tokenizer
 from secateur.models.masks import KeptMasks
 from secateur.models.resident import ResidentStore
+from secateur.models.selection import choose_linears
 from secateur.models.store import BlockStore
 from secateur.models.streamed import TensorMap
 from secateur.models.structure import BlockList, check_length
@@ -67,6 +68,7 @@ class Inputs:
         device = resolve_device(recipe.device)
         dtype = resolve_dtype(recipe.dtype, device)
         source = Checkpoint.open(name, trust_remote_code=trust_remote_code, by_block=False)
+        source = source.choosing(recipe.only, recipe.skip)
         check_saving(recipe, source.blocks, source.mapped)
         plan = recipe.allocation.prepare(source.blocks, recipe.pattern)
         check_length(source.blocks.model.config, recipe.calibration.length)
@@ -95,7 +97,7 @@ class Inputs:
                 "tokenizer=."
             )
         device = resolve_device(recipe.device)
-        blocks = find_blocks(model.eval())
+        blocks = choose_linears(find_blocks(model.eval()), recipe.only, recipe.skip)
         check_saving(recipe, blocks, "it was given in memory")
         plan = recipe.allocation.prepare(blocks, recipe.pattern)
         check_length(blocks.model.config, recipe.calibration.length)
@@ -177,7 +179,7 @@ class Inputs:
         if self.source is None:
             store = ResidentStore(self.blocks, output, self.device)
         elif self.whole is not None:
-            loaded = find_blocks(self.load_dense("auto"))
+            loaded = replace(find_blocks(self.load_dense("auto")), chosen=self.blocks.chosen)
             store = ResidentStore(loaded, output, self.device, side_files=self.source.folder)
         else:
             store = self.source.store(self.device, output, self.recipe.weight_format)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +37,9 @@ from secateur.runs.meter import Meter
 from secateur.runs.progress import Progress, silent
 from secateur.runs.run import Run, check_apart
 from secateur.text.saved import calibrate_first, calibrate_once
+
+# Weights of a dense model are seldom zero; more than this share of them is worth a word.
+_TRACE = 0.001
 
 
 @dataclass(frozen=True)
@@ -148,9 +152,13 @@ def plan(
     else:
         inputs = Inputs.of_checkpoint(model, recipe, tokenizer, trust_remote_code)
     job = inputs.open(None)
-    if not recipe.allocation.measures:
-        return recipe.allocation.allocate(job.plan, job.store.blocks, None)
-    return _allocate(job, inputs.calibrate(progress, job.store).tokens, progress)
+    if recipe.allocation.measures:
+        divided = _allocate(job, inputs.calibrate(progress, job.store).tokens, progress)
+    else:
+        divided = recipe.allocation.allocate(job.plan, job.store.blocks, None)
+    shapes = linear_shapes(replace(job.store.blocks, chosen=None))
+    left = [math.prod(shape) for name, shape in shapes.items() if name not in divided.weights]
+    return replace(divided, left=len(left), left_weights=sum(left))
 
 
 def _execute(job: Job, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
@@ -220,7 +228,7 @@ def _execute(job: Job, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
     if run is not None:
         write_text(run.folder / "recipe.yaml", recipe.to_yaml())
         plan.write(run.output / "plan.json")
-    notes = []
+    notes = _notes_on_zeros(recipe, finished)
     if inputs.whole is not None:
         notes.append(f"The whole model was loaded instead of one block at a time: {inputs.whole}.")
     report = Report(
@@ -273,11 +281,18 @@ def _count_zeros(
     """Count zeros in the files, where there are any, and hold them against the plan."""
     planned, weights = sum(plan.zeros.values()), sum(plan.weights.values())
     rounded = sum(each.rounded_to_zero for block in blocks for each in block.linears.values())
+    left = [each for block in blocks for each in block.left.values()]
+    left_zeros, left_weights = sum(each.zeros for each in left), sum(each.weights for each in left)
     if job.run is None:
         zeros = sum(int((~mask).sum()) for mask in masks.values()) + rounded
     else:
         counted = inspect(job.run.output, trust_remote_code=job.inputs.trust_remote_code)
-        zeros, weights = counted.zeros, counted.weights
+        zeros = counted.zeros - left_zeros
+        if counted.weights != weights + left_weights:
+            raise SecateurError(
+                f"The linears in the saved files have {counted.weights} weights where the model's "
+                f"have {weights + left_weights}; please report the model and the recipe."
+            )
     if zeros < planned + rounded:
         raise SecateurError(
             f"The saved files hold {zeros} zeros where {planned + rounded} were planned; please "
@@ -289,4 +304,29 @@ def _count_zeros(
         weights=weights,
         counted=zeros / weights,
         rounded_to_zero=rounded,
+        left_dense=len(left),
+        overall=(zeros + left_zeros) / (weights + left_weights) if left else None,
     )
+
+
+def _notes_on_zeros(recipe: Recipe, blocks: Sequence[BlockReport]) -> list[str]:
+    """Say where zeros are not what pruning made."""
+    notes = []
+    left = [each for block in blocks for each in block.left.values()]
+    if left:
+        share = sum(each.weights for each in left)
+        notes.append(
+            f"{len(left)} linears with {share:,} weights were left as they are, by only and skip; "
+            "the sparsity is that of the others."
+        )
+    linears = [each for block in blocks for each in block.linears.values()]
+    zeros, weights = (
+        sum(each.zeros_before for each in linears),
+        sum(each.weights for each in linears),
+    )
+    if zeros > _TRACE * weights and not recipe.keeps_masks:
+        notes.append(
+            f"{zeros / weights:.1%} of the weights were zero before; those zeros count as pruned, "
+            "so less was removed than the sparsity says."
+        )
+    return notes

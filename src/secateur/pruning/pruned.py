@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isnan, nan
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,15 @@ from torch import Tensor, nn
 from secateur.blocks.replay import Replay
 from secateur.blocks.streams import Stream
 from secateur.models.structure import Linear
-from secateur.report.documents.prune import BlockReport, LinearReport
+from secateur.report.documents.prune import BlockReport, LeftLinear, LinearReport
 from secateur.solvers.grids import Clipping, QuantizedSolution
+
+
+class Zeros(NamedTuple):
+    """Zeros of a linear, and all its weights."""
+
+    zeros: int
+    weights: int
 
 
 @dataclass
@@ -29,6 +37,8 @@ class PrunedBlock:
         clippings: learned ranges of the grids to come, by linear name.
         rounded_to_zero: kept weights whose value on the grid is zero, by linear name.
         errors: relative squared output error of each linear on held-out tokens.
+        zeros_before: zeros that each of its linears had before, by name; those that are left as
+            they are too.
         notes: fallbacks used and updates rejected, as sentences.
         seconds: time by phase.
     """
@@ -40,6 +50,7 @@ class PrunedBlock:
     clippings: dict[str, Clipping] = field(default_factory=dict)
     rounded_to_zero: dict[str, int] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
+    zeros_before: dict[str, Zeros] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -72,6 +83,14 @@ class OpenBlock:
     dense: Mapping[str, Tensor] | None = None
 
 
+def zeros_of(linears: Iterable[Linear]) -> dict[str, Zeros]:
+    """Count the zeros of linears, by name."""
+    return {
+        linear.name: Zeros(int((linear.weight_OI == 0).sum()), linear.weight_OI.numel())
+        for linear in linears
+    }
+
+
 def describe_block(pruned: PrunedBlock) -> BlockReport:
     """Put a pruned block into the report's terms."""
     return BlockReport(
@@ -80,6 +99,7 @@ def describe_block(pruned: PrunedBlock) -> BlockReport:
         linears={
             name: LinearReport(
                 zeros=(zeros := mask_OI.numel() - int(mask_OI.sum())),
+                zeros_before=pruned.zeros_before[name].zeros if name in pruned.zeros_before else 0,
                 rounded_to_zero=pruned.rounded_to_zero.get(name, 0),
                 weights=mask_OI.numel(),
                 sparsity=zeros / mask_OI.numel(),
@@ -87,6 +107,11 @@ def describe_block(pruned: PrunedBlock) -> BlockReport:
                 relative_error=None if isnan(pruned.errors[name]) else pruned.errors[name],
             )
             for name, mask_OI in pruned.masks.items()
+        },
+        left={
+            name: LeftLinear(zeros=each.zeros, weights=each.weights)
+            for name, each in pruned.zeros_before.items()
+            if name not in pruned.masks
         },
         notes=pruned.notes,
         seconds={phase: round(value, 3) for phase, value in pruned.seconds.items()},

@@ -61,6 +61,10 @@ class Recipe(Options):
     allocation: AnyAllocation = Field(
         default=Uniform(), description="how the zeros are divided among linears"
     )
+    only: tuple[str, ...] = Field((), description="linears to work on, by patterns of full names")
+    skip: tuple[str, ...] = Field(
+        (), description="linears to leave as they are, by patterns of full names such as *.o_proj"
+    )
     calibration: CalibrationOptions = Field(
         default_factory=CalibrationOptions, description="the text that statistics come from"
     )
@@ -134,6 +138,11 @@ class Recipe(Options):
                     f"{stage.method} changes the mask that {pruning[0].method} is to keep"
                 )
         return stages
+
+    @field_validator("only", "skip", mode="before")
+    @classmethod
+    def _one_pattern(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _pattern_can_be_met(self) -> Recipe:

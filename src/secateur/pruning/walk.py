@@ -25,11 +25,11 @@ from secateur.methods.stage import BlockStage, DenseStage, GroupStage, Stage
 from secateur.models.experts import unstacked_experts
 from secateur.models.masks import KeptMasks
 from secateur.models.store import BlockStore
-from secateur.models.structure import find_linears
+from secateur.models.structure import Linear, find_linears
 from secateur.patterns.pattern import Pattern
 from secateur.patterns.plan import Plan
 from secateur.pruning.groups import GroupPruner
-from secateur.pruning.pruned import OpenBlock, PrunedBlock
+from secateur.pruning.pruned import OpenBlock, PrunedBlock, zeros_of
 from secateur.runs.meter import Stopwatch
 
 # Tokens that suffice to tell how large the inputs of a linear are.
@@ -100,15 +100,25 @@ class BlockPruner:
         self._masks = masks
         self._quantize = next((stage for stage in stages if isinstance(stage, Quantize)), None)
 
-    def look(self, block: nn.Module, stream: Stream, dense_stream: Stream | None) -> BlockTargets:
+    def look(
+        self,
+        block: nn.Module,
+        linears: Sequence[Linear],
+        stream: Stream,
+        dense_stream: Stream | None,
+    ) -> BlockTargets:
         """Run the dense block, before anything in it changes.
 
-        The dense stream, if there is one, moves past the block.
+        Args:
+            block: with its dense weights.
+            linears: those of the block that are worked on.
+            stream: whose position is the block.
+            dense_stream: that of the dense model, if there is one; it moves past the block.
         """
         held_out: list[Tensor] = []
         run = partial(stream.forward, block)
         first = stream.batches.held_out[0]
-        groups = find_groups(find_linears(block), lambda: held_out.append(run(first).cpu()))
+        groups = find_groups(linears, lambda: held_out.append(run(first).cpu()))
         held_out += [run(batch).cpu() for batch in stream.batches.held_out[1:]]
         mean_squares = self._pass_fitted(block, stream, groups)
         outputs: dict[Reference, Tensor] = {}
@@ -155,7 +165,9 @@ class BlockPruner:
         """
         pruned, stream = work.pruned, work.stream
         if self._masks is not None:
-            pruned.masks.update(self._masks.of(stream.position, work.block))
+            masks = self._masks.of(stream.position, work.block) or {}
+            names = {linear.name for linear in work.linears}
+            pruned.masks.update((name, mask) for name, mask in masks.items() if name in names)
         watch = Stopwatch(pruned.seconds, self._device)
         generator = torch.Generator().manual_seed(self._seed + stream.position)
         for stage in self._dense_stages:
@@ -187,6 +199,7 @@ class BlockPruner:
                     dense=work.dense,
                     masks=pruned.masks,
                     zeros=work.zeros,
+                    chosen=[linear.name for linear in work.linears],
                     pattern=self._pattern,
                     stored=work.stored,
                     mean_squares=targets.mean_squares,
@@ -268,17 +281,21 @@ def walk(
             for linear, count in plan.zeros.items()
             if linear.startswith(f"{name}.")
         }
-        with unstacked_experts(block), Replay(block) as replay:
-            targets = pruner.look(block, stream, dense_stream)
-            watch.lap("dense outputs")
-            pruned = PrunedBlock(index)
-            linears = tuple(find_linears(block))
-            stored = store.weight_dtype(index)
-            work = OpenBlock(name, block, linears, stream, zeros, stored, replay, pruned)
-            pruner.prune(work, targets)
-            watch = Stopwatch(seconds, device)
-            pruned.held_out_error = advance_stream(block, stream, targets.held_out, name, replay)
-            watch.lap("advance")
+        with unstacked_experts(block):
+            linears = tuple(store.blocks.linears(index))
+            pruned = PrunedBlock(index, zeros_before=zeros_of(find_linears(block)))
+            with Replay(block, [linear.name for linear in linears]) as replay:
+                targets = pruner.look(block, linears, stream, dense_stream)
+                watch.lap("dense outputs")
+                stored = store.weight_dtype(index)
+                work = OpenBlock(name, block, linears, stream, zeros, stored, replay, pruned)
+                if linears:
+                    pruner.prune(work, targets)
+                watch = Stopwatch(seconds, device)
+                pruned.held_out_error = advance_stream(
+                    block, stream, targets.held_out, name, replay
+                )
+                watch.lap("advance")
         store.save(index, pruned.masks, pruned.quantised)
         store.release(index)
         watch.lap("write")

@@ -12,7 +12,7 @@ from rich.text import Text
 from secateur.models.inspection import Inspection
 from secateur.patterns.plan import Plan
 from secateur.report.documents.evaluation import Evaluation, Figures, Protocol, ZeroShot
-from secateur.report.documents.prune import Estimate, LinearReport, Report
+from secateur.report.documents.prune import Estimate, LinearReport, Report, SparsityReport
 from secateur.report.documents.run import RunReport
 from secateur.report.documents.shrink import ShrinkReport, SizeCurve, SubBlockReport
 from secateur.report.documents.training import RecoveryReport, TrainingReport
@@ -103,6 +103,7 @@ def report_table(report: Report) -> RenderableType:
         rounded = f", {counted.rounded_to_zero:,} by rounding" if counted.rounded_to_zero else ""
         counts = f"({counted.zeros:,} of {counted.weights:,}{rounded})"
         yield "sparsity", f"{counted.counted:.6f} counted {counts}"
+        yield from _left(counted)
         yield _time(report)
         yield _memory(report)
 
@@ -211,6 +212,7 @@ def training_table(report: TrainingReport) -> RenderableType:
         yield "held-out loss", f"{held_out.before:.4f} to {held_out.after:.4f}{dense}"
         zeros = f"({counted.zeros:,} of {counted.weights:,})"
         yield "sparsity", f"{counted.counted:.6f} counted {zeros}"
+        yield from _left(counted)
         if low_rank is not None:
             parameters = f"{low_rank.parameters:,} dense parameters more"
             yield "low rank", f"{parameters} ({low_rank.share:.1%})"
@@ -260,6 +262,12 @@ def _cached(text: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "text", f"tokens of {taken} of {len(parts)} sources from the cache"
 
 
+def _left(counted: SparsityReport) -> Iterator[tuple[str, str]]:
+    """Say so if linears were left as they are."""
+    if counted.left_dense and counted.overall is not None:
+        yield "left dense", f"{counted.left_dense} linears; {counted.overall:.6f} over all linears"
+
+
 def plan_table(plan: Plan) -> RenderableType:
     """Sparsity of every linear, then all together."""
     table = new_table("linear", "weights", "zeros", "sparsity")
@@ -269,6 +277,10 @@ def plan_table(plan: Plan) -> RenderableType:
     table.add_section()
     weights, zeros = sum(plan.weights.values()), sum(plan.zeros.values())
     add_row(table, "all", f"{weights:,}", f"{zeros:,}", f"{plan.sparsity:.6f}", style="bold")
+    if plan.left:
+        total = weights + plan.left_weights
+        name = f"with {plan.left} left dense"
+        add_row(table, name, f"{total:,}", f"{zeros:,}", f"{zeros / total:.6f}", style="bold")
     return table
 
 
@@ -283,6 +295,10 @@ def inspection_table(inspection: Inspection) -> RenderableType:
     table.add_section()
     zeros, patterns = f"{inspection.zeros:,}", ", ".join(inspection.patterns)
     add_row(table, "all", "", zeros, f"{inspection.sparsity:.6f}", patterns, style="bold")
+    if 0 < inspection.dense < len(inspection.linears):
+        name, patterns = f"without {inspection.dense} dense", ", ".join(inspection.pruned_patterns)
+        sparsity = f"{inspection.pruned_sparsity:.6f}"
+        add_row(table, name, "", "", sparsity, patterns, style="bold")
     return table
 
 
@@ -291,6 +307,7 @@ def estimate_table(estimate: Estimate) -> RenderableType:
     rows = {
         "model": f"{estimate.blocks} blocks, {estimate.weights:,} weights in their linears",
         "zeros": f"{estimate.zeros:,} ({estimate.zeros / estimate.weights:.4f})",
+        **({"left dense": f"{estimate.left_dense} linears"} if estimate.left_dense else {}),
         "peak memory": f"about {bytes_text(estimate.peak_memory_bytes)}",
         "hidden states": f"{bytes_text(estimate.activation_bytes)} ({estimate.activations_in})",
         "work": f"{estimate.forward_flops / 1e12:,.1f} TFLOP forward passes, "

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from secateur.models.experts import unstacked_experts
+from secateur.models.experts import stored_weights
 from secateur.models.structure import BlockList, Linear, find_linears
 from secateur.runs.errors import SecateurError
 
@@ -238,8 +238,9 @@ def find_sub_blocks(blocks: BlockList, *, ffn_only: bool = False) -> list[SubBlo
     """
     found: list[SubBlock] = []
     for index, block in enumerate(blocks):
-        with unstacked_experts(block):
-            linears = find_linears(block)
+        linears = find_linears(block)
+        if len(stored_weights(block)) > len(linears):
+            raise _feed_forward_refused(linears)
         name, attention = _find_attention(block)
         inside = set() if attention is None else set(attention.modules())
         if not ffn_only:
@@ -277,6 +278,8 @@ def _attention(
     outputs = [leaf for leaf in leaves if leaf in _OUTPUTS]
     if attention is None or len(outputs) != 1:
         raise attention_refused("it has no single output projection beside its inputs")
+    if not hasattr(attention, "config"):
+        raise attention_refused("its module does not hold the sizes of its heads as others do")
     head_dim = _head_dim(attention)
     output = leaves.pop(outputs[0])
     heads = output.weight_OI.shape[1] // head_dim
@@ -316,12 +319,16 @@ def _head_positions(heads: int, groups: int, head_dim: int) -> tuple[Tensor, Ten
     return queries_UP, torch.arange(groups * head_dim).view(groups, head_dim)
 
 
-def _feed_forward(index: int, linears: Sequence[Linear]) -> SubBlock:
-    refusal = SecateurError(
+def _feed_forward_refused(linears: Sequence[Linear]) -> SecateurError:
+    return SecateurError(
         "The feed-forward of this family cannot be cut, its linears "
         f"({', '.join(linear.name for linear in linears) or 'none are plain ones'}) do not lead "
         "to one hidden width and back; mixtures of experts are not supported."
     )
+
+
+def _feed_forward(index: int, linears: Sequence[Linear]) -> SubBlock:
+    refusal = _feed_forward_refused(linears)
     if len(linears) < 2:
         raise refusal
     *inputs, output = linears

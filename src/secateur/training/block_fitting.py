@@ -82,7 +82,7 @@ def fit_blocks(
                 stage.apply(task)
                 after = task.held_out_error()
             advance_stream(block, stream, [], name)
-            store.save(index, {})
+            store.save(index, None)
         yield FittedBlockReport(index=index, before=before, after=after, notes=task.notes)
 
 

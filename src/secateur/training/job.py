@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.locate import load_config, load_model, load_tokenizer, locate_checkpoint
 from secateur.models.reader import CheckpointReader
+from secateur.models.selection import choose_linears
 from secateur.models.structure import check_length
 from secateur.runs.device import resolve_dtype
 from secateur.runs.errors import SecateurError
@@ -52,6 +53,11 @@ class Model:
     name: str
     checkpoint: Checkpoint
     masks: dict[str, Tensor]
+
+    @property
+    def chosen(self) -> frozenset[str] | None:
+        """Full names of the linears that get masks; all if None."""
+        return self.checkpoint.blocks.chosen
 
     @property
     def folder(self) -> Path:
@@ -188,11 +194,14 @@ def _find_model(
     name: str | Path, options: Training, trust_remote_code: bool, ranks: Ranks
 ) -> Model:
     checkpoint = Checkpoint.open(name, trust_remote_code=trust_remote_code)
-    blocks = checkpoint.blocks
+    masks = pruned_masks(checkpoint.folder, checkpoint.blocks)
+    # What pruning left as it was has no mask, and gets none.
+    known = replace(checkpoint.blocks, chosen=frozenset(masks) if masks else None)
+    blocks = choose_linears(known, options.only, options.skip)
     check_model(blocks, options)
     check_shardable(options, named_linears(blocks), ranks)
     check_length(blocks.model.config, options.length, "Training")
-    return Model(str(name), checkpoint, pruned_masks(checkpoint.folder, blocks))
+    return Model(str(name), replace(checkpoint, blocks=blocks), masks)
 
 
 def _find_teacher(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -57,7 +58,7 @@ def load_finite(job: Job, folder: Path) -> BlockList:
     Raises:
         SecateurError: a weight in a block is not finite.
     """
-    blocks = find_blocks(job.load(folder, torch.float32))
+    blocks = replace(find_blocks(job.load(folder, torch.float32)), chosen=job.model.chosen)
     for index, block in enumerate(blocks):
         check_finite(block.state_dict(), blocks.name(index))
     return blocks
@@ -103,6 +104,7 @@ def _masks(job: Job, folder: Path, blocks: BlockList) -> dict[str, Tensor]:
 
 def _store(job: Job, folder: Path, dtype: torch.dtype) -> StreamedStore:
     found = Checkpoint.at(folder, trust_remote_code=job.trust_remote_code, dtype=dtype)
+    found = replace(found, blocks=replace(found.blocks, chosen=job.model.chosen))
     if isinstance(found.mapped, str):
         raise SecateurError(
             f"{folder} cannot be divided among processes: {found.mapped}; let its teaching be "

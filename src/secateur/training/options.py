@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from secateur.patterns.pattern import NM, PatternText
 from secateur.runs.device import DtypeName
@@ -137,6 +137,10 @@ class Training(RunOptions):
         description="where a dense model begins: with its largest weights, or with masks and "
         "weights of the recipe auto of prune, which runs first",
     )
+    only: tuple[str, ...] = Field((), description="linears to mask, by patterns of full names")
+    skip: tuple[str, ...] = Field(
+        (), description="linears to train without a mask, by patterns of full names"
+    )
     tokens: int = Field(ge=1, le=2**50, description="tokens to train on, at most once each")
     length: int = Field(1024, ge=2, le=2**24, description="tokens per window")
     batch_tokens: int = Field(131_072, ge=2, le=2**40, description="tokens per step")
@@ -165,6 +169,11 @@ class Training(RunOptions):
         description="of several processes: add up gradients after every forward pass, not once a "
         "step; less memory, more traffic",
     )
+
+    @field_validator("only", "skip", mode="before")
+    @classmethod
+    def _one_pattern(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod

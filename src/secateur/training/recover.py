@@ -224,7 +224,7 @@ def _copy(job: RecoveryJob, checkpoint: Checkpoint) -> None:
     """Write a checkpoint as the result."""
     store = job.store(checkpoint, job.run.output)
     for index, _, _ in loaded_blocks(store):
-        store.save(index, {})
+        store.save(index, None)
     store.finish()
 
 

@@ -32,11 +32,11 @@ _TOKENS_PER_COLUMN = 4
 
 
 def named_linears(blocks: BlockList) -> dict[str, Linear]:
-    """All prunable linears by full name."""
+    """All linears that are worked on by full name."""
     return {
         f"{blocks.name(index)}.{linear.name}": linear
-        for index, block in enumerate(blocks)
-        for linear in find_linears(block)
+        for index in range(len(blocks))
+        for linear in blocks.linears(index)
     }
 
 
@@ -81,9 +81,9 @@ def pruned_masks(folder: Path, blocks: BlockList) -> dict[str, Tensor]:
     masks: dict[str, Tensor] = {}
     for index, block in enumerate(blocks):
         found = block_masks(folder, index, block)
-        if not found and find_linears(block):
+        if found is None and find_linears(block):
             return {}
-        masks |= {f"{blocks.name(index)}.{name}": mask for name, mask in found.items()}
+        masks |= {f"{blocks.name(index)}.{name}": mask for name, mask in (found or {}).items()}
     return masks
 
 
@@ -115,9 +115,9 @@ class FirstMasks:
         Raises:
             SecateurError: the masks have not the pattern.
         """
-        block = self._blocks[index]
         prefix = self._blocks.name(index)
-        return [self._masked(f"{prefix}.{linear.name}", linear) for linear in find_linears(block)]
+        linears = self._blocks.linears(index)
+        return [self._masked(f"{prefix}.{linear.name}", linear) for linear in linears]
 
     def check(self, zeros: int) -> None:
         """Raise SecateurError unless all masks have the planned zeros, or some to keep."""
@@ -221,8 +221,8 @@ def start_slorb_by_covariance(
         with masked_forward(linears), forward_precision(dtype, device):
             blocks.model.base_model(input_ids=tokens_WL, use_cache=False)
 
-    for index, block in enumerate(blocks):
-        groups = find_groups(find_linears(block), partial(run, batches[0][:1]))
+    for index in range(len(blocks)):
+        groups = find_groups(blocks.linears(index), partial(run, batches[0][:1]))
         sums = [
             InputAccumulator(group.linears[0].weight_OI.shape[1], "gram", device, dtype)
             for group in groups

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -27,7 +27,12 @@ from secateur.training.loading import find_teacher, load_student
 from secateur.training.options import Training
 from secateur.training.ranks import joined
 from secateur.training.saving import ADAPTER, round_to_stored, save
-from secateur.training.start import count_zeros, start_slorb_by_covariance
+from secateur.training.start import (
+    count_zeros,
+    first_plan,
+    named_linears,
+    start_slorb_by_covariance,
+)
 from secateur.training.state import states
 from secateur.training.steps import curve, do_steps, resume
 from secateur.training.trainer import Trainer
@@ -195,11 +200,22 @@ def _count_zeros(job: Job, planned: int) -> SparsityReport:
             f"The saved files hold {counted.zeros} zeros where the masks have {planned}; please "
             "report the model and the options."
         )
+    blocks = job.model.checkpoint.blocks
+    masked = sum(first_plan(blocks, job.options).weights.values())
+    if masked == counted.weights:
+        zeros, overall, left = counted.zeros, None, 0
+    else:
+        # Linears without a mask may have zeros of their own in the files.
+        everything = named_linears(replace(blocks, chosen=None))
+        zeros, overall = planned, counted.sparsity
+        left = len(everything) - len(named_linears(blocks))
     return SparsityReport(
-        target=planned / counted.weights,
-        zeros=counted.zeros,
-        weights=counted.weights,
-        counted=counted.sparsity,
+        target=planned / masked,
+        zeros=zeros,
+        weights=masked,
+        counted=zeros / masked,
+        left_dense=left,
+        overall=overall,
     )
 
 
@@ -235,6 +251,8 @@ def _prune_first(job: Job, progress: Progress) -> tuple[Path, Report]:
         {
             "pattern": str(job.options.pattern),
             "stages": "auto",
+            "only": job.options.only,
+            "skip": job.options.skip,
             "calibration": {
                 "source": str(text.resolve()),
                 "samples": _START_SAMPLES,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from secateur.models.formats import FORMATS
-from secateur.models.structure import BlockList, find_linears
+from secateur.models.structure import BlockList
 from secateur.patterns.pattern import Pattern
 from secateur.runs.errors import SecateurError
 from secateur.solvers.grids import GridOptions, QuantizedSolution
@@ -155,7 +155,7 @@ class WeightFormat(ABC):
             for name, parameter in block.named_parameters():
                 if parameter.ndim > 2:
                     raise self._no_place(f"{blocks.name(index)}.{name}", "stacks experts")
-            for linear in find_linears(block):
+            for linear in blocks.linears(index):
                 if linear.transposed:
                     name = f"{blocks.name(index)}.{linear.name}"
                     raise self._no_place(name, "is stored as (in, out)")

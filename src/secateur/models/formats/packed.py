@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.models.formats.format import WEIGHT, FinishedLinear, Stored, WeightFormat, require
-from secateur.models.structure import BlockList, find_linears
+from secateur.models.structure import BlockList
 from secateur.runs.errors import SecateurError
 from secateur.solvers.grids import GridOptions
 
@@ -145,8 +145,10 @@ class Packed(WeightFormat):
 
 
 def _other_linears(blocks: BlockList) -> list[str]:
-    """Full names of the model's linears that are in no block, or routers."""
-    packed: set[nn.Module] = {linear.module for block in blocks for linear in find_linears(block)}
+    """Full names of the model's linears that are in no block, are routers or are left alone."""
+    packed: set[nn.Module] = {
+        linear.module for index in range(len(blocks)) for linear in blocks.linears(index)
+    }
     return [
         name
         for name, module in blocks.model.named_modules()

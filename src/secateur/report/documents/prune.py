@@ -13,6 +13,7 @@ class LinearReport(BaseModel):
     """One linear after pruning."""
 
     zeros: int = Field(description="zeros, counted in the mask")
+    zeros_before: int = Field(0, description="zeros that the dense weights had")
     rounded_to_zero: int = Field(0, description="kept weights that quantisation rounded to zero")
     weights: int
     sparsity: float
@@ -24,6 +25,13 @@ class LinearReport(BaseModel):
     )
 
 
+class LeftLinear(BaseModel):
+    """One linear that was left as it was."""
+
+    zeros: int
+    weights: int
+
+
 class BlockReport(BaseModel):
     """One block after pruning."""
 
@@ -33,12 +41,15 @@ class BlockReport(BaseModel):
         "input, direction more than length, mean over held-out tokens"
     )
     linears: dict[str, LinearReport]
+    left: dict[str, LeftLinear] = Field(
+        default_factory=dict, description="linears left as they were, by only and skip"
+    )
     notes: list[str] = Field(description="fallbacks used and updates rejected")
     seconds: dict[str, float] = Field(description="wall time by phase")
 
 
 class SparsityReport(BaseModel):
-    """Zeros of the linears in all blocks."""
+    """Zeros of the linears that were pruned."""
 
     target: float
     zeros: int
@@ -46,6 +57,10 @@ class SparsityReport(BaseModel):
     counted: float = Field(description="zeros over weights, counted in the saved files")
     rounded_to_zero: int = Field(
         0, description="of the zeros, kept weights that quantisation rounded to zero"
+    )
+    left_dense: int = Field(0, description="linears in the blocks that were left as they were")
+    overall: float | None = Field(
+        None, description="zeros over weights of all linears, with those left as they were"
     )
 
 
@@ -66,8 +81,9 @@ class Estimate(BaseModel):
     model: str
     streamed: bool = Field(description="one block in memory at a time")
     blocks: int
-    weights: int = Field(description="weights in the linears of all blocks")
+    weights: int = Field(description="weights in the linears that are pruned")
     zeros: int
+    left_dense: int = Field(0, description="linears that only and skip leave as they are")
     peak_memory_bytes: int
     activation_bytes: int
     activations_in: str = Field(description="memory, or a mapped file")
