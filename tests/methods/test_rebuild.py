@@ -97,7 +97,7 @@ def test_masks_stay_exact_and_no_block_gets_worse(
         assert not any(p.requires_grad or p.grad is not None for p in task.block.parameters())
 
 
-@pytest.mark.parametrize("stage", [Barber(batch_sequences=2), Swaps(batch_sequences=2)])
+@pytest.mark.parametrize("stage", [Barber(batch_sequences=2, ratio=0.3), Swaps(batch_sequences=2)])
 @pytest.mark.parametrize("text", PATTERNS)
 def test_bad_masks_get_better(
     stage: BlockStage, text: str, checkpoints: Callable[..., Path]
@@ -317,9 +317,10 @@ def test_granularities_that_leave_groups_are_refused() -> None:
         Recipe.from_mapping({"pattern": "2:4", "stages": stages})
 
 
-def test_ratios_outside_their_range_are_refused() -> None:
-    with pytest.raises(SecateurError, match="ratio"):
-        Recipe.from_mapping({"stages": [{"method": "wanda"}, {"method": "barber", "ratio": 1.5}]})
+@pytest.mark.parametrize(("ratio", "said"), [(1.5, "ratio"), ("best", "0.01 as released")])
+def test_ratios_outside_their_range_are_refused(ratio: object, said: str) -> None:
+    with pytest.raises(SecateurError, match=said):
+        Recipe.from_mapping({"stages": [{"method": "wanda"}, {"method": "barber", "ratio": ratio}]})
 
 
 def test_fewer_windows_than_a_step_takes_are_enough(

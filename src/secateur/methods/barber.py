@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, field_validator
 from torch import Tensor
 
 from secateur.blocks.passes import (
@@ -23,9 +23,6 @@ from secateur.methods.stage import BlockStage
 from secateur.patterns.pattern import NM, Pattern, Scope
 from secateur.solvers.barber import barber_score, rebuild_masks
 
-# Those of the released scripts, one more between them, and all pairs.
-_RATIOS = (0.001, 0.01, 0.1, 0.3, 1.0)
-
 
 class Barber(BlockStage):
     """Exchange removed and kept weights by |weight| x gradient of the error of their part."""
@@ -40,9 +37,11 @@ class Barber(BlockStage):
         description="where weights are exchanged: in an output row, an input column, a linear, or "
         "block, the linears of attention, or of the MLP, together",
     )
-    ratio: Annotated[float, Field(ge=0, le=1)] | Literal["best"] = Field(
-        "best",
-        description="share of the pairs in wrong order to exchange, in [0, 1]; best tries several",
+    ratio: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="share of the pairs in wrong order to exchange, in [0, 1]; 0.01 as released",
     )
     windows: int = Field(
         32, ge=1, le=2**20, description="most calibration windows that gradients are taken from"
@@ -56,19 +55,22 @@ class Barber(BlockStage):
                 f"not within a {self.scope}; use scope: row"
             )
 
-    @property
-    def ratios(self) -> tuple[float, ...]:
-        """The ratios to try."""
-        return _RATIOS if self.ratio == "best" else (self.ratio,)
+    @field_validator("ratio", mode="before")
+    @classmethod
+    def _ratio_is_named(cls, ratio: Any) -> Any:
+        # It chose by the block's error, which falls where perplexity rises.
+        if ratio == "best":
+            raise ValueError("best is gone; name a number, 0.01 as released or 1 for all pairs")
+        return ratio
 
     def step_size(self, sequences: int) -> int:
         return min(super().step_size(sequences), self.windows)
 
     def passes(self, sequences: int) -> float:
         # Each part is run as it is, dense, and backwards; attention once more on the way to the
-        # MLP. Then come the held-out third, before and after each offer to one of two parts.
+        # MLP. Then comes the held-out third, before and after the offer to each of two parts.
         looked_at = min(self.windows / max(sequences, 1), 1)
-        return 4.5 * looked_at + (1 + 2 * len(self.ratios)) / 3
+        return 4.5 * looked_at + 1
 
     def apply(self, task: BlockTask) -> None:
         rebuild = Rebuild(task, self.method)
@@ -80,11 +82,8 @@ class Barber(BlockStage):
                 barber_score(kept_values(task, each.name, each.weight_OI), squares.pop(each.name))
                 for each in part.linears
             ]
-            candidates = {}
-            for ratio in self.ratios:
-                rebuilt = rebuild_masks(scores, masks, task.pattern, self.scope, ratio)
-                candidates[f"ratio {ratio:g}"] = dict(zip(names, rebuilt, strict=True))
-            rebuild.offer(part, candidates)
+            rebuilt = rebuild_masks(scores, masks, task.pattern, self.scope, self.ratio)
+            rebuild.offer(part, {f"ratio {self.ratio:g}": dict(zip(names, rebuilt, strict=True))})
         rebuild.note()
 
     def _squared_gradients(self, task: BlockTask, part: Part) -> dict[str, Tensor]:
