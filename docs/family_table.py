@@ -33,10 +33,17 @@ _TEXT = "the cat sat on a mat and the dog ran to the red house by the sea\n"
 
 def main(names: list[str]) -> None:
     """Try the named families, or all of them and write the page."""
-    trials = [try_apart(name) for name in names or every_family()]
-    if names:
+    trials: list[Trial] = []
+    failures: list[str] = []
+    for name in names or every_family():
+        try:
+            trials.append(try_apart(name))
+        except Exception as error:
+            failures.append(f"{name}: {type(error).__name__}: {error}")
+            print(failures[-1], file=sys.stderr)
+    if names or failures:
         print(table(trials))
-        return
+        sys.exit("\n".join(failures) if failures else None)
     text = _MARKED.sub(
         lambda marked: f"{marked[1]}\n{table(trials)}\n{marked[2]}", PAGE.read_text("utf-8")
     )
@@ -46,16 +53,22 @@ def main(names: list[str]) -> None:
 def try_apart(family: str) -> Trial:
     """Try a family in a process of its own, so that whatever happens there ends there."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        trial: Trial = pool.apply_async(_try, [family]).get(_SECONDS)
+        trial = pool.apply_async(_try, [family]).get(_SECONDS)
+    if isinstance(trial, str):
+        raise RuntimeError(trial)
     print(trial.result, family, file=sys.stderr)
     return trial
 
 
-def _try(family: str) -> Trial:
+def _try(family: str) -> Trial | str:
+    """What became of the family; a text where a check failed, since not all errors travel."""
     with tempfile.TemporaryDirectory() as scratch:
         text = Path(scratch) / "text.txt"
         text.write_text(_TEXT * 200, encoding="utf-8")
-        return try_family(family, text, Path(scratch))
+        try:
+            return try_family(family, text, Path(scratch))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
 
 
 def table(trials: Iterable[Trial]) -> str:

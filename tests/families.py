@@ -123,6 +123,10 @@ _NOT_TRIED: dict[str, str] = {
     **dict.fromkeys(
         ["gemma4_assistant", "gemma4_unified_assistant"], "it drafts for another model"
     ),
+    **dict.fromkeys(
+        ["dots3_note", "dots3_note_text", f"dots3_note{IMAGES}"],
+        "its configuration takes no tiny sizes",
+    ),
 }
 _SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
 _WIDTH = {"head_dim": 8}
@@ -167,10 +171,6 @@ _CHANGES: dict[str, dict[str, Any]] = {
         "text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}
     },
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
-    "dots3_note": {
-        "text_config": {"num_key_value_heads": 4, "swa_head_dim": 16, "per_layer_config": {}}
-    },
-    "dots3_note_text": {"num_key_value_heads": 4, "head_dim": 16, "per_layer_config": {}},
     "glm5_next": {"text_config": {"num_key_value_heads": 4, "index_topk": 16}},
     "ernie4_5_moe": {"moe_k": 2},
     "gemma3n_text": {

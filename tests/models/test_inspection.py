@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+import families
 import secateur
-from tiny import make_checkpoint
+from tiny import make_checkpoint, make_tokenizer
 
 
 def test_dense_checkpoint_has_no_zeros(checkpoints: Callable[..., Path]) -> None:
@@ -40,3 +41,24 @@ def test_zeros_are_counted_where_they_are(family: str, name: str, tmp_path: Path
     assert "2:4" in pruned.patterns
     assert inspection.zeros == pruned.zeros
     assert inspection.patterns == []
+
+
+def test_convolutions_and_states_are_no_linears(text_file: Path, tmp_path: Path) -> None:
+    families.build("mamba2").save_pretrained(tmp_path / "model")
+    recipe = secateur.Recipe.from_mapping(
+        {
+            "pattern": "2:4",
+            "calibration": {"source": str(text_file), "samples": 8, "length": 32},
+            "dtype": "float32",
+        }
+    )
+    report = secateur.prune(
+        tmp_path / "model", recipe, tmp_path / "pruned", tokenizer=make_tokenizer()
+    ).report
+    inspection = secateur.inspect(tmp_path / "pruned")
+    assert {linear.name.split(".mixer.")[1] for linear in inspection.linears} == {
+        "in_proj.weight",
+        "out_proj.weight",
+    }
+    assert inspection.sparsity == report.sparsity.counted == 0.5
+    assert inspection.patterns == ["2:4", "4:8"]

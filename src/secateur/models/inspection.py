@@ -60,7 +60,9 @@ def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
         SecateurError: the folder is no readable checkpoint of a causal language model.
     """
     found = Checkpoint.at(folder, trust_remote_code=trust_remote_code, use="read")
-    linears = [_count(name, weight) for name, weight in stored_linears(found)]
+    linears = [
+        _count(name, found.reader.shapes[name], weight) for name, weight in stored_linears(found)
+    ]
     if not linears:
         raise SecateurError(f"The blocks of {folder} have no linears whose zeros could be counted.")
     zeros = sum(linear.zeros for linear in linears)
@@ -87,11 +89,11 @@ def _common(linears: Sequence[LinearCount]) -> list[str]:
     return [str(p) for p in _KNOWN_PATTERNS if all(str(p) in each.patterns for each in linears)]
 
 
-def _count(name: str, weight: Tensor) -> LinearCount:
+def _count(name: str, shape: tuple[int, ...], weight: Tensor) -> LinearCount:
     zero_OI = weight.flatten(0, -2) == 0
     return LinearCount(
         name=name,
-        shape=tuple(weight.shape),
+        shape=shape,
         zeros=int(zero_OI.sum()),
         weights=zero_OI.numel(),
         patterns=[str(pattern) for pattern in _satisfied(zero_OI, _KNOWN_PATTERNS)],
