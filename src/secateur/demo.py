@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from secateur.deploy.simulation import simulate
 from secateur.evaluation.continuations import continue_texts
 from secateur.evaluation.evaluate import evaluate
-from secateur.models.locate import locate_checkpoint
+from secateur.models.locate import find_folder
 from secateur.pruning.prune import PruneResult, prune
 from secateur.pruning.recipe import Recipe
 from secateur.report.documents.evaluation import Evaluation
@@ -66,7 +66,7 @@ def run_demo(output: Path, progress: Progress = silent) -> Demo:
     Raises:
         SecateurError: the model cannot be fetched, or ``output`` holds something else.
     """
-    source = locate_checkpoint(fetch_model(progress))
+    source = find_folder(fetch_model(progress))
     pruned = prune(source, Recipe.from_mapping(RECIPE), output, progress=progress)
     text = cache_folder() / "python-reference.txt"
     write_text(text, "\n\n".join(topics[name] for name in sorted(topics)))

@@ -26,12 +26,7 @@ CPU = torch.device("cpu")
 
 
 def make_store(folder: Path) -> BlockStore:
-    """A streaming store where the family allows it."""
-    found = Checkpoint.at(folder)
-    if isinstance(found.mapped, str):
-        model = AutoModelForCausalLM.from_pretrained(folder).eval()
-        return ResidentStore(find_blocks(model), None, CPU)
-    return found.store(CPU)
+    return Checkpoint.at(folder).store(CPU)
 
 
 def tokens(count: int = 8, length: int = 20) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 
 import secateur
 from secateur.demo import fetch_model
-from secateur.models.locate import locate_checkpoint
+from secateur.models.locate import find_folder
 from secateur.runs.errors import SecateurError
 
 pytestmark = pytest.mark.slow
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
     try:
-        return locate_checkpoint(fetch_model())
+        return find_folder(fetch_model())
     except SecateurError as error:
         pytest.skip(str(error))
 

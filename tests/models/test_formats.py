@@ -156,7 +156,7 @@ def save(case: Case, source: Path, folder: Path) -> Saved:
         block = store.load(index)
         masks, quantised = {}, {}
         for number, linear in enumerate(find_linears(block)):
-            file = checkpoint.tensors.blocks[index][f"{linear.name}.weight"]
+            (file,) = checkpoint.tensors.blocks[index].files_of(f"{linear.name}.weight")
             dtype = checkpoint.reader.dtypes[file]
             shape = tuple(linear.weight_OI.shape)
             seed = 100 * index + number
@@ -234,7 +234,7 @@ def test_names_and_bytes_in_the_files_are_those_of_the_layout(
         expected = set(source.reader.files)
         for index, block in enumerate(source.blocks):
             for linear in (linear for linear in find_linears(block) if not linear.transposed):
-                file = source.tensors.blocks[index][f"{linear.name}.weight"]
+                (file,) = source.tensors.blocks[index].files_of(f"{linear.name}.weight")
                 full = f"{source.blocks.name(index)}.{linear.name}"
                 rows, columns = linear.weight_OI.shape
                 kept = rows * columns - each.zeros[full]
@@ -265,7 +265,8 @@ def test_zeros_masks_and_pattern_are_kept(name: str, saved: dict[str, dict[str, 
         for index, block in enumerate(opened.blocks):
             masks = block_masks(each.folder, index, block)
             for linear in find_linears(block):
-                weight = each.weights[opened.tensors.blocks[index][f"{linear.name}.weight"]]
+                (file,) = opened.tensors.blocks[index].files_of(f"{linear.name}.weight")
+                weight = each.weights[file]
                 removed = (weight.T if linear.transposed else weight)[~masks[linear.name]]
                 assert len(removed) == each.zeros[f"{opened.blocks.name(index)}.{linear.name}"]
                 assert not removed.any()
@@ -278,9 +279,10 @@ def test_a_finished_block_is_given_out_as_it_was_saved(
     for label, each in saved[name].items():
         source = Checkpoint.at(each.source)
         store = source.store(CPU, each.folder, each.case.format)
-        for index, names in enumerate(source.tensors.blocks):
+        for index, part in enumerate(source.tensors.blocks):
             state = store.load_finished(index).state_dict()
-            for key, file in names.items():
+            for key in part.names:
+                (file,) = part.files_of(key)
                 assert torch.equal(state[key], each.weights[file].to(state[key].dtype)), label
 
 
@@ -385,7 +387,7 @@ def test_every_model_has_its_place_or_is_refused_before_work(
             assert case.format.otherwise in str(error), family
     blocks = Checkpoint.at(checkpoints("llama")).blocks
     if not isinstance(case.format, Plain):
-        with pytest.raises(SecateurError, match="read block by block") as caught:
+        with pytest.raises(SecateurError, match="a tensor of its own") as caught:
             case.format.check(blocks, case.pattern, "it was given in memory")
         assert case.format.otherwise in str(caught.value)
 

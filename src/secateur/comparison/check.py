@@ -21,7 +21,6 @@ from secateur.comparison.options import SEVERAL, Comparison, RowOptions
 from secateur.evaluation.inputs import fingerprint_evaluation
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.inspection import stored_linears
-from secateur.models.locate import locate_checkpoint
 from secateur.patterns.pattern import parse_pattern
 from secateur.pruning.job import fingerprint_run
 from secateur.pruning.recipe import Recipe
@@ -110,8 +109,8 @@ def check(file: Path, scratch: Path) -> Checked:
     """
     comparison = Comparison.from_file(file)
     model, remote = comparison.model, comparison.trust_remote_code
-    folder = locate_checkpoint(model, trust_remote_code=remote)
-    checkpoint = Checkpoint.at(folder, trust_remote_code=remote)
+    checkpoint = Checkpoint.open(model, trust_remote_code=remote)
+    folder = checkpoint.folder
     dense = decides(model=checkpoint.reader.fingerprint())
     rows = {DENSE: CheckedRow(DENSE, _folder_name(DENSE, dense), remote=remote)}
     for name, row in comparison.rows.items():

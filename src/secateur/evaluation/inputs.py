@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.evaluation.options import EvaluationOptions
 from secateur.evaluation.tasks import TaskChoice, lm_eval_version
 from secateur.evaluation.text import Passage
-from secateur.models.families import auto_class
-from secateur.models.locate import find_folder, load_config, load_tokenizer
-from secateur.models.reader import CheckpointReader
+from secateur.models.checkpoint import check_weights
+from secateur.models.locate import find_folder, load_config, load_model, load_tokenizer
 from secateur.models.structure import positions_of
 from secateur.runs.device import DtypeName, resolve_device, resolve_dtype
 from secateur.runs.errors import SecateurError
@@ -105,17 +99,18 @@ class GivenModel:
 
     @classmethod
     def find(cls, model: str | Path | PreTrainedModel, trust_remote_code: bool) -> GivenModel:
-        """Find a model, and check the headers of its files.
+        """Find a model, and hold the headers of its files against its configuration.
 
         Raises:
-            SecateurError: it is not there, or a file is missing, damaged or outside its folder.
+            SecateurError: it is not there, a file is damaged or outside its folder, or a tensor is
+                missing.
         """
         if isinstance(model, PreTrainedModel):
             name = model.config.name_or_path or type(model).__name__
             return cls(name, model, model.config, trust_remote_code)
         folder = find_folder(model)
         config = load_config(folder, trust_remote_code=trust_remote_code, use="load")
-        CheckpointReader(folder)
+        check_weights(folder, config, trust_remote_code=trust_remote_code)
         return cls(str(model), folder, config, trust_remote_code)
 
     @property
@@ -156,28 +151,9 @@ class GivenModel:
         """
         if isinstance(self.place, PreTrainedModel):
             return self.place
-        try:
-            build = auto_class(self.config, trust_remote_code=self.trust_remote_code)
-            assert build is not None, "the configuration was checked"
-            answer = build.from_pretrained(
-                self.place,
-                dtype=dtype or "auto",
-                trust_remote_code=self.trust_remote_code,
-                output_loading_info=True,
-            )
-        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-            raise SecateurError(
-                f"{self.name} cannot be loaded ({str(error).strip().splitlines()[0]}); check its "
-                "files, or fetch or prune it again."
-            ) from error
-        model, report = cast(tuple[PreTrainedModel, dict[str, set[str]]], answer)
-        if missing := report["missing_keys"]:
-            # transformers would fill them with random numbers.
-            raise SecateurError(
-                f"The files of {self.name} lack {min(missing)}; fetch or prune it again."
-            )
-        torch.nn.Module.to(model, device)
-        return model
+        return load_model(
+            self.place, dtype or "auto", device, trust_remote_code=self.trust_remote_code
+        )
 
 
 def _common_tokenizer(model: GivenModel, dense: GivenModel | None) -> PreTrainedTokenizerBase:

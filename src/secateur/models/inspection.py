@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel
 from torch import Tensor
-from transformers.conversion_mapping import get_model_conversion_mapping
 
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import stored_weights
@@ -116,26 +115,12 @@ def stored_linears(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     They are those that pruning plans. The name is that in the files, the weight (out, in) in their
     dtype; or (experts, out, in), where a tensor holds the same linear of several experts.
     """
-    reader, blocks, tensors = checkpoint.reader, checkpoint.blocks, checkpoint.mapped
-    if isinstance(tensors, str):
-        # Joined on loading: the parts in the files are linears of their own.
-        weights = {
-            f"{blocks.name(index)}.{name}"
-            for index, block in enumerate(blocks)
-            for name in stored_weights(block)
-        }
-        for file in reader.files:
-            if len(reader.shapes[file]) >= 2 and weights & set(_names(file, checkpoint)):
-                yield file, reader.mapped(file)
-        return
-    for block, names in zip(blocks, tensors.blocks, strict=True):
+    reader, blocks = checkpoint.reader, checkpoint.blocks
+    for block, part in zip(blocks, checkpoint.tensors.blocks, strict=True):
         for name, layout in stored_weights(block).items():
-            yield names[name], layout(reader.mapped(names[name]))
-
-
-def _names(file: str, checkpoint: Checkpoint) -> tuple[str, str]:
-    """Names that a tensor of the files has in the model, with its base and without."""
-    model, name = checkpoint.blocks.model, file
-    for transform in get_model_conversion_mapping(model):
-        name, _ = transform.rename_source_key(name)
-    return name, f"{model.base_model_prefix}.{name}"
+            file = part.file_of(name)
+            if file is not None:
+                yield file, layout(reader.mapped(file))
+                continue
+            # Joined on loading: the parts in the files are linears of their own.
+            yield from ((each, reader.mapped(each)) for each in part.files_of(name))

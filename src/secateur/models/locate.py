@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -20,24 +21,27 @@ from transformers import (
 )
 
 from secateur.models.families import auto_class, has_own_code
+from secateur.models.files import (
+    INDEX,
+    SINGLE,
+    check_file,
+    find_weights,
+    read_index,
+    refuse_adapter,
+)
 from secateur.models.formats import FORMATS
 from secateur.models.formats.format import recognise
 from secateur.models.sanity import check_configuration, check_generation
 from secateur.runs.errors import SecateurError, explained
 from secateur.runs.files import cache_folder
 
-_WANTED = "*.safetensors *.json *.txt *.model *.jinja *.tiktoken *.py LICENSE*".split()
+_SIDE_FILES = "*.json *.txt *.model *.jinja *.tiktoken *.py LICENSE* NOTICE*".split()
+# Other copies of the weights lie in folders of their own.
+_UNWANTED = "original/* onnx/* gguf/* openvino/*".split()
 
 Use = Literal["prune", "load", "read"]
 """What is done with weights: plain ones can be pruned, transformers loads some formats more, and
 ``CheckpointReader`` reads all that are registered."""
-
-
-def locate_checkpoint(model: str | Path, *, trust_remote_code: bool = False) -> Path:
-    """Return the folder of a causal language model with plain weights; see ``find_folder``."""
-    folder = find_folder(model)
-    load_config(folder, trust_remote_code=trust_remote_code)
-    return folder
 
 
 def find_folder(model: str | Path) -> Path:
@@ -76,8 +80,11 @@ def load_config(
         SecateurError: no readable configuration, another kind of model, or weights in a format
             that does not serve the use.
     """
-    if not (folder / "config.json").is_file():
+    refuse_adapter(folder)
+    path = folder / "config.json"
+    if not path.is_file():
         raise SecateurError(f"{folder} has no config.json; name a Hugging Face checkpoint folder.")
+    check_file(folder, path.name)
     check_configuration(folder)
     check_generation(folder)
     with explained(
@@ -143,20 +150,45 @@ def load_model(
     *,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Read a whole model onto a device, for inference; dtype ``auto`` is that of its files."""
+    """Read a whole model onto a device, for inference; dtype ``auto`` is that of its files.
+
+    Raises:
+        SecateurError: the files cannot be loaded, or not every weight comes from them.
+    """
+    find_weights(folder)
     config = load_config(folder, trust_remote_code=trust_remote_code, use="load")
     build = auto_class(config, trust_remote_code=trust_remote_code)
     assert build is not None, "the configuration was checked"
-    model: PreTrainedModel = build.from_pretrained(
-        folder, dtype=dtype, device_map=str(device), trust_remote_code=trust_remote_code
-    )
+    with explained(f"{folder} cannot be loaded", "check its files, or fetch or make it again."):
+        answer = build.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map=str(device),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    model, report = cast(tuple[PreTrainedModel, dict[str, Collection[Any]]], answer)
+    # transformers fills what is missing with random numbers.
+    missing = [str(name) for name in report["missing_keys"]]
+    missing += [str(each[0]) for each in report["mismatched_keys"]]
+    if missing:
+        raise SecateurError(
+            f"The files of {folder} do not give {min(missing)}; fetch or make the checkpoint again."
+        )
     model.eval()
     return model
 
 
 def _from_hub(name: str) -> Path:
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_WANTED))
+        folder = Path(
+            snapshot_download(name, allow_patterns=_SIDE_FILES, ignore_patterns=_UNWANTED)
+        )
+        # Of the weights, those alone that transformers reads, of the same commit.
+        weights = sorted({SINGLE, *read_index(folder).values()})
+        snapshot_download(name, revision=folder.name, allow_patterns=weights)
     except HFValidationError as error:
         raise SecateurError(f"There is no folder or file {name}; check the path.") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -164,7 +196,7 @@ def _from_hub(name: str) -> Path:
             f"{name} is no local folder and could not be fetched from the hub "
             f"({_first_line(error)}); check the name, the network and your access."
         ) from error
-    if not any(folder.glob("*.safetensors")):
+    if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
         raise SecateurError(
             f"{name} has no safetensors files on the hub; use a revision or a copy that has them."
         )

@@ -13,12 +13,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from secateur.models.files import INDEX, WeightFiles, find_weights
 from secateur.models.formats.format import Stored, WeightFormat, find_format, recognise
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import fingerprint_files
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -68,13 +67,13 @@ class CheckpointReader:
         self.folder = folder
         self.homes: dict[str, str] = {}
         self._stored: dict[str, Stored] = {}
-        listed = _listed_tensors(folder) if files is None else {}
-        for file in files or sorted(set(listed.values())) or [_SINGLE]:
+        weights = WeightFiles(list(files)) if files is not None else find_weights(folder)
+        for file in weights.names:
             self._read_header(file)
-        for name, file in listed.items():
+        for name, file in weights.listed.items():
             if self.homes.get(name) != file:
                 raise SecateurError(
-                    f"{folder / file} lacks the tensor {name} that {_INDEX} lists in it; "
+                    f"{folder / file} lacks the tensor {name} that {INDEX} lists in it; "
                     "fetch the checkpoint again."
                 )
         described = self.config.get("quantization_config") if format is None else None
@@ -168,6 +167,11 @@ class CheckpointReader:
                 for name in tensors.keys():  # noqa: SIM118 - not a mapping
                     part = tensors.get_slice(name)
                     dtype = _DTYPES.get(part.get_dtype(), torch.uint8)
+                    if name in self.homes:
+                        raise SecateurError(
+                            f"The tensor {name} is both in {self.homes[name]} and in {file} of "
+                            f"{self.folder}; fetch the checkpoint again."
+                        )
                     self.homes[name] = file
                     self._stored[name] = Stored(tuple(part.get_shape()), dtype)
         except SafetensorError as error:
@@ -191,21 +195,3 @@ class CheckpointReader:
                 return found
 
             yield tensor
-
-
-def _listed_tensors(folder: Path) -> dict[str, str]:
-    """The index of a sharded checkpoint, with every file name kept inside the folder."""
-    path = folder / _INDEX
-    if not path.is_file():
-        return {}
-    try:
-        listed: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError) as error:
-        raise SecateurError(f"{path} is no index of a checkpoint; fetch it again.") from error
-    for file in set(listed.values()):
-        if Path(file).name != file:
-            raise SecateurError(
-                f"{path} names the file {file} outside its own folder; "
-                "use a checkpoint from a source you trust."
-            )
-    return listed

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from secateur.models.masks import masks_path, write_masks
 from secateur.models.store import check_finite, least_precise
-from secateur.models.streamed import copy_side_files
 from secateur.models.structure import BlockList
 from secateur.runs.files import move_file, write_safetensors, writing
 from secateur.solvers.grids import QuantizedSolution
@@ -22,20 +21,12 @@ from secateur.solvers.grids import QuantizedSolution
 class ResidentStore:
     """Blocks are worked on where they are; with an output folder they are saved at the end.
 
-    Used for a model that the caller already holds, and for checkpoints whose tensors do not map
-    one to one to the model's parameters. The given model is changed in place.
+    Used for a model that the caller already holds, which is changed in place.
     """
 
-    def __init__(
-        self,
-        blocks: BlockList,
-        output: Path | None,
-        device: torch.device,
-        side_files: Path | None = None,
-    ) -> None:
+    def __init__(self, blocks: BlockList, output: Path | None, device: torch.device) -> None:
         self.blocks = blocks
         self._output = output
-        self._side_files = side_files
         self._device = device
         self._home = {name: p.device for name, p in blocks.model.named_parameters()}
         self._trained = {n for n, p in blocks.model.named_parameters() if p.requires_grad}
@@ -66,7 +57,7 @@ class ResidentStore:
 
     def load(self, index: int) -> nn.Module:
         block = self.blocks[index]
-        check_finite(block.state_dict(), self.blocks.name(index))
+        check_finite(block.state_dict(), f"{self.blocks.name(index)}.")
         return self._give_out(block)
 
     def load_finished(self, index: int) -> nn.Module:
@@ -117,8 +108,6 @@ class ResidentStore:
         for path in sorted(part.iterdir(), key=lambda path: path.name.endswith(".index.json")):
             move_file(path, self._output / path.name)
         part.rmdir()
-        if self._side_files is not None:
-            copy_side_files(self._side_files, self._output)
 
     def _give_out(self, block: nn.Module) -> nn.Module:
         block.to(self._device)

@@ -14,6 +14,9 @@ from secateur.models.structure import BlockList
 from secateur.runs.errors import SecateurError
 from secateur.solvers.grids import QuantizedSolution
 
+# Of a large tensor so many numbers are looked at at once.
+_PART = 1 << 24
+
 
 class BlockStore(Protocol):
     """Gives out blocks one at a time and takes the finished ones back.
@@ -67,11 +70,13 @@ def least_precise(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     )
 
 
-def check_finite(tensors: Mapping[str, Tensor], prefix: str) -> None:
+def check_finite(tensors: Mapping[str, Tensor], prefix: str = "") -> None:
     """Raise SecateurError naming the first tensor that holds NaN or an infinity."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not all(
+            bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(_PART)
+        ):
             raise SecateurError(
-                f"The weights {prefix}.{name} contain NaN or infinite values; "
+                f"The weights {prefix}{name} contain NaN or infinite values; "
                 "fetch or export the model again."
             )

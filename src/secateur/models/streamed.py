@@ -5,41 +5,21 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from secateur.models.files import INDEX, copy_side_files
 from secateur.models.formats.format import FinishedLinear, WeightFormat, stored_name
 from secateur.models.formats.plain import Plain
 from secateur.models.masks import masks_path, write_masks
 from secateur.models.reader import CheckpointReader
 from secateur.models.store import check_finite, least_precise
-from secateur.models.structure import BlockList
-from secateur.runs.errors import SecateurError
-from secateur.runs.files import copy_file, write_json, write_safetensors
+from secateur.models.structure import ROUTERS, BlockList
+from secateur.models.tensors import Part, TensorMap
+from secateur.runs.files import write_json, write_safetensors
 from secateur.solvers.grids import QuantizedSolution
-
-_COPIED = "*.json *.txt *.model *.jinja *.tiktoken *.py LICENSE* NOTICE*".split()
-
-
-@dataclass(frozen=True)
-class TensorMap:
-    """Names in the files of the tensors that the block walk needs.
-
-    Attributes:
-        blocks: for each block, parameter name inside the block -> name in the files.
-        outside: parameter name in the base model, outside the blocks -> name in the files.
-        head: parameter name in the model, outside the base model -> name in the files; a head
-            that is tied to the embeddings is not among them.
-        rest: names in the files that belong to no block; the head is among them.
-    """
-
-    blocks: list[dict[str, str]]
-    outside: dict[str, str]
-    head: dict[str, str]
-    rest: list[str]
 
 
 class StreamedStore:
@@ -83,29 +63,36 @@ class StreamedStore:
                 yield
         finally:
             _forget(model, self._tensors.head)
-            model.tie_weights()
+            self._tie()
 
     def load_outside(self) -> None:
         """Load everything outside the blocks, to stay."""
         self._load_embeddings()
         self._load_head()
 
+    def check_outside(self) -> None:
+        """Raise SecateurError if a weight outside the blocks, the head included, is not finite."""
+        for part in (self._tensors.outside, self._tensors.head):
+            for file in part.files:
+                check_finite({file: self._reader.mapped(file)})
+
     def load(self, index: int) -> nn.Module:
-        names = self._tensors.blocks[index]
-        tensors = self._reader.read(names.values())
-        state = {name: tensors[file_name] for name, file_name in names.items()}
-        check_finite(state, self.blocks.name(index))
+        state = self._tensors.blocks[index].read(self._reader)
+        check_finite(state, f"{self.blocks.name(index)}.")
         return self._give_out(index, state)
 
     def load_finished(self, index: int) -> nn.Module:
-        names = self._tensors.blocks[index]
-        tensors = self._saved(index).read(names.values())
-        return self._give_out(index, {name: tensors[file] for name, file in names.items()})
+        return self._give_out(index, self._tensors.blocks[index].read(self._saved(index)))
 
     def weight_dtype(self, index: int) -> torch.dtype:
-        return least_precise(
-            self._reader.dtypes[name] for name in self._tensors.blocks[index].values()
-        )
+        part, reader = self._tensors.blocks[index], self._reader
+        files = [
+            file
+            for name in part.names
+            for file in part.files_of(name)
+            if len(reader.shapes[file]) > 1 and ROUTERS.isdisjoint(name.split("."))
+        ]
+        return least_precise(reader.dtypes[file] for file in files or part.files)
 
     def save(
         self,
@@ -120,20 +107,25 @@ class StreamedStore:
         if masks is not None:
             write_masks(masks_path(self._output, index), masks)
         masks = masks or {}
-        linears = {
-            f"{each.name}.weight" for each in self.blocks.linears(index) if not each.transposed
-        }
+        part = self._tensors.blocks[index]
         tensors: dict[str, Tensor] = {}
-        for name, file in self._tensors.blocks[index].items():
-            dtype, linear = self._reader.dtypes[file], name.removesuffix(".weight")
-            if name not in linears:
-                tensors[file] = state[name].to(dtype)
-                continue
-            mask_OI = masks[linear].to(state[name].device) if linear in masks else None
-            levels = None if quantised is None else quantised.get(linear)
-            finished = FinishedLinear(state[name], dtype, mask_OI, levels)
-            for piece, tensor in self._format.encode(finished).items():
-                tensors[stored_name(file, piece)] = tensor
+        if not isinstance(self._format, Plain):
+            for linear in self.blocks.linears(index):
+                name = f"{linear.name}.weight"
+                file = part.file_of(name)
+                if linear.transposed or file is None:
+                    continue
+                weight, mask_OI = state[name], masks.get(linear.name)
+                finished = FinishedLinear(
+                    weight,
+                    self._reader.dtypes[file],
+                    None if mask_OI is None else mask_OI.to(weight.device),
+                    None if quantised is None else quantised.get(linear.name),
+                )
+                for piece, tensor in self._format.encode(finished).items():
+                    tensors[stored_name(file, piece)] = tensor
+                state = {other: each for other, each in state.items() if other != name}
+        tensors |= part.stored(state, self._reader.dtypes)
         write_safetensors(self._output / self._shard(index), tensors)
 
     def written(self, index: int) -> list[Path]:
@@ -152,7 +144,9 @@ class StreamedStore:
         """
         count = len(self.blocks)
         changed = changed or {}
-        copied = self._reader.read(name for name in self._tensors.rest if name not in changed)
+        # Mapped, for embeddings may be larger than any block.
+        rest = [name for name in self._tensors.rest if name not in changed]
+        copied = {name: self._reader.mapped(name) for name in rest}
         write_safetensors(self._output / self._shard(count), {**copied, **changed})
         written = [self._saved(index) for index in range(count + 1)]
         copy_side_files(self._reader.folder, self._output)
@@ -182,23 +176,18 @@ class StreamedStore:
                 _set(base, name, buffer.to(self._device))
 
     def _load_head(self) -> None:
-        model = self.blocks.model
-        _assign(model, self._read_outside(self._tensors.head), self._device)
-        model.tie_weights()
-        self._require_weights_outside_blocks()
+        _assign(self.blocks.model, self._read_outside(self._tensors.head), self._device)
+        self._tie()
 
-    def _read_outside(self, names: Mapping[str, str]) -> dict[str, Tensor]:
-        tensors = self._reader.read(names.values())
-        check_finite(tensors, prefix="outside the blocks")
-        return {name: tensors[file_name] for name, file_name in names.items()}
+    def _tie(self) -> None:
+        """Let tied parameters be one, unless the files hold both and they differ."""
+        missing = set(self._tensors.shared)
+        self.blocks.model.tie_weights(missing_keys=missing, recompute_mapping=False)
 
-    def _require_weights_outside_blocks(self) -> None:
-        for name, parameter in self.blocks.model.named_parameters():
-            if parameter.is_meta and not name.startswith(f"{self.blocks.prefix}."):
-                raise SecateurError(
-                    f"{name} is not in the files of {self._reader.folder} under that name, so the "
-                    "model's loss cannot be computed; choose another allocation."
-                )
+    def _read_outside(self, part: Part) -> dict[str, Tensor]:
+        tensors = part.read(self._reader)
+        check_finite(tensors)
+        return tensors
 
     def _shard(self, index: int) -> str:
         return shard_name(index, len(self.blocks))
@@ -223,17 +212,9 @@ def shard_name(index: int, blocks: int) -> str:
 def write_index(output: Path, files: Mapping[str, str], size: int) -> None:
     """Say which file holds which tensor, and how many bytes they are together."""
     write_json(
-        output / "model.safetensors.index.json",
+        output / INDEX,
         {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))},
     )
-
-
-def copy_side_files(source: Path, output: Path) -> None:
-    """Copy configuration, tokenizer and licence files; weights and their index stay behind."""
-    for pattern in _COPIED:
-        for path in sorted(source.glob(pattern)):
-            if path.is_file() and not path.name.endswith(".index.json"):
-                copy_file(path, output / path.name)
 
 
 def _return_freed_memory() -> None:
@@ -260,8 +241,8 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
         owner._buffers[leaf] = value
 
 
-def _forget(module: nn.Module, names: Mapping[str, str]) -> None:
-    parameters = dict(module.named_parameters())
-    for name in names:
+def _forget(module: nn.Module, part: Part) -> None:
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    for name in part.names:
         if name in parameters:
             _set(module, name, parameters[name].data.to("meta"))

@@ -39,12 +39,11 @@ def estimate(
         SecateurError: the model or the recipe could not be pruned either.
     """
     recipe = recipe or Recipe()
-    source = Checkpoint.open(model, trust_remote_code=trust_remote_code, by_block=False)
+    source = Checkpoint.open(model, trust_remote_code=trust_remote_code)
     source = source.choosing(recipe.only, recipe.skip)
-    reader, blocks, tensors = source.reader, source.blocks, source.mapped
-    check_saving(recipe, source.blocks, source.mapped)
+    reader, blocks = source.reader, source.blocks
+    check_saving(recipe, source.blocks, source)
     plan = uniform_plan(linear_shapes(blocks), recipe.pattern)
-    streamed = not isinstance(tensors, str)
 
     calibration = recipe.calibration
     tokens = calibration.samples * calibration.length
@@ -67,10 +66,9 @@ def estimate(
             working = max(working, _SOLVER_COPIES * rows * width + gram)
         widest = max((max(rows, width) for rows, width in groups), default=0)
         working = max(working, _LIVE_TENSORS * batch * widest)
-    outside = 0
-    if not isinstance(tensors, str):
-        outside = sum(math.prod(reader.shapes[name]) for name in tensors.outside.values()) * _FLOAT
-    resident = (0 if mapped else activations) + (0 if streamed else reader.bytes_of(reader.files))
+    files = source.tensors.outside.files
+    outside = sum(math.prod(reader.shapes[name]) for name in files) * _FLOAT
+    resident = 0 if mapped else activations
     # Block stages keep the dense weights beside what each of them needs while it works.
     copies = 1 + max(stage.copies for stage in block_stages) if block_stages else 0
     # The embeddings have left when the first block arrives.
@@ -87,7 +85,7 @@ def estimate(
     squares = sum(width * width for groups in all_shapes for _, width in groups)
     return Estimate(
         model=str(model),
-        streamed=streamed,
+        streamed=True,
         blocks=len(blocks),
         weights=sum(plan.weights.values()),
         zeros=sum(plan.zeros.values()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from secateur.models.masks import KeptMasks
 from secateur.models.resident import ResidentStore
 from secateur.models.selection import choose_linears
 from secateur.models.store import BlockStore
-from secateur.models.streamed import TensorMap
 from secateur.models.structure import BlockList, check_length
 from secateur.models.text_path import find_blocks
 from secateur.patterns.plan import Plan
@@ -67,9 +66,9 @@ class Inputs:
         """Check a checkpoint against a recipe; arguments of ``prune``."""
         device = resolve_device(recipe.device)
         dtype = resolve_dtype(recipe.dtype, device)
-        source = Checkpoint.open(name, trust_remote_code=trust_remote_code, by_block=False)
+        source = Checkpoint.open(name, trust_remote_code=trust_remote_code)
         source = source.choosing(recipe.only, recipe.skip)
-        check_saving(recipe, source.blocks, source.mapped)
+        check_saving(recipe, source.blocks, source)
         plan = recipe.allocation.prepare(source.blocks, recipe.pattern)
         check_length(source.blocks.model.config, recipe.calibration.length)
         if tokenizer is None:
@@ -98,7 +97,7 @@ class Inputs:
             )
         device = resolve_device(recipe.device)
         blocks = choose_linears(find_blocks(model.eval()), recipe.only, recipe.skip)
-        check_saving(recipe, blocks, "it was given in memory")
+        check_saving(recipe, blocks, None)
         plan = recipe.allocation.prepare(blocks, recipe.pattern)
         check_length(blocks.model.config, recipe.calibration.length)
         name = model.config._name_or_path or type(model).__name__
@@ -110,13 +109,6 @@ class Inputs:
         """Where the checkpoint lies."""
         assert self.source is not None, "a model in memory lies in no folder"
         return self.source.folder
-
-    @property
-    def whole(self) -> str | None:
-        """Why a checkpoint has to be in memory as a whole; None if it need not."""
-        if self.source is None or not isinstance(self.source.mapped, str):
-            return None
-        return self.source.mapped
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides the bytes of the result of a checkpoint."""
@@ -146,15 +138,11 @@ class Inputs:
         size = self.source.saved_bytes(self.recipe.weight_format, self.plan.zeros)
         check_space(output, size, output.glob("model-*.safetensors"))
 
-    def load_dense(self, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
-        """Load the whole checkpoint, in the dtype of forward passes if no other is given."""
+    def load_dense(self) -> PreTrainedModel:
+        """Load the whole checkpoint, in the dtype of forward passes."""
         assert self.source is not None
-        device = self.device if dtype is None else "cpu"
         return load_model(
-            self.source.folder,
-            self.dtype if dtype is None else dtype,
-            device,
-            trust_remote_code=self.trust_remote_code,
+            self.source.folder, self.dtype, self.device, trust_remote_code=self.trust_remote_code
         )
 
     def calibrate(self, progress: Progress, store: BlockStore | None = None) -> Calibration:
@@ -162,8 +150,7 @@ class Inputs:
 
         def dense() -> PreTrainedModel:
             assert store is not None, "text that needs no model is drawn without one"
-            in_memory = self.source is None or self.whole is not None
-            return store.blocks.model if in_memory else self.load_dense()
+            return store.blocks.model if self.source is None else self.load_dense()
 
         return load_calibration(
             self.recipe.calibration,
@@ -173,16 +160,15 @@ class Inputs:
         )
 
     def open(self, run: Run | None, first: Calibration | None = None) -> Job:
-        """Open the store; a checkpoint that does not give single blocks is loaded as a whole."""
+        """Open the store."""
         output = None if run is None else run.output
         store: BlockStore
         if self.source is None:
             store = ResidentStore(self.blocks, output, self.device)
-        elif self.whole is not None:
-            loaded = replace(find_blocks(self.load_dense("auto")), chosen=self.blocks.chosen)
-            store = ResidentStore(loaded, output, self.device, side_files=self.source.folder)
         else:
             store = self.source.store(self.device, output, self.recipe.weight_format)
+            if run is not None:
+                store.check_outside()
         kept, plan = None, self.plan
         if self.recipe.keeps_masks:
             kept = KeptMasks(None if self.source is None else self.source.folder)
@@ -216,18 +202,18 @@ class Job:
         return None if self.run is None else self.run.folder
 
 
-def check_saving(recipe: Recipe, blocks: BlockList, mapped: TensorMap | str) -> None:
+def check_saving(recipe: Recipe, blocks: BlockList, source: Checkpoint | None) -> None:
     """Raise SecateurError if the grid or the format of the result does not take the model.
 
     Args:
         recipe: what to do.
         blocks: of the model.
-        mapped: as of ``Checkpoint``; why the model is in memory as a whole, if it is.
+        source: its checkpoint, None for a model in memory.
     """
     if recipe.quantize is not None:
         recipe.quantize.check_widths(blocks)
-    whole = mapped if isinstance(mapped, str) else None
-    recipe.weight_format.check(blocks, recipe.pattern, whole)
+    why = "it was given in memory" if source is None else source.tensors.joined
+    recipe.weight_format.check(blocks, recipe.pattern, why)
 
 
 def fingerprint_run(

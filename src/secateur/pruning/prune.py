@@ -228,9 +228,6 @@ def _execute(job: Job, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
     if run is not None:
         write_text(run.folder / "recipe.yaml", recipe.to_yaml())
         plan.write(run.output / "plan.json")
-    notes = _notes_on_zeros(recipe, finished)
-    if inputs.whole is not None:
-        notes.append(f"The whole model was loaded instead of one block at a time: {inputs.whole}.")
     report = Report(
         model=inputs.name,
         recipe=recipe.model_dump(mode="json"),
@@ -240,7 +237,7 @@ def _execute(job: Job, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
         sparsity=sparsity,
         blocks=finished,
         resumed_blocks=resumed,
-        notes=notes,
+        notes=_notes_on_zeros(recipe, finished),
         **meter.costs(),
     )
     return report, masks

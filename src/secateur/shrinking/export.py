@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from secateur.models.checkpoint import Checkpoint
+from secateur.models.files import copy_side_files
 from secateur.models.reader import CheckpointReader
 from secateur.models.store import check_finite
-from secateur.models.streamed import copy_side_files, shard_name, write_index
+from secateur.models.streamed import shard_name, write_index
 from secateur.report.documents.shrink import ParameterReport
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import write_json, write_safetensors, write_text
@@ -46,13 +47,15 @@ def export(
     """
     count, size = len(source.blocks), 0
     files: dict[str, str] = {}
-    for index, names in enumerate(source.tensors.blocks):
+    for index, part in enumerate(source.tensors.blocks):
         block = _small_block(source, index, sub_blocks, kept, layout, refitted)
         shard = shard_name(index, count)
-        write_safetensors(output / shard, {names[name]: block[name] for name in names})
-        files |= dict.fromkeys(names.values(), shard)
-        size += sum(tensor.nbytes for tensor in block.values())
-    outside = source.reader.read(source.tensors.rest)
+        tensors = part.stored(block, source.reader.dtypes)
+        write_safetensors(output / shard, tensors)
+        files |= dict.fromkeys(tensors, shard)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+    # Mapped, for embeddings may be larger than any block.
+    outside = {name: source.reader.mapped(name) for name in source.tensors.rest}
     rest = {layout.renamed.get(name, name): tensor for name, tensor in outside.items()}
     write_safetensors(output / shard_name(count, count), rest)
     files |= dict.fromkeys(rest, shard_name(count, count))
@@ -78,10 +81,8 @@ def _small_block(
     refitted: Refitted,
 ) -> dict[str, Tensor]:
     """Tensors of one block as the layout has them, by name inside it, in the files' dtypes."""
-    names = source.tensors.blocks[index]
-    read = source.reader.read(names.values())
-    block = {name: read[file_name] for name, file_name in names.items()}
-    check_finite(block, source.blocks.name(index))
+    block = source.tensors.blocks[index].read(source.reader)
+    check_finite(block, f"{source.blocks.name(index)}.")
     parts = [
         part for part in zip(sub_blocks, kept, layout.widths, strict=True) if part[0].block == index
     ]
@@ -93,21 +94,25 @@ def _small_block(
     return block
 
 
-def check_saved(source: Source, layout: Layout, output: Path) -> None:
+def check_saved(source: Source, layout: Layout, output: Path) -> CheckpointReader:
     """Hold names and shapes in the files against what their own classes build.
+
+    Returns:
+        The saved tensors.
 
     Raises:
         SecateurError: loading would leave weights out.
     """
     # The code of a layout is our own.
     trusted = bool(layout.code) or source.trust_remote_code
-    tensors = Checkpoint.at(output, trust_remote_code=trusted).mapped
-    if isinstance(tensors, str) or tensors.head.keys() != source.tensors.head.keys():
-        reason = tensors if isinstance(tensors, str) else "the output head has another name"
+    try:
+        found = Checkpoint.at(output, trust_remote_code=trusted)
+    except SecateurError as error:
         raise SecateurError(
-            f"The checkpoint in {output} would not load whole, {reason}; please report the model "
-            "and the options."
-        )
+            f"The checkpoint in {output} would not load whole, please report the model and the "
+            f"options: {error}"
+        ) from error
+    return found.reader
 
 
 def count_parameters(

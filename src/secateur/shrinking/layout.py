@@ -55,7 +55,8 @@ def plan_layout(
     if form == "uneven":
         code = {_MODELLING_FILE: _modelling_source(source, sub_blocks)}
         # Stock classes know older names of their tensors, a class of our own does not.
-        renamed = {file_name: name for name, file_name in source.tensors.head.items()}
+        head = source.tensors.head
+        renamed = {file: name for name in head.names for file in head.files_of(name)}
         return Layout(_uneven_config(source, sub_blocks, kept), list(kept), code, renamed)
     config, sizes = _smallest_stock(source, sub_blocks, kept)
     stored = [sizes[sub_block.kind] for sub_block in sub_blocks]

@@ -9,7 +9,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from secateur.models.reader import CheckpointReader
 from secateur.report.documents.shrink import ShrinkReport
 from secateur.report.page import write_report
 from secateur.runs.meter import Meter
@@ -77,6 +76,7 @@ def shrink(
 def _execute(job: Job, progress: Progress) -> ShrinkReport:
     options = job.options
     meter = Meter(job.device)
+    job.source.store(job.device).check_outside()
     choose = choose_in_rounds if options.preset == "paper" else choose_nested
     chosen = choose(job, meter, progress)
     widths = [
@@ -87,7 +87,7 @@ def _execute(job: Job, progress: Progress) -> ShrinkReport:
     # The result is cut from the files; no model is in memory.
     new = as_they_were if chosen.refitted is None else partial(read_refitted, chosen.refitted)
     export(job.source, job.sub_blocks, chosen.kept, layout, job.run.output, new)
-    check_saved(job.source, layout, job.run.output)
+    saved = check_saved(job.source, layout, job.run.output)
     meter.lap("checkpoint")
     return ShrinkReport(
         model=job.name,
@@ -96,7 +96,7 @@ def _execute(job: Job, progress: Progress) -> ShrinkReport:
         forward_dtype=str(job.dtype).removeprefix("torch."),
         parameters=count_parameters(
             job.source,
-            CheckpointReader(job.run.output),
+            saved,
             job.sub_blocks,
             chosen.kept,
             options.sparsity,

@@ -47,6 +47,11 @@ def open_source(model: str | Path, *, trust_remote_code: bool = False) -> Source
         SecateurError: it cannot be read, or it is stored in a way that cannot be cut.
     """
     found = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    if (joined := found.tensors.joined) is not None:
+        raise SecateurError(
+            f"{found.folder} cannot be cut: {joined}; save the model anew with transformers if "
+            "that stores its tensors plainly."
+        )
     config = found.reader.config
     if "per_layer_config" in config:
         raise SecateurError(
@@ -55,7 +60,7 @@ def open_source(model: str | Path, *, trust_remote_code: bool = False) -> Source
         )
     names = _size_names(found.blocks.model.config, found.folder)
     return Source(
-        found.folder, found.reader, found.blocks, found.mapped, config, names, trust_remote_code
+        found.folder, found.reader, found.blocks, found.tensors, config, names, trust_remote_code
     )
 
 

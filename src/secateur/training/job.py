@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.locate import load_config, load_model, load_tokenizer, locate_checkpoint
-from secateur.models.reader import CheckpointReader
+from secateur.models.locate import find_folder, load_model, load_tokenizer
 from secateur.models.selection import choose_linears
 from secateur.models.structure import check_length
 from secateur.runs.device import resolve_dtype
@@ -71,7 +70,7 @@ class Job:
 
     Attributes:
         model: to be trained.
-        teacher: name and folder of the dense model, or None.
+        teacher: name and checkpoint of the dense model, or None.
         options: what to do.
         text: windows of tokens.
         run: the output folder.
@@ -82,7 +81,7 @@ class Job:
     """
 
     model: Model
-    teacher: tuple[str, Path] | None
+    teacher: tuple[str, Checkpoint] | None
     options: Training
     text: TrainingText
     run: Run
@@ -97,9 +96,9 @@ class Job:
         return self.options.start == "auto" and not self.model.masks
 
     @property
-    def dense(self) -> Path:
-        """The folder of the dense model: that of the teacher, if there is one."""
-        return self.model.folder if self.teacher is None else self.teacher[1]
+    def dense(self) -> Checkpoint:
+        """The dense model: the teacher, if there is one."""
+        return self.model.checkpoint if self.teacher is None else self.teacher[1]
 
     @property
     def work(self) -> Path:
@@ -135,21 +134,24 @@ def taken(
     ranks: Ranks,
     deciding: Mapping[str, Any] | None = None,
     trained: int | None = None,
+    opened: tuple[Checkpoint, Checkpoint] | None = None,
 ) -> Iterator[Job]:
     """Check everything that can be checked before work starts, then hold the output folder.
 
     Arguments are those of ``train``. ``deciding`` is what else decides the bytes of the result,
-    and ``trained`` how many parameters are trained, all of the model's if None. The first process
-    of a run holds the folder; the others join it.
+    and ``trained`` how many parameters are trained, all of the model's if None. ``opened`` are the
+    model and its teacher, where they have been opened. The first process of a run holds the
+    folder; the others join it.
     """
     path = work_folder(output) / "text.safetensors"
     check_apart(output, name)
     earlier = Run.look(output, restart=restart) if ranks.first else None
     check_tensorboard(options.log_to)
     dtype = resolve_dtype(options.dtype, device)
-    model = _find_model(name, options, trust_remote_code, ranks)
+    found = opened[0] if opened else Checkpoint.open(name, trust_remote_code=trust_remote_code)
+    model = _check_model(str(name), found, options, ranks)
     ranks.share(options.step_windows)
-    named = _find_teacher(model, options, teacher, trust_remote_code)
+    named = _find_teacher(model, options, teacher, opened[1] if opened else None, trust_remote_code)
     if options.starts_by_covariance and named is None and model.masks:
         raise SecateurError(
             f"{model.folder} is pruned, and a low-rank start by covariance needs the dense model; "
@@ -175,7 +177,7 @@ def taken(
         )
     fingerprint = decides(
         model=model.checkpoint.reader.fingerprint(),
-        teacher=None if named is None else CheckpointReader(named[1]).fingerprint(),
+        teacher=None if named is None else named[1].reader.fingerprint(),
         options=_deciding_options(options),
         text=[[part.weight, *map(_identity, part.sources)] for part in parts],
         **{"validation text": None if own is None else _identity(own)},
@@ -190,10 +192,7 @@ def taken(
         yield Job(model, named, options, windows, run, device, dtype, trust_remote_code, ranks)
 
 
-def _find_model(
-    name: str | Path, options: Training, trust_remote_code: bool, ranks: Ranks
-) -> Model:
-    checkpoint = Checkpoint.open(name, trust_remote_code=trust_remote_code)
+def _check_model(name: str, checkpoint: Checkpoint, options: Training, ranks: Ranks) -> Model:
     masks = pruned_masks(checkpoint.folder, checkpoint.blocks)
     # What pruning left as it was has no mask, and gets none.
     known = replace(checkpoint.blocks, chosen=frozenset(masks) if masks else None)
@@ -201,12 +200,16 @@ def _find_model(
     check_model(blocks, options)
     check_shardable(options, named_linears(blocks), ranks)
     check_length(blocks.model.config, options.length, "Training")
-    return Model(str(name), replace(checkpoint, blocks=blocks), masks)
+    return Model(name, replace(checkpoint, blocks=blocks), masks)
 
 
 def _find_teacher(
-    model: Model, options: Training, teacher: str | Path | None, trust_remote_code: bool
-) -> tuple[str, Path] | None:
+    model: Model,
+    options: Training,
+    teacher: str | Path | None,
+    opened: Checkpoint | None,
+    trust_remote_code: bool,
+) -> tuple[str, Checkpoint] | None:
     if options.distillation.weight == 0:
         return None
     if teacher is None:
@@ -215,10 +218,10 @@ def _find_teacher(
                 f"{model.folder} is pruned, and a teacher should not be; name the dense model with "
                 "--teacher, or train on the text alone with a distillation weight of 0."
             )
-        return model.name, model.folder
-    folder = locate_checkpoint(teacher, trust_remote_code=trust_remote_code)
-    _check_vocabularies(model.folder, folder, trust_remote_code)
-    return str(teacher), folder
+        return model.name, model.checkpoint
+    found = opened or Checkpoint.at(find_folder(teacher), trust_remote_code=trust_remote_code)
+    _check_vocabularies(model.checkpoint, found, trust_remote_code)
+    return str(teacher), found
 
 
 def _identity(source: Path | HubDataset) -> str:
@@ -237,24 +240,24 @@ def _deciding_options(options: Training) -> dict[str, Any]:
     return values
 
 
-def _check_vocabularies(student: Path, teacher: Path, trust_remote_code: bool) -> None:
+def _check_vocabularies(student: Checkpoint, teacher: Checkpoint, trust_remote_code: bool) -> None:
     found = [
         (
-            load_config(folder, trust_remote_code=trust_remote_code).get_text_config().vocab_size,
-            load_tokenizer(folder, trust_remote_code=trust_remote_code).get_vocab(),
+            each.blocks.model.config.get_text_config().vocab_size,
+            load_tokenizer(each.folder, trust_remote_code=trust_remote_code).get_vocab(),
         )
-        for folder in (student, teacher)
+        for each in (student, teacher)
     ]
     if found[0] != found[1]:
         raise SecateurError(
-            f"The teacher {teacher} has another vocabulary than {student}; name the dense model "
-            "that it was made from."
+            f"The teacher {teacher.folder} has another vocabulary than {student.folder}; name the "
+            "dense model that it was made from."
         )
 
 
 def _check_space(
     model: Model,
-    teacher: tuple[str, Path] | None,
+    teacher: tuple[str, Checkpoint] | None,
     options: Training,
     output: Path,
     trained: int | None,

@@ -13,7 +13,6 @@ from secateur.models.store import check_finite
 from secateur.models.streamed import StreamedStore
 from secateur.models.structure import BlockList
 from secateur.models.text_path import find_blocks
-from secateur.runs.errors import SecateurError
 from secateur.runs.progress import Progress
 from secateur.training.distillation import Teacher
 from secateur.training.holding import Holding
@@ -56,19 +55,18 @@ def load_finite(job: Job, folder: Path) -> BlockList:
     """Load a whole model to train, fp32.
 
     Raises:
-        SecateurError: a weight in a block is not finite.
+        SecateurError: a weight is not finite.
     """
-    blocks = replace(find_blocks(job.load(folder, torch.float32)), chosen=job.model.chosen)
-    for index, block in enumerate(blocks):
-        check_finite(block.state_dict(), blocks.name(index))
-    return blocks
+    model = job.load(folder, torch.float32)
+    check_finite(dict(model.named_parameters()))
+    return replace(find_blocks(model), chosen=job.model.chosen)
 
 
 def find_teacher(job: Job, progress: Progress) -> tuple[Teacher | None, float | None]:
     """The teacher and its held-out loss; a cached one has left memory."""
     if job.teacher is None:
         return None, None
-    folder, options, text = job.teacher[1], job.options.distillation, job.text
+    folder, options, text = job.teacher[1].folder, job.options.distillation, job.text
     # Each process asks a cached teacher about other windows, so each has it as a whole.
     if options.top_k is not None or job.ranks.world == 1:
         dense = Holding(find_blocks(job.load(folder, job.dtype)))
@@ -105,10 +103,5 @@ def _masks(job: Job, folder: Path, blocks: BlockList) -> dict[str, Tensor]:
 def _store(job: Job, folder: Path, dtype: torch.dtype) -> StreamedStore:
     found = Checkpoint.at(folder, trust_remote_code=job.trust_remote_code, dtype=dtype)
     found = replace(found, blocks=replace(found.blocks, chosen=job.model.chosen))
-    if isinstance(found.mapped, str):
-        raise SecateurError(
-            f"{folder} cannot be divided among processes: {found.mapped}; let its teaching be "
-            "cached with --top-k."
-        )
     found.blocks.model.requires_grad_(False)
     return found.store(job.device)

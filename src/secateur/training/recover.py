@@ -15,6 +15,7 @@ from secateur.blocks.streams import Batches, Stream, loaded_blocks, memory_budge
 from secateur.evaluation.scores import score_windows
 from secateur.methods.reconstruct import Reconstruct
 from secateur.models.checkpoint import Checkpoint
+from secateur.models.files import INDEX
 from secateur.models.masks import masks_path
 from secateur.models.streamed import StreamedStore
 from secateur.report.documents.training import (
@@ -132,6 +133,8 @@ def recover(
 def _execute(job: RecoveryJob, progress: Progress) -> RecoveryReport:
     run, options = job.run, job.recovery
     meter = Meter(job.device)
+    for each in (job.model.checkpoint, job.whole):
+        job.store(each, None).check_outside()
     resumed = max(0, len(run.finished) - 1)
     if not run.finished:
         folders = {"dense": job.whole.folder, "before": job.model.folder}
@@ -195,7 +198,7 @@ def _fit_blocks(job: RecoveryJob, stage: Reconstruct, progress: Progress) -> Che
     store, dense = job.store(job.model.checkpoint, folder), job.store(job.whole, None)
     done = len(run.finished) - 1
     count = len(store.blocks)
-    if not (folder / "model.safetensors.index.json").is_file():
+    if not (folder / INDEX).is_file():
         stream, dense_stream = (_stream(job, each, stage) for each in (store, dense))
         pass_fitted(store, dense, stream, dense_stream, done)
         progress("Fitting blocks", done, count)
@@ -344,6 +347,7 @@ def taken(
         ranks=ALONE,
         deciding={"recovery": options.model_dump(mode="json", include=deciding)},
         trained=trained.get(options.network),
+        opened=(cut, dense),
     ) as job:
         yield RecoveryJob(**vars(job), recovery=options, whole=dense)
 

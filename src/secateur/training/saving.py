@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from secateur.models.checkpoint import Checkpoint
+from secateur.models.store import least_precise
 from secateur.models.streamed import StreamedStore
 from secateur.models.structure import BlockList
 from secateur.runs.files import write_json, write_safetensors
@@ -25,9 +26,18 @@ ADAPTER = "low-rank"
 @torch.no_grad()
 def round_to_stored(blocks: BlockList, checkpoint: Checkpoint) -> None:
     """Round every weight to the dtype it is stored in, so that what is evaluated is the file."""
-    state = blocks.model.state_dict()
-    for file, name in _file_names(blocks, checkpoint).items():
-        state[name].copy_(state[name].to(checkpoint.reader.dtypes[file]))
+    tensors, dtypes = checkpoint.tensors, checkpoint.reader.dtypes
+    model = blocks.model
+    for module, part in [
+        *zip(blocks, tensors.blocks, strict=True),
+        (model.base_model, tensors.outside),
+        (model, tensors.head),
+    ]:
+        state = module.state_dict()
+        for name in part.names:
+            if state[name].is_floating_point():
+                dtype = least_precise(dtypes[file] for file in part.files_of(name))
+                state[name].copy_(state[name].to(dtype))
 
 
 @torch.no_grad()
@@ -61,13 +71,16 @@ def save(holding: Holding, checkpoint: Checkpoint, output: Path, ranks: Ranks = 
             }
         )
         state = block.state_dict()
-        state = _gathered({name: state[name] for name in tensors.blocks[index]})
+        state = _gathered({name: state[name] for name in tensors.blocks[index].names})
         if ranks.first:
             store.save(index, {name: mask.bool() for name, mask in masks.items()}, state=state)
-    state, names = blocks.model.state_dict(), _file_names(blocks, checkpoint)
-    rest = _gathered({file: state[names[file]] for file in tensors.rest if file in names})
+    changed: dict[str, Tensor] = {}
+    for module, part in ((blocks.model.base_model, tensors.outside), (blocks.model, tensors.head)):
+        state = module.state_dict()
+        whole = _gathered({name: state[name] for name in part.names})
+        changed |= part.stored(whole, reader.dtypes)
     if ranks.first:
-        store.finish({file: tensor.to(reader.dtypes[file]) for file, tensor in rest.items()})
+        store.finish(changed)
 
 
 def adapter_files(products: Mapping[str, SLoRB]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -97,18 +110,6 @@ def adapter_files(products: Mapping[str, SLoRB]) -> tuple[dict[str, Any], dict[s
         tensors[f"{prefix}.lora_A.weight"] = product.x_RI.data
         tensors[f"{prefix}.lora_B.weight"] = product.s_OR.data
     return config, tensors
-
-
-def _file_names(blocks: BlockList, checkpoint: Checkpoint) -> dict[str, str]:
-    """Name in the file -> name in the model's state, of every tensor the model has."""
-    tensors, state = checkpoint.tensors, blocks.model.state_dict()
-    base = blocks.model.base_model
-    prefix = f"{blocks.model.base_model_prefix}." if base is not blocks.model else ""
-    names = {file: file for file in checkpoint.reader.files if file in state}
-    for index, block in enumerate(tensors.blocks):
-        names |= {file: f"{blocks.name(index)}.{name}" for name, file in block.items()}
-    names |= {file: prefix + name for name, file in tensors.outside.items()}
-    return names | {file: name for name, file in tensors.head.items()}
 
 
 def _mask_OI(holding: Holding, each: MaskedLinear) -> Tensor:

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from secateur.blocks.inputs import InputAccumulator, find_groups, visit_inputs
 from secateur.blocks.precision import forward_precision
-from secateur.models.checkpoint import map_tensors
+from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import linear_shapes
 from secateur.models.masks import block_masks
-from secateur.models.reader import CheckpointReader
 from secateur.models.structure import BlockList, Linear, find_linears
 from secateur.patterns.pattern import Unstructured
 from secateur.patterns.plan import Plan, uniform_plan
@@ -183,7 +182,7 @@ def count_zeros(linears: Sequence[MaskedLinear]) -> int:
 def start_slorb_by_covariance(
     blocks: BlockList,
     linears: Sequence[MaskedLinear],
-    dense: Path,
+    dense: Checkpoint,
     windows_WL: Tensor,
     *,
     batch: int,
@@ -198,7 +197,7 @@ def start_slorb_by_covariance(
     Args:
         blocks: of the model in training.
         linears: with SLoRB, in any order.
-        dense: folder of the checkpoint whose weights are lacking.
+        dense: the checkpoint whose weights are lacking.
         windows_WL: text, of which the beginning is used.
         batch: windows in one forward pass.
         dtype: of forward passes.
@@ -207,10 +206,10 @@ def start_slorb_by_covariance(
     Raises:
         SecateurError: the dense checkpoint does not match the model.
     """
-    reader = CheckpointReader(dense)
-    tensors = map_tensors(blocks, reader)
-    if isinstance(tensors, str):
-        raise SecateurError(f"{dense} does not match the model: {tensors}; name its dense model.")
+    if linear_shapes(dense.blocks) != linear_shapes(blocks):
+        raise SecateurError(
+            f"{dense.folder} has other linears than the model; name its dense model."
+        )
     named = {each.name: each for each in linears}
     widest = max(each.mask_OI.shape[1] for each in linears)
     count = -(-_TOKENS_PER_COLUMN * widest // windows_WL.shape[1])
@@ -234,8 +233,9 @@ def start_slorb_by_covariance(
             assert gram_II is not None, "it was asked for"
             for linear in group.linears:
                 each = named[f"{blocks.name(index)}.{linear.name}"]
-                file = tensors.blocks[index][f"{linear.name}.weight"]
-                stored = reader.read([file])[file].to(each.weight)
+                name = f"{linear.name}.weight"
+                stored = dense.tensors.blocks[index].read(dense.reader, [name])[name]
+                stored = stored.to(each.weight)
                 residual_OI = each.in_rows(stored - each.weight * each.mask)
                 assert each.low_rank is not None, "every linear has one"
                 s_OR, x_RI = each.low_rank.s_OR, each.low_rank.x_RI

@@ -140,15 +140,15 @@ class WeightFormat(ABC):
         Args:
             blocks: of the model.
             pattern: what the masks will look like.
-            whole: why the model is in memory as a whole, None if it is read block by block.
+            whole: why linears are no tensors of their own in the files, None if they are.
 
         Raises:
             SecateurError: the model, or a linear of it, cannot be saved in this format.
         """
         if whole is not None:
             raise SecateurError(
-                f"The format {self.name} needs a checkpoint that is read block by block, which "
-                f"this model is not: {whole}; {self.otherwise}."
+                f"The format {self.name} needs a checkpoint whose files hold each linear as a "
+                f"tensor of its own, which this model does not have: {whole}; {self.otherwise}."
             )
         self.require_package()
         for index, block in enumerate(blocks):
