@@ -146,7 +146,7 @@ _PER_LAYER = {"hidden_size_per_layer_input": 0}
 
 # What a family needs beside, nested as in its configuration.
 _CHANGES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(["bamba", "falcon_h1", "granitemoehybrid"], _MAMBA),
+    **dict.fromkeys(["bamba", "granitemoehybrid"], _MAMBA),
     **dict.fromkeys(["hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"], _WIDTH),
     **dict.fromkeys(
         "cosmos3_edge glm46v glm4v glm_ocr glmga paddleocr_vl qwen2_5_vl qwen2_vl "
@@ -165,6 +165,8 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": _SECTIONS, "moe_k": 2}},
     "blt": {"encoder_hash_byte_group_vocab": 100},
+    "emu3": {"vocabulary_map": {"<image>": 250}},
+    "falcon_h1": {"mamba_n_heads": 4},
     "chameleon": {"vocabulary_map": {"<image>": 250}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "diffusion_gemma": {

@@ -145,8 +145,8 @@ def test_unsupported_expert_layout_is_refused_rather_than_left_dense(
     monkeypatch: pytest.MonkeyPatch,
     checkpoints: Callable[..., Path],
 ) -> None:
-    monkeypatch.setattr("secateur.models.experts._is_stack", lambda module: False)
-    with pytest.raises(SecateurError, match="stacks experts in a layout"):
+    monkeypatch.setattr("secateur.models.experts._stack", lambda module: None)
+    with pytest.raises(SecateurError, match="holds weights in a layout"):
         secateur.prune(checkpoints("mixtral"), recipe(text_file), tmp_path / "out")
 
 
