@@ -117,11 +117,11 @@ def test_another_protocol_needs_the_checkpoints(edit: Edit, ran: list[str], tmp_
     compare(edit(), tmp_path / "not-kept")
     assert len(list((tmp_path / "kept").rglob("*.safetensors"))) > 2
     ran.clear()
-    result = compare(edit(bos=True, dtype="bfloat16"), tmp_path / "kept", keep=True)
+    result = compare(edit(bos="window", dtype="bfloat16"), tmp_path / "kept", keep=True)
     assert result.rows[1].evaluation["protocol"]["forward_dtype"] == "bfloat16"
     assert [command.split()[0] for command in ran] == ["eval"] * 3
     ran.clear()
-    compare(edit(bos=True), tmp_path / "not-kept")
+    compare(edit(bos="window"), tmp_path / "not-kept")
     assert [command.split()[0] for command in ran] == ["eval", "prune", "eval", "prune", "eval"]
 
 

@@ -14,6 +14,7 @@ from secateur.evaluation.evaluate import evaluate
 from secateur.evaluation.likelihood import Likelihood
 from secateur.evaluation.tasks import TASKS, TaskChoice, load_tasks
 from secateur.runs.errors import SecateurError
+from secateur.text.encoder import Encoder
 from tiny import make_checkpoint, make_tokenizer
 
 ARC = {
@@ -133,7 +134,7 @@ def test_all_tasks_agree_with_lm_eval_itself(
 def test_likelihoods_do_not_depend_on_batches(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    lm = Likelihood(model, tokenizer, torch.float32)
+    lm = Likelihood(model, Encoder.of(tokenizer), torch.float32)
     pairs = [("a b", " c"), ("a b", " d e f"), ("x", " yes"), ("x", " yet"), ("long " * 9, "end")]
     requests = [((c, t), lm.tok_encode(c), lm.tok_encode(t)) for c, t in pairs]
     at_once = lm._loglikelihood_tokens(requests)
@@ -150,7 +151,7 @@ def test_the_likeliest_continuation_is_known(
     context = [5, 6, 7]
     with torch.no_grad():
         best = int(model(torch.tensor([context])).logits[0, -1].argmax())
-    lm = Likelihood(model, tokenizer, torch.float32)
+    lm = Likelihood(model, Encoder.of(tokenizer), torch.float32)
     other = best - 1
     answers = lm._loglikelihood_tokens([(("", ""), context, [best]), (("", ""), context, [other])])
     assert [greedy for _, greedy in answers] == [True, False]
@@ -159,7 +160,7 @@ def test_the_likeliest_continuation_is_known(
 def test_batches_shrink_until_they_fit(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm = Likelihood(model, tokenizer, torch.float32)
+    lm = Likelihood(model, Encoder.of(tokenizer), torch.float32)
     requests = [(("", ""), [5, 6, token], [9]) for token in range(10, 19)]
     expected = lm._loglikelihood_tokens(requests)
     forward, sizes = model.model.forward, []
@@ -179,7 +180,7 @@ def test_batches_shrink_until_they_fit(
 def test_what_is_too_long_loses_its_beginning(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    lm = Likelihood(model, tokenizer, torch.float32)
+    lm = Likelihood(model, Encoder.of(tokenizer), torch.float32)
     ((value, _),) = lm._loglikelihood_tokens([(("", ""), [5] * 100 + [7] * 255, [9, 8])])
     ((expected, _),) = lm._loglikelihood_tokens([(("", ""), [7] * 255, [9, 8])])
     assert value == expected

@@ -10,7 +10,9 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from secateur.runs.errors import SecateurError
+from secateur.text.beginning import Beginning
 from secateur.text.calibration import load_calibration, read_calibration, source_files
+from secateur.text.encoder import Encoder
 from secateur.text.options import CalibrationOptions
 from secateur.text.sources import SOURCES
 
@@ -47,7 +49,7 @@ def test_the_description_says_what_the_text_was(
         "samples": 8,
         "length": 16,
         "seed": 0,
-        "bos": False,
+        "bos": "none",
         "tokens": 128,
         "sha256": hashlib.sha256(ids).hexdigest(),
         "parts": [
@@ -126,7 +128,7 @@ def test_windows_may_begin_with_bos(
     source: str,
 ) -> None:
     name = str(json_lines(TEXTS)) if source == "file" else source
-    options = CalibrationOptions(source=name, samples=4, length=8, bos=True)
+    options = CalibrationOptions(source=name, samples=4, length=8, bos="window")
     tokens = load_calibration(options, tokenizer, model_loader=lambda: writer).tokens
     assert tokens.shape == (4, 8)
     assert (tokens[:, 0] == tokenizer.bos_token_id).all()
@@ -186,15 +188,15 @@ def test_what_needs_no_model_is_read_before_one_is_at_hand(
 ) -> None:
     path = json_lines(TEXTS)
     options = CalibrationOptions(source={"self": 1, str(path): 1}, samples=6, length=12)
-    complete = read_calibration(options, tokenizer)
+    draft = read_calibration(options, Encoder.of(tokenizer))
     path.unlink()
     json_lines(TEXTS)
     expected = load_calibration(options, tokenizer, model_loader=lambda: writer)
     path.unlink()
-    assert torch.equal(complete(lambda: writer).tokens, expected.tokens)
+    assert torch.equal(draft.complete(lambda: writer).tokens, expected.tokens)
     path.write_text('{"content": "no text"}')
     with pytest.raises(SecateurError, match=r"Line 1 of .* has no 'text'"):
-        read_calibration(options, tokenizer)
+        read_calibration(options, Encoder.of(tokenizer))
 
 
 def test_self_without_a_model(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -211,9 +213,9 @@ def test_a_source_whose_share_rounds_to_nothing(
         load_calibration(options, tokenizer)
 
 
-@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("bos", [None, "window", "text"])
 def test_a_tokenizer_without_special_tokens(
-    writer: LlamaForCausalLM, bare_tokenizer: PreTrainedTokenizerBase, bos: bool
+    writer: LlamaForCausalLM, bare_tokenizer: PreTrainedTokenizerBase, bos: Beginning | None
 ) -> None:
     options = CalibrationOptions(samples=4, length=8, bos=bos)
     message = "no beginning-of-text token" if bos else "no special token to begin a text with"

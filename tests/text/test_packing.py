@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from secateur.text.packing import draw_windows, end_of_text_token, tokenize
+from secateur.text.encoder import Encoder
+from secateur.text.packing import draw_windows, tokenize
 
 WORDS = "the cat sat on a mat".split()
 
@@ -20,6 +21,10 @@ def make_words(extra: tuple[str, ...] = (), **special: str) -> PreTrainedTokeniz
     tokenizer = Tokenizer(models.WordLevel(vocabulary))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def words(**special: str) -> Encoder:
+    return Encoder.of(make_words(**special))
 
 
 @pytest.mark.parametrize(
@@ -35,20 +40,20 @@ def make_words(extra: tuple[str, ...] = (), **special: str) -> PreTrainedTokeniz
 def test_the_token_that_ends_a_text(
     tokenizer: PreTrainedTokenizerBase, expected: str | None
 ) -> None:
-    token = end_of_text_token(tokenizer)
-    assert (None if token is None else tokenizer.convert_ids_to_tokens(token)) == expected
+    encoder = Encoder.of(tokenizer, "none")
+    assert encoder.name(encoder.separator) == expected
 
 
 def test_one_end_of_text_token_between_documents() -> None:
-    tokenizer = make_words(eos_token="</s>", bos_token="<s>")
-    stream = tokenize(["the cat", "", "sat", "on a mat"], tokenizer, limit=100)
+    encoder = words(eos_token="</s>", bos_token="<s>")
+    stream = tokenize(["the cat", "", "sat", "on a mat"], encoder, limit=100)
     assert stream.tokens_N.tolist() == [0, 1, 6, 2, 6, 3, 4, 5]
     assert stream.tokens_N.dtype == torch.int32
     assert (stream.documents, stream.capped) == (3, False)
 
 
 def test_without_special_tokens_documents_follow_each_other() -> None:
-    stream = tokenize(["the cat", "sat"], make_words(), limit=100)
+    stream = tokenize(["the cat", "sat"], words(), limit=100)
     assert stream.tokens_N.tolist() == [0, 1, 2]
 
 
@@ -56,11 +61,11 @@ def test_without_special_tokens_documents_follow_each_other() -> None:
     documents=st.lists(st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join), max_size=200),
 )
 def test_batches_do_not_show(documents: list[str]) -> None:
-    tokenizer = make_words(eos_token="</s>")
+    encoder = words(eos_token="</s>")
     expected: list[int] = []
     for document in filter(None, documents):
         expected += ([6] if expected else []) + [WORDS.index(word) for word in document.split()]
-    assert tokenize(documents, tokenizer, limit=10**6).tokens_N.tolist() == expected
+    assert tokenize(documents, encoder, limit=10**6).tokens_N.tolist() == expected
 
 
 def test_the_limit_stops_reading() -> None:
@@ -68,16 +73,16 @@ def test_the_limit_stops_reading() -> None:
         while True:
             yield "the cat sat"
 
-    stream = tokenize(endless(), make_words(eos_token="</s>"), limit=10)
+    stream = tokenize(endless(), words(eos_token="</s>"), limit=10)
     assert stream.tokens_N.tolist() == [0, 1, 2, 6, 0, 1, 2, 6, 0, 1]
     assert stream.capped
 
 
 def test_a_document_is_tokenised_no_further_than_the_limit_needs() -> None:
-    stream = tokenize(["a " * 10**6], make_words(), limit=10)
+    stream = tokenize(["a " * 10**6], words(), limit=10)
     assert (stream.tokens_N.tolist(), stream.capped) == ([4] * 10, True)
     # Eight characters a token and no more, even if that is fewer tokens than the limit.
-    sparse = tokenize(["a" + " " * 1000 + "cat"], make_words(), limit=10)
+    sparse = tokenize(["a" + " " * 1000 + "cat"], words(), limit=10)
     assert (sparse.tokens_N.tolist(), sparse.capped) == ([4], True)
 
 

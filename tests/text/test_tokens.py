@@ -19,6 +19,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from secateur.text import tokens
+from secateur.text.encoder import Encoder
 from secateur.text.sources import find_texts
 from secateur.text.training import TrainingText, load_text
 
@@ -40,7 +41,9 @@ def load(
     texts: Path, tokenizer: PreTrainedTokenizerBase, cache: Path | None, windows: int = 40
 ) -> TrainingText:
     parts = find_texts([str(texts)])
-    return load_text(parts, tokenizer, windows=windows, held_out=5, length=10, seed=0, cache=cache)
+    return load_text(
+        parts, Encoder.of(tokenizer), windows=windows, held_out=5, length=10, seed=0, cache=cache
+    )
 
 
 def uses(text: TrainingText) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from secateur.runs.errors import SecateurError
+from secateur.text.encoder import Encoder
 from secateur.text.sources import find_texts
 from secateur.text.training import TrainingText, load_text
 
@@ -32,7 +33,7 @@ def load(
 ) -> TrainingText:
     return load_text(
         find_texts([str(folder)]),
-        tokenizer,
+        Encoder.of(tokenizer),
         windows=windows,
         held_out=5,
         length=10,
@@ -111,7 +112,7 @@ def test_weights_are_shares_of_the_windows(
     parts = find_texts([f"{folder / 'b.txt'}:3", f"{folder / 'inner'}:1"])
     assert [part.weight for part in parts] == [3, 1]
     few, many = (
-        load_text(parts, tokenizer, windows=count, held_out=8, length=10, seed=0)
+        load_text(parts, Encoder.of(tokenizer), windows=count, held_out=8, length=10, seed=0)
         for count in (20, 32)
     )
     letter = tokenizer("b")["input_ids"][0]
@@ -119,7 +120,7 @@ def test_weights_are_shares_of_the_windows(
         found = [int((w_WL == letter).all(1).sum()) for w_WL in (text.train_WL, text.held_out_WL)]
         assert tuple(found) == shares
     with pytest.raises(SecateurError, match=r"b\.txt has 400"):
-        load_text(parts, tokenizer, windows=52, held_out=8, length=10, seed=0)
+        load_text(parts, Encoder.of(tokenizer), windows=52, held_out=8, length=10, seed=0)
 
 
 def test_validation_text_of_its_own(
@@ -128,18 +129,23 @@ def test_validation_text_of_its_own(
     own = tmp_path / "own.txt"
     own.write_text("z" * 25)
     parts = find_texts([str(folder)])
-    text = load_text(parts, tokenizer, windows=79, held_out=5, length=10, seed=0, validation=own)
+    text = load_text(
+        parts, Encoder.of(tokenizer), windows=79, held_out=5, length=10, seed=0, validation=own
+    )
     assert text.held_out_WL.shape == (2, 10)
     assert set(text.held_out_WL.flatten().tolist()) == set(tokenizer("z")["input_ids"])
     own.write_text("z")
     with pytest.raises(SecateurError, match="less than one window of 10 tokens"):
-        load_text(parts, tokenizer, windows=79, held_out=5, length=10, seed=0, validation=own)
+        load_text(
+            parts, Encoder.of(tokenizer), windows=79, held_out=5, length=10, seed=0, validation=own
+        )
 
 
 def test_windows_may_begin_with_bos(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     parts = find_texts([str(folder / "b.txt")])
-    plain = load_text(parts, tokenizer, windows=9, held_out=3, length=10, seed=0)
-    text = load_text(parts, tokenizer, windows=9, held_out=3, length=11, seed=0, bos=True)
+    plain = load_text(parts, Encoder.of(tokenizer), windows=9, held_out=3, length=10, seed=0)
+    begun = Encoder.of(tokenizer, "window")
+    text = load_text(parts, begun, windows=9, held_out=3, length=11, seed=0)
     for windows_WL, body_WL in (
         (text.train_WL, plain.train_WL),
         (text.held_out_WL, plain.held_out_WL),
@@ -154,12 +160,16 @@ def test_conversations_are_rendered(tokenizer: PreTrainedTokenizerBase, tmp_path
     path.write_text(json.dumps({"messages": messages}) + "\n")
     speaking = copy.deepcopy(tokenizer)
     speaking.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    text = load_text(find_texts([str(path)]), speaking, windows=2, held_out=0, length=10, seed=0)
+    text = load_text(
+        find_texts([str(path)]), Encoder.of(speaking), windows=2, held_out=0, length=10, seed=0
+    )
     expected = tokenizer("<user>why<assistant>so")["input_ids"][:20]
     assert sorted(text.train_WL.flatten().tolist()) == sorted(expected)
     speaking.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(SecateurError, match=r"Line 1 of .* \(roles must alternate\)"):
-        load_text(find_texts([str(path)]), speaking, windows=1, held_out=0, length=2, seed=0)
+        load_text(
+            find_texts([str(path)]), Encoder.of(speaking), windows=1, held_out=0, length=2, seed=0
+        )
     for content, message in [
         ({"messages": messages}, "Line 1 of .*no chat template"),
         ({"messages": []}, "Line 1 of .*no conversation"),
@@ -167,4 +177,11 @@ def test_conversations_are_rendered(tokenizer: PreTrainedTokenizerBase, tmp_path
     ]:
         path.write_text(json.dumps(content) + "\n")
         with pytest.raises(SecateurError, match=message):
-            load_text(find_texts([str(path)]), tokenizer, windows=1, held_out=0, length=2, seed=0)
+            load_text(
+                find_texts([str(path)]),
+                Encoder.of(tokenizer),
+                windows=1,
+                held_out=0,
+                length=2,
+                seed=0,
+            )

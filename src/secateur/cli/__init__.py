@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Annotated
 
 import typer
 
 from secateur.cli.ending import ending
+from secateur.cli.flags import current_forms
 from secateur.cli.measure import compare, evaluate, inspect, simulate
 from secateur.cli.prune import estimate, plan, prune
 from secateur.cli.show import demo, ls, report
@@ -65,4 +67,4 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with ending():
-        app()
+        app(current_forms(sys.argv[1:]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -34,9 +34,25 @@ def calibration(options: str) -> Flags:
         "--samples": "samples",
         "--length": "length",
         "--seed": "seed",
-        "--bos/--no-bos": "bos",
+        "--bos": "bos",
     }
     return {flag: f"{options}.calibration.{key}" for flag, key in keys.items()}
+
+
+def current_forms(words: Sequence[str]) -> list[str]:
+    """Words of a command line with flags of earlier versions in the form that they have now.
+
+    ``--bos`` was a switch, and names a place now.
+    """
+    current: list[str] = []
+    for word, behind in zip(words, [*words[1:], "--"], strict=True):
+        if word == "--no-bos":
+            current += ["--bos", "none"]
+        elif word == "--bos" and behind.startswith("-"):
+            current += ["--bos", "window"]
+        else:
+            current.append(word)
+    return current
 
 
 def _known_home(path: str) -> str:

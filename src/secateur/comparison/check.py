@@ -21,6 +21,7 @@ from secateur.comparison.options import SEVERAL, Comparison, RowOptions
 from secateur.evaluation.inputs import fingerprint_evaluation
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.inspection import stored_linears
+from secateur.models.locate import load_tokenizer
 from secateur.patterns.pattern import parse_pattern
 from secateur.pruning.job import fingerprint_run
 from secateur.pruning.recipe import Recipe
@@ -33,6 +34,7 @@ from secateur.runs.run import decides
 from secateur.shrinking.job import taken as shrinking
 from secateur.shrinking.options import ShrinkOptions
 from secateur.text.calibration import source_files
+from secateur.text.encoder import Encoder
 from secateur.text.sources import SELF
 from secateur.training.job import taken as training
 from secateur.training.options import Training
@@ -127,6 +129,11 @@ def check(file: Path, scratch: Path) -> Checked:
             rows[name] = plan.checked(name)
         except SecateurError as error:
             raise SecateurError(f"The row {name} cannot run: {error}") from error
+    tokenizer = load_tokenizer(folder, trust_remote_code=remote)
+    options = comparison.model_dump(mode="json", exclude={"rows"})
+    for part in ("calibration", "evaluation"):
+        # What the tokenizer decides stands in the table.
+        options[part]["bos"] = Encoder.of(tokenizer, options[part]["bos"]).bos
     evaluated = fingerprint_evaluation(
         model,
         comparison.evaluation,
@@ -137,7 +144,7 @@ def check(file: Path, scratch: Path) -> Checked:
     return Checked(
         model=str(folder),
         weights=sum(weight.numel() for _, weight in stored_linears(checkpoint)),
-        options=comparison.model_dump(mode="json", exclude={"rows"}),
+        options=options,
         evaluation=_digest({**dense, **evaluated}),
         rows=list(rows.values()),
         machine=describe_machine(resolve_device(comparison.device)).model_dump(mode="json"),

@@ -220,9 +220,9 @@ class _Comparison:
         common = [*_SECATEUR, "eval", str(checkpoint), "--json"]
         common += ["--device", self.checked.options["device"]]
         common += ["--dtype", options["dtype"] or self.checked.options["dtype"]]
+        common += ["--bos", options["bos"]]
         common += ["--trust-remote-code"] if row.remote else []
         text = [*_flags(options, "text", "dataset", "window", "max_windows"), *compared]
-        text += ["--bos"] if options["bos"] else []
         log = self._folder(row) / "evaluation.log"
         result = json.loads(output_of([*common, *text], log))
         if options["tasks"]:

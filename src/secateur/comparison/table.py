@@ -11,6 +11,7 @@ from rich.text import Text
 
 from secateur.comparison.document import ComparisonResult, Pruned, Row, Spread
 from secateur.report.format import bytes_text, seconds_text
+from secateur.text.beginning import beginning_text
 
 _HEADS = (
     "row",
@@ -77,10 +78,11 @@ def protocol_lines(result: ComparisonResult) -> list[str]:
     text, tasks, calibration = first["protocol"], first["zero_shot"], result.options["calibration"]
     lines = [
         f"Model {result.options['model']}. Perplexity: {text['text']}, {text['windows']} windows "
-        f"of {text['window']} tokens, {text['forward_dtype']}; intervals and differences by "
-        "bootstrap over windows. KL from dense in nats per token.",
+        f"of {text['window']} tokens, {beginning_text(text['bos'])}, {text['forward_dtype']}; "
+        "intervals and differences by bootstrap over windows. KL from dense in nats per token.",
         f"Calibration: {calibration['source']}, {calibration['samples']} windows of "
-        f"{calibration['length']} tokens, seed {calibration['seed']}. Time and peak memory: the "
+        f"{calibration['length']} tokens, seed {calibration['seed']}, "
+        f"{beginning_text(calibration['bos'])}. Time and peak memory: the "
         f"whole process from model on disk to result on disk; {result.machine['cores']} "
         f"cores, {result.machine['processor']}, {result.machine['device']}.",
     ]

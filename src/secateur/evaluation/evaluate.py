@@ -19,6 +19,7 @@ from secateur.evaluation.text import EvaluationText
 from secateur.report.documents.evaluation import Evaluation, Protocol
 from secateur.runs.device import DtypeName, resolve_device, resolve_dtype
 from secateur.runs.progress import Progress, silent
+from secateur.text.beginning import Beginning
 from secateur.text.leakage import find_leakage
 
 # Where a pruned checkpoint keeps the tokens it was calibrated on.
@@ -36,7 +37,7 @@ def evaluate(
     task_data: str | Path | None = None,
     limit: int | None = None,
     against: str | Path | PreTrainedModel | None = None,
-    bos: bool = False,
+    bos: Beginning | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str = "auto",
     dtype: DtypeName = "auto",
@@ -45,8 +46,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure perplexity on a text, answers to zero-shot tasks, and how far the dense model is.
 
-    The text is tokenised whole without special tokens and cut into windows that do not overlap;
-    the tail is dropped. Weights keep the dtype they are stored in unless ``dtype`` is float32.
+    The text is tokenised in one piece and cut into windows that do not overlap; the tail is
+    dropped. Weights keep the dtype they are stored in unless ``dtype`` is float32.
 
     Args:
         model: checkpoint folder, hub id, GGUF file, or a model in memory, which stays where it is.
@@ -58,7 +59,9 @@ def evaluate(
         task_data: a folder of local files, TASK_SPLIT.jsonl; the hub if None.
         limit: use the first so many questions of each task.
         against: the dense model: adds its figures, KL divergence and top-1 agreement.
-        bos: begin every window with the beginning-of-text token, as Gemma models need.
+        bos: where the beginning-of-text token stands: in every ``window``, once at the head of
+            the ``text``, or nowhere, ``none``; in every window if None and the tokenizer adds one.
+            Prompts of tasks begin with it too.
         tokenizer: required for a model in memory; the checkpoint's own if None.
         device: of checkpoints that are loaded: auto, cpu, cuda or cuda:N.
         dtype: of matrix products: auto, float32 or bfloat16 (autocast).
@@ -81,7 +84,7 @@ def evaluate(
         limit=limit,
     )
     given = Inputs.check(model, options, against, tokenizer, trust_remote_code)
-    tokenizer, passage = given.tokenizer, given.passage
+    encoder, passage = given.encoder, given.passage
     place = model.device if isinstance(model, PreTrainedModel) else resolve_device(device)
     forward_dtype = resolve_dtype(dtype, place)
     # Under autocast, weights keep their own dtype.
@@ -93,7 +96,7 @@ def evaluate(
     products = _name(pruned.dtype if stored else forward_dtype)
     answers = None
     if given.choice is not None:
-        answers = zero_shot(models, tokenizer, given.choice, forward_dtype, products, progress)
+        answers = zero_shot(models, encoder, given.choice, forward_dtype, products, progress)
     if passage is None:
         return Evaluation(zero_shot=answers, seconds=0.0)
 
@@ -118,8 +121,8 @@ def evaluate(
             text_sha256=passage.text.sha256,
             text_tokens=passage.tokens,
             text_words=passage.text.words,
-            tokenizer=tokenizer.name_or_path or given.model.name,
-            bos="each window" if bos else "none",
+            tokenizer=encoder.tokenizer.name_or_path or given.model.name,
+            bos=encoder.bos,
             window=window,
             windows=windows,
             predicted_tokens=windows * (window - 1),
@@ -128,7 +131,11 @@ def evaluate(
         ),
         zero_shot=answers,
         seconds=seconds,
-        notes=[*_few_windows(windows), *_leakage(given.model, tokenizer, passage.text)],
+        notes=[
+            *_few_windows(windows),
+            *_beginning_alone(passage.text),
+            *_leakage(given.model, encoder.tokenizer, passage.text),
+        ],
     )
 
 
@@ -137,6 +144,15 @@ def _few_windows(windows: int) -> list[str]:
         return []
     few = "1 window is" if windows == 1 else f"{windows} windows are"
     return [f"{few} too few for 95 % intervals; evaluate {FEWEST_WINDOWS} or more."]
+
+
+def _beginning_alone(text: EvaluationText) -> list[str]:
+    if text.whole:
+        return []
+    return [
+        f"Of {text.name} the first {len(text.content):,} characters were read; its hash, words and "
+        "tokens are those of this part."
+    ]
 
 
 def _leakage(

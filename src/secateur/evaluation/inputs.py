@@ -14,18 +14,19 @@ from secateur.evaluation.tasks import TaskChoice, lm_eval_version
 from secateur.evaluation.text import Passage
 from secateur.models.checkpoint import check_weights
 from secateur.models.locate import find_folder, load_config, load_model, load_tokenizer
-from secateur.models.structure import positions_of
+from secateur.models.structure import embedding_rows, positions_of, vocabulary_size
 from secateur.runs.device import DtypeName, resolve_device, resolve_dtype
 from secateur.runs.errors import SecateurError
+from secateur.text.encoder import Encoder
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an evaluation is given: models, their tokenizer, a text, and tasks."""
+    """What an evaluation is given: models, their encoder, a text, and tasks."""
 
     model: GivenModel
     dense: GivenModel | None
-    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
     passage: Passage | None
     choice: TaskChoice | None
 
@@ -53,11 +54,12 @@ class Inputs:
             )
         found = GivenModel.find(model, trust_remote_code)
         dense = None if against is None else GivenModel.find(against, trust_remote_code)
-        tokenizer = tokenizer or _common_tokenizer(found, dense)
-        passage = Passage.read(options, tokenizer) if texts else None
         for each in filter(None, (found, dense)):
-            each.check_fits(passage, found.vocabulary)
-        return cls(found, dense, tokenizer, passage, choice)
+            each.check_fits(options.window if texts else 0, found.vocabulary)
+        tokenizer = tokenizer or _common_tokenizer(found, dense)
+        encoder = Encoder.of(tokenizer, options.bos, found.vocabulary)
+        passage = Passage.read(options, encoder) if texts else None
+        return cls(found, dense, encoder, passage, choice)
 
 
 def fingerprint_evaluation(
@@ -81,7 +83,7 @@ def fingerprint_evaluation(
     return {
         "text": passage and passage.text.sha256,
         "windows": passage and list(passage.windows_WL.shape),
-        "bos": options.bos,
+        "bos": given.encoder.bos,
         "tasks": choice
         and {"data": choice.data, "limit": choice.limit, "lm_eval": lm_eval_version()},
         "forward": f"{resolve_dtype(dtype, place)} on {place.type}",
@@ -114,33 +116,28 @@ class GivenModel:
         return cls(str(model), folder, config, trust_remote_code)
 
     @property
-    def vocabulary(self) -> int:
-        return int(self.config.get_text_config().vocab_size)
+    def vocabulary(self) -> int | None:
+        if isinstance(self.place, PreTrainedModel):
+            return embedding_rows(self.place)
+        return vocabulary_size(self.config)
 
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         if isinstance(self.place, PreTrainedModel):
             return None
         return load_tokenizer(self.place, trust_remote_code=self.trust_remote_code)
 
-    def check_fits(self, passage: Passage | None, vocabulary: int) -> None:
-        """Raise SecateurError if the text or the vocabulary are not for this model."""
+    def check_fits(self, window: int, vocabulary: int | None) -> None:
+        """Raise SecateurError if windows or vocabulary are not for this model."""
         if self.vocabulary != vocabulary:
             raise SecateurError(
                 f"{self.name} has a vocabulary of {self.vocabulary} tokens and the evaluated model "
                 f"one of {vocabulary}; compare a model with the dense one it was made from."
             )
-        if passage is None:
-            return
-        positions, window = positions_of(self.config), passage.windows_WL.shape[1]
+        positions = positions_of(self.config)
         if positions is not None and window > positions:
             raise SecateurError(
                 f"Evaluation windows of {window} tokens are longer than the {positions} positions "
                 f"of {self.name}; use a window of {positions} or less."
-            )
-        if (highest := int(passage.windows_WL.max())) >= vocabulary:
-            raise SecateurError(
-                f"The tokenizer gives token {highest} and {self.name} knows "
-                f"{vocabulary} tokens; use the model's own tokenizer."
             )
 
     def load(self, device: torch.device, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from lm_eval.api.model import TemplateLM
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from secateur.blocks.precision import forward_precision
 from secateur.evaluation.predictions import Readout, find_readout
 from secateur.models.structure import positions_of
 from secateur.runs.errors import SecateurError
 from secateur.runs.progress import Progress, silent
+from secateur.text.encoder import Encoder
 from secateur.text.generation import evaluation_mode
 
 # Tokens in one forward pass to begin with, padding included; a CPU gains nothing from more.
@@ -37,7 +38,7 @@ class Likelihood(TemplateLM):  # type: ignore[misc]
 
     Args:
         model: a causal language model, where it is.
-        tokenizer: its tokenizer, whose special tokens stand where it puts them by itself.
+        encoder: its tokenizer, and the token that a prompt begins with.
         dtype: of matrix products; bfloat16 means autocast.
         progress: called with (phase, done, total) after each batch.
     """
@@ -45,13 +46,13 @@ class Likelihood(TemplateLM):  # type: ignore[misc]
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        encoder: Encoder,
         dtype: torch.dtype,
         progress: Progress = silent,
     ) -> None:
         super().__init__()
         self.model = model
-        self.tokenizer = tokenizer
+        self.encoder = encoder
         self.dtype = dtype
         self.progress = progress
         self.max_length = positions_of(model.config) or _UNLIMITED
@@ -59,23 +60,27 @@ class Likelihood(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        return int(self.tokenizer.eos_token_id)
+        end = self.encoder.separator
+        if end is None:
+            raise SecateurError(
+                "The tokenizer has no end-of-text token, which tasks need; name it in "
+                "tokenizer_config.json."
+            )
+        self.encoder.check([end])
+        return end
 
     @property
     def prefix_token_id(self) -> int:
         """What stands before a continuation without a context."""
-        first = self.tokenizer.bos_token_id
-        return self.eot_token_id if first is None else int(first)
+        return self.eot_token_id if self.encoder.first is None else self.encoder.first
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
         """Tokens of a text; a beginning-of-text token that is there already is not repeated."""
-        first = self.tokenizer.bos_token
         if add_special_tokens is None:
-            add_special_tokens = not (first and string.startswith(first))
-        tokens: list[int] = self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
-        return tokens
+            return self.encoder.begun(string)
+        return self.encoder.encode([string])[0]
 
     def loglikelihood(
         self, requests: list[Any], disable_tqdm: bool = True

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 
 from secateur.runs.options import Options
+from secateur.text.beginning import BEGINNING, BeginningOption
 
 
 class EvaluationOptions(Options):
@@ -22,7 +23,7 @@ class EvaluationOptions(Options):
     max_windows: int | None = Field(
         None, ge=1, le=2**40, description="only the first so many windows"
     )
-    bos: bool = Field(False, description="begin every window with the beginning-of-text token")
+    bos: BeginningOption = Field(None, description=BEGINNING)
     tasks: tuple[str, ...] = Field((), description="zero-shot tasks; see `secateur ls tasks`")
     task_data: str | Path | None = Field(
         None, description="folder of TASK_SPLIT.jsonl files instead of the hub"

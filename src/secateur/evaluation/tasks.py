@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from jinja2 import TemplateError
+from transformers import PreTrainedModel
 
 from secateur.report.documents.evaluation import TaskScore, TaskScores, ZeroShot
-from secateur.runs.errors import SecateurError
+from secateur.runs.errors import SecateurError, reason_of
 from secateur.runs.files import fingerprint_files
 from secateur.runs.progress import Progress, silent
+from secateur.text.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def load_tasks(choice: TaskChoice, scratch: Path) -> Any:
         try:
             loaded["tasks"] |= manager.load([name])["tasks"]
         except Exception as error:  # the hub, its formats and jinja fail in many ways
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = reason_of(error)
             raise SecateurError(
                 f"The data of {name} on the hub cannot be fetched ({reason}); check the network, "
                 "or give local files with --task-data."
@@ -182,7 +184,7 @@ def _definition(name: str, file: Path | None, own: Path, scratch: Path) -> dict[
 
 def zero_shot(
     models: Sequence[tuple[str, PreTrainedModel]],
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     choice: TaskChoice,
     dtype: torch.dtype,
     dtype_name: str,
@@ -192,7 +194,7 @@ def zero_shot(
 
     Args:
         models: causal language models by name, where they are.
-        tokenizer: of both.
+        encoder: of both.
         choice: the tasks.
         dtype: of matrix products; bfloat16 means autocast.
         dtype_name: what the result calls it.
@@ -203,13 +205,14 @@ def zero_shot(
     """
     started = time.perf_counter()
     first, *second = (
-        _run_tasks(name, model, tokenizer, choice, dtype, progress) for name, model in models
+        _run_tasks(name, model, encoder, choice, dtype, progress) for name, model in models
     )
     return ZeroShot(
         model=first,
         dense=second[0] if second else None,
         lm_eval=lm_eval_version(),
         data=choice.data,
+        bos=encoder.bos,
         limit=choice.limit,
         forward_dtype=dtype_name,
         seconds=time.perf_counter() - started,
@@ -219,7 +222,7 @@ def zero_shot(
 def _run_tasks(
     name: str,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     choice: TaskChoice,
     dtype: torch.dtype,
     progress: Progress,
@@ -228,12 +231,19 @@ def _run_tasks(
 
     from secateur.evaluation.likelihood import Likelihood
 
-    likelihood = Likelihood(model, tokenizer, dtype, progress)
+    likelihood = Likelihood(model, encoder, dtype, progress)
     with tempfile.TemporaryDirectory(prefix="secateur-tasks-") as scratch, _quiet():
         loaded = load_tasks(choice, Path(scratch))
-        answer: Any = lm_eval.evaluate(
-            likelihood, loaded, limit=choice.limit, bootstrap_iters=1, log_samples=False
-        )
+        try:
+            answer: Any = lm_eval.evaluate(
+                likelihood, loaded, limit=choice.limit, bootstrap_iters=1, log_samples=False
+            )
+        # What a question lacks shows when its prompt is made.
+        except (LookupError, TypeError, ValueError, AttributeError, TemplateError) as error:
+            raise SecateurError(
+                f"The data of {', '.join(choice.files)} cannot be used ({reason_of(error)}); they "
+                "need the fields of the hub's data sets."
+            ) from error
     results: dict[str, dict[str, Any]] = answer["results"]
     scores = {
         task: TaskScore(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,27 @@ from secateur.runs.errors import SecateurError
 
 # Choosing an expert wrongly costs more than a router's few weights could ever save.
 ROUTERS = frozenset({"router", "gate", "shared_expert_gate"})
+# What configurations call the number of positions.
+_POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "max_sequence_length",
+    "max_target_positions",
+    "max_decoder_position_embeddings",
+    "model_max_length",
+    "context_length",
+    "seq_length",
+    "seq_len",
+    "n_ctx",
+)
+# The first position of these is the one behind that of padding.
+_NUMBERED_FROM_PADDING = frozenset(
+    {
+        *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
+        *("camembert", "data2vec-text", "xmod"),
+    }
+)
 
 
 class TransposedLinear(nn.Module):
@@ -128,9 +150,33 @@ class BlockList:
 
 def positions_of(config: PreTrainedConfig) -> int | None:
     """Largest number of positions the model was made for, None if it has no bound."""
-    text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
-    return int(positions) if positions else None
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "alibi", False):
+        # Distances have no end. MPT builds its own for a length that it names, and says so inside.
+        return None
+    # Files of other families carry names that their classes do not know, left by the training.
+    declared = inspect.signature(type(text)).parameters
+    names = [text.attribute_map.get(_POSITIONS[0], _POSITIONS[0])]
+    names += [name for name in _POSITIONS if name in declared]
+    found = [value for name in names if isinstance(value := getattr(text, name, None), int)]
+    positions = next((value for value in found if value > 0), None)
+    if positions is not None and getattr(text, "model_type", "") in _NUMBERED_FROM_PADDING:
+        positions -= (text.pad_token_id or 0) + 1
+    return positions
+
+
+def embedding_rows(model: PreTrainedModel) -> int | None:
+    """Tokens that the model has an input embedding for, None if they cannot be counted."""
+    try:
+        return len(model.get_input_embeddings().get_parameter("weight"))
+    except (AttributeError, NotImplementedError):
+        return vocabulary_size(model.config)
+
+
+def vocabulary_size(config: PreTrainedConfig) -> int | None:
+    """Tokens of the model's vocabulary, None if its configuration does not say."""
+    size = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    return size if isinstance(size, int) else None
 
 
 def check_length(config: PreTrainedConfig, length: int, what: str = "Calibration") -> None:

@@ -10,7 +10,7 @@ from secateur.blocks.streams import memory_budget
 from secateur.methods.stage import BlockStage, GroupStage
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import linear_shapes, unstacked_experts
-from secateur.models.structure import BlockList
+from secateur.models.structure import BlockList, check_length
 from secateur.patterns.plan import uniform_plan
 from secateur.pruning.job import check_saving
 from secateur.pruning.recipe import Recipe
@@ -43,6 +43,7 @@ def estimate(
     source = source.choosing(recipe.only, recipe.skip)
     reader, blocks = source.reader, source.blocks
     check_saving(recipe, source.blocks, source)
+    check_length(blocks.model.config, recipe.calibration.length)
     plan = uniform_plan(linear_shapes(blocks), recipe.pattern)
 
     calibration = recipe.calibration

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from secateur.models.masks import KeptMasks
 from secateur.models.resident import ResidentStore
 from secateur.models.selection import choose_linears
 from secateur.models.store import BlockStore
-from secateur.models.structure import BlockList, check_length
+from secateur.models.structure import BlockList, check_length, embedding_rows
 from secateur.models.text_path import find_blocks
 from secateur.patterns.plan import Plan
 from secateur.pruning.recipe import Recipe
@@ -26,7 +27,9 @@ from secateur.runs.errors import SecateurError
 from secateur.runs.files import fingerprint_files
 from secateur.runs.progress import Progress
 from secateur.runs.run import Run, check_space, decides
-from secateur.text.calibration import Calibration, load_calibration, source_files
+from secateur.text.calibration import Calibration, Draft, read_calibration, source_files
+from secateur.text.encoder import Encoder
+from secateur.text.saved import calibrate_once
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Inputs:
         blocks: the model's structure.
         source: its checkpoint, None for a model in memory.
         plan: the sizes of all linears and the zeros in all, which are divided later.
-        tokenizer: for calibration text.
+        encoder: for calibration text.
         device: where to compute.
         dtype: of forward passes.
         trust_remote_code: let the checkpoint's own Python code run.
@@ -50,7 +53,7 @@ class Inputs:
     blocks: BlockList
     source: Checkpoint | None
     plan: Plan
-    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
     device: torch.device
     dtype: torch.dtype
     trust_remote_code: bool
@@ -73,13 +76,14 @@ class Inputs:
         check_length(source.blocks.model.config, recipe.calibration.length)
         if tokenizer is None:
             tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+        rows = embedding_rows(source.blocks.model)
         return cls(
             str(name),
             recipe,
             source.blocks,
             source,
             plan,
-            tokenizer,
+            Encoder.of(tokenizer, recipe.calibration.bos, rows),
             device,
             dtype,
             trust_remote_code,
@@ -102,7 +106,8 @@ class Inputs:
         check_length(blocks.model.config, recipe.calibration.length)
         name = model.config._name_or_path or type(model).__name__
         dtype = resolve_dtype(recipe.dtype, device)
-        return cls(name, recipe, blocks, None, plan, tokenizer, device, dtype, False)
+        encoder = Encoder.of(tokenizer, recipe.calibration.bos, embedding_rows(model))
+        return cls(name, recipe, blocks, None, plan, encoder, device, dtype, False)
 
     @property
     def folder(self) -> Path:
@@ -117,6 +122,7 @@ class Inputs:
         # What these resolve to is recorded below, or decides nothing.
         for name in ("device", "dtype", "activation_memory"):
             options.pop(name)
+        options["calibration"]["bos"] = self.encoder.bos
         if isinstance(self.recipe.allocation, GivenPlan):
             # What a plan file says decides, not where it lies.
             plan = self.plan.to_json().encode()
@@ -145,21 +151,11 @@ class Inputs:
             self.source.folder, self.dtype, self.device, trust_remote_code=self.trust_remote_code
         )
 
-    def calibrate(self, progress: Progress, store: BlockStore | None = None) -> Calibration:
-        """Draw calibration text; if the model has to write it, ``store`` has been opened."""
+    def read_text(self, progress: Progress) -> Draft:
+        """Read all calibration text that the model does not write."""
+        return read_calibration(self.recipe.calibration, self.encoder, progress)
 
-        def dense() -> PreTrainedModel:
-            assert store is not None, "text that needs no model is drawn without one"
-            return store.blocks.model if self.source is None else self.load_dense()
-
-        return load_calibration(
-            self.recipe.calibration,
-            self.tokenizer,
-            model_loader=dense,
-            progress=progress,
-        )
-
-    def open(self, run: Run | None, first: Calibration | None = None) -> Job:
+    def open(self, run: Run | None, first: Draft | None = None) -> Job:
         """Open the store."""
         output = None if run is None else run.output
         store: BlockStore
@@ -186,7 +182,7 @@ class Job:
         plan: the zeros in all; of kept masks, of each linear.
         run: the output folder, None without one.
         kept: the masks that the checkpoint has, if they are to stay.
-        first: calibration text that has been drawn already.
+        first: calibration text that has been read already.
     """
 
     inputs: Inputs
@@ -194,12 +190,22 @@ class Job:
     plan: Plan
     run: Run | None
     kept: KeptMasks | None
-    first: Calibration | None
+    first: Draft | None
 
     @property
     def folder(self) -> Path | None:
         """Where large temporary files may go."""
         return None if self.run is None else self.run.folder
+
+    def calibrate(self, progress: Progress) -> Calibration:
+        """Return the run's calibration text; what is missing of it is written by the model."""
+        inputs = self.inputs
+
+        def dense() -> PreTrainedModel:
+            return self.store.blocks.model if inputs.source is None else inputs.load_dense()
+
+        read = partial(inputs.read_text, progress)
+        return calibrate_once(self.run, self.first, read, dense, progress)
 
 
 def check_saving(recipe: Recipe, blocks: BlockList, source: Checkpoint | None) -> None:

@@ -36,7 +36,7 @@ from secateur.runs.files import write_text
 from secateur.runs.meter import Meter
 from secateur.runs.progress import Progress, silent
 from secateur.runs.run import Run, check_apart
-from secateur.text.saved import calibrate_first, calibrate_once
+from secateur.text.saved import read_first
 
 # Weights of a dense model are seldom zero; more than this share of them is worth a word.
 _TRACE = 0.001
@@ -95,7 +95,7 @@ def prune(
     earlier = Run.look(target, restart=restart)
     inputs = Inputs.of_checkpoint(model, recipe, tokenizer, trust_remote_code)
     inputs.check_space(target)
-    first = calibrate_first(earlier, recipe.calibration, partial(inputs.calibrate, progress))
+    first = read_first(earlier, partial(inputs.read_text, progress))
     with Run.take(target, inputs.fingerprint(), restart=restart) as run:
         report = run.live(
             Report,
@@ -117,7 +117,7 @@ def _prune_in_memory(
     def work() -> Report:
         report, found = _execute(inputs.open(run), progress)
         masks.update(found)
-        inputs.tokenizer.save_pretrained(run.output)
+        inputs.encoder.tokenizer.save_pretrained(run.output)
         return report
 
     # Weights in memory have no fingerprint that is worth its time, so such a run starts afresh.
@@ -151,9 +151,10 @@ def plan(
         inputs = Inputs.of_model(model, recipe, tokenizer)
     else:
         inputs = Inputs.of_checkpoint(model, recipe, tokenizer, trust_remote_code)
-    job = inputs.open(None)
+    first = inputs.read_text(progress) if recipe.allocation.measures else None
+    job = inputs.open(None, first)
     if recipe.allocation.measures:
-        divided = _allocate(job, inputs.calibrate(progress, job.store).tokens, progress)
+        divided = _allocate(job, job.calibrate(progress).tokens, progress)
     else:
         divided = recipe.allocation.allocate(job.plan, job.store.blocks, None)
     shapes = linear_shapes(replace(job.store.blocks, chosen=None))
@@ -166,7 +167,7 @@ def _execute(job: Job, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
     inputs, run, store, folder = job.inputs, job.run, job.store, job.folder
     recipe, device, dtype = inputs.recipe, inputs.device, inputs.dtype
     meter = Meter(device)
-    calibration = calibrate_once(run, job.first, partial(inputs.calibrate, progress, store))
+    calibration = job.calibrate(progress)
     meter.lap("calibration text")
 
     tokens_SL = calibration.tokens

@@ -15,6 +15,7 @@ from secateur.report.format import (
 )
 from secateur.report.parts import Definitions, KeyFigure, KeyFigures, Part, Table
 from secateur.report.run_files import Json, Run
+from secateur.text.beginning import beginning_text
 
 _VERBS = {
     "prune": "pruned",
@@ -175,7 +176,7 @@ def _form(report: Json) -> str:
 def _text(report: Json) -> str:
     """What the calibration, or training, text was."""
     text = report.at("text") or report.at("calibration")
-    parts = []
+    parts, bos = [], text.at("bos").value
     for part in text.items("parts"):
         counts = [part.number(key) for key in ("samples", "windows")]
         windows = [f", {count:,.0f} windows" for count in counts if count is not None]
@@ -185,6 +186,7 @@ def _text(report: Json) -> str:
         number_text(text.number("length"), "of {:,.0f} tokens"),
         number_text(text.number("tokens"), "= {:,.0f} tokens"),
         number_text(text.number("seed"), "(seed {:.0f})"),
+        "" if bos is None else f"with {beginning_text(bos)}",
         digest_text(text.text("sha256")),
     ]
     return " ".join(filter(None, words))
@@ -265,6 +267,7 @@ def _evaluated_figures(run: Run) -> Iterator[KeyFigure]:
         protocol = evaluation.at("protocol")
         sizes = " × ".join(number_text(protocol.number(key)) for key in ("windows", "window"))
         text = f"{protocol.text('text') or 'unknown text'}, {sizes} tokens"
+        text += f", {beginning_text(protocol.text('bos'))}"
         if (perplexity := evaluation.number("model", "perplexity")) is not None:
             dense = number_text(evaluation.number("dense", "perplexity"), "dense {:.2f}")
             yield KeyFigure("perplexity", f"{perplexity:.2f}", dense, text)

@@ -10,6 +10,7 @@ from secateur.report.parts import Continuation, Continuations, Lines, Table
 from secateur.report.run_files import Json, Run
 from secateur.report.summary import DIGEST, digest_text, pattern_of
 from secateur.runs.errors import SecateurError
+from secateur.text.beginning import beginning_text, prompt_text
 
 # More notes than that are folded.
 _SHOWN_NOTES = 6
@@ -101,7 +102,7 @@ def _protocol(evaluation: Json) -> str:
         f"{number_text(protocol.number('windows'))} windows of "
         f"{number_text(protocol.number('window'))} tokens, no overlap",
         f"{protocol.text('forward_dtype') or 'unknown dtype'} on {protocol.text('device') or '?'}",
-        f"beginning-of-text token: {protocol.text('bos') or 'unknown'}",
+        beginning_text(protocol.text("bos")),
         digest_text(protocol.text("text_sha256")),
     ]
     return ", ".join(filter(None, words))
@@ -157,7 +158,8 @@ def _zero_shot_protocol(found: Json) -> str:
     data = dict.fromkeys((each.text() or "?")[:DIGEST] for _, each in found.pairs("data"))
     return (
         f"lm-eval {found.text('lm_eval') or '?'}, {limit or 'all questions'}, "
-        f"{found.text('forward_dtype') or 'unknown dtype'}, data: {', '.join(data) or '?'}"
+        f"{prompt_text(found.text('bos'))}, {found.text('forward_dtype') or 'unknown dtype'}, "
+        f"data: {', '.join(data) or '?'}"
     )
 
 

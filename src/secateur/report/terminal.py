@@ -18,6 +18,7 @@ from secateur.report.documents.shrink import ShrinkReport, SizeCurve, SubBlockRe
 from secateur.report.documents.training import RecoveryReport, TrainingReport
 from secateur.report.format import bytes_text, linear_kind, seconds_text, width_text
 from secateur.runs.errors import printable
+from secateur.text.beginning import beginning_text, prompt_text
 
 # Blocks whose sparsities differ by more than this were not pruned evenly.
 _UNEVEN = 0.005
@@ -104,6 +105,7 @@ def report_table(report: Report) -> RenderableType:
         counts = f"({counted.zeros:,} of {counted.weights:,}{rounded})"
         yield "sparsity", f"{counted.counted:.6f} counted {counts}"
         yield from _left(counted)
+        yield _calibration(report.calibration)
         yield _time(report)
         yield _memory(report)
 
@@ -165,6 +167,7 @@ def shrink_table(report: ShrinkReport) -> RenderableType:
                 f"{1e3 * latency.before:.1f} to {1e3 * latency.expected:.1f} ms for "
                 f"{latency.tokens} tokens through the blocks",
             )
+        yield _calibration(report.calibration)
         yield "forward passes", f"{report.forward_tokens:,} tokens"
         yield _time(report)
 
@@ -186,7 +189,7 @@ def curve_table(curve: SizeCurve) -> RenderableType:
         gone = sum(width == 0 for width in point.widths.values())
         left, divergence = f"{point.blocks_after:,}", f"{point.divergence:.4f}"
         add_row(table, f"{point.removed:.1%}", left, divergence, str(gone))
-    return Group(table, Text())
+    return Group(table, Text(), _summary([_calibration(curve.calibration)]), Text())
 
 
 def training_table(report: TrainingReport) -> RenderableType:
@@ -217,7 +220,7 @@ def training_table(report: TrainingReport) -> RenderableType:
             parameters = f"{low_rank.parameters:,} dense parameters more"
             yield "low rank", f"{parameters} ({low_rank.share:.1%})"
         yield "tokens", f"{report.tokens:,} in {report.steps:,} steps"
-        yield from _cached(report.text)
+        yield from _windows(report)
         yield _time(report)
         yield _memory(report)
 
@@ -243,7 +246,7 @@ def recovery_table(report: RecoveryReport) -> RenderableType:
             before = sum(each.before for each in blocks) / len(blocks)
             fitted = sum(each.after for each in blocks) / len(blocks)
             yield "error of blocks", f"{before:.4f} to {fitted:.4f}, mean"
-        yield from _cached(report.text)
+        yield from _windows(report)
         if network is not None:
             yield "tokens", f"{network.tokens:,} in {network.steps:,} steps"
             yield "chosen", f"step {network.chosen_step}"
@@ -255,8 +258,17 @@ def recovery_table(report: RecoveryReport) -> RenderableType:
     return Group(curve, Text(), _summary(sums()))
 
 
-def _cached(text: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Say so if texts were not tokenised anew."""
+def _calibration(text: dict[str, Any]) -> tuple[str, str]:
+    source = text["source"]
+    named = source if isinstance(source, str) else " + ".join(source)
+    windows = f"{text['samples']} windows of {text['length']} tokens"
+    return "calibration", f"{named}, {windows}, {beginning_text(text['bos'])}"
+
+
+def _windows(report: TrainingReport | RecoveryReport) -> Iterator[tuple[str, str]]:
+    """What windows of text were like, and whether texts were not tokenised anew."""
+    text, length = report.text, report.validation.length
+    yield "windows", f"{length:,} tokens, {beginning_text(text.get('bos'))}"
     parts = text.get("parts", [])
     if taken := sum(part.get("cache") == "taken" for part in parts):
         yield "text", f"tokens of {taken} of {len(parts)} sources from the cache"
@@ -351,7 +363,8 @@ def _perplexity_lines(
         add_row(table, "dense - model", f"{paired.perplexity:.2f}", interval)
     line = (
         f"{protocol.text}, {protocol.windows} windows of {protocol.window} tokens, no overlap, "
-        f"{protocol.forward_dtype} on {protocol.device}; weights {model.weights_dtype}"
+        f"{beginning_text(protocol.bos)}, {protocol.forward_dtype} on {protocol.device}; "
+        f"weights {model.weights_dtype}"
     )
     return [table, Text(line, style="dim")]
 
@@ -377,6 +390,7 @@ def _task_lines(zero_shot: ZeroShot) -> list[RenderableType]:
     line = (
         f"lm-eval {zero_shot.lm_eval}, no examples, {place}, "
         f"{'all' if zero_shot.limit is None else f'first {zero_shot.limit}'} questions, "
+        f"{prompt_text(zero_shot.bos)}, "
         f"{zero_shot.forward_dtype}; ± is one standard error"
     )
     return [table, Text(line, style="dim")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.models.locate import load_model, load_tokenizer
-from secateur.models.structure import check_length
+from secateur.models.structure import check_length, embedding_rows
 from secateur.report.documents.shrink import (
     LatencyReport,
     RoundReport,
@@ -38,8 +39,9 @@ from secateur.shrinking.units import (
     kept_parameters,
 )
 from secateur.shrinking.widths import width_grids
-from secateur.text.calibration import Calibration, load_calibration, source_files
-from secateur.text.saved import calibrate_first, calibrate_once
+from secateur.text.calibration import Calibration, Draft, read_calibration, source_files
+from secateur.text.encoder import Encoder
+from secateur.text.saved import calibrate_once, read_first
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,11 @@ class Job:
         sub_blocks: its sub-blocks.
         target: how much goes.
         options: what the user said.
-        tokenizer: for calibration text.
         device: of forward passes.
         dtype: of forward passes.
         run: the output folder.
-        first: calibration text that has been drawn already.
+        first: calibration text that has been read already.
+        read: reads it once more.
     """
 
     name: str
@@ -77,11 +79,11 @@ class Job:
     sub_blocks: list[SubBlock]
     target: Target
     options: ShrinkOptions
-    tokenizer: PreTrainedTokenizerBase
     device: torch.device
     dtype: torch.dtype
     run: Run
-    first: Calibration | None
+    first: Draft | None
+    read: Callable[[], Draft]
 
     def grids(self) -> list[list[Width]]:
         """Widths that the sub-blocks may have in the default preset."""
@@ -96,12 +98,8 @@ class Job:
     def calibrate(
         self, model_loader: Callable[[], PreTrainedModel], progress: Progress
     ) -> Calibration:
-        """Draw calibration text, or take that of an earlier session."""
-        return calibrate_once(
-            self.run,
-            self.first,
-            lambda: _draw(self.source, self.options, self.tokenizer, progress, model_loader),
-        )
+        """Return the run's calibration text; what is missing of it is written by the model."""
+        return calibrate_once(self.run, self.first, self.read, model_loader, progress)
 
 
 @dataclass(frozen=True)
@@ -168,37 +166,30 @@ def taken(
         size = source.reader.bytes_of(source.reader.files)
         check_space(output, round(size * (1 - options.sparsity)), output.glob("model-*"))
     own = tokenizer or load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+    rows = embedding_rows(source.blocks.model)
+    encoder = Encoder.of(own, options.calibration.bos, rows)
+    deciding = options.model_dump(mode="json", exclude={"device", "dtype"})
+    deciding["calibration"]["bos"] = encoder.bos
     fingerprint = decides(
         model=source.reader.fingerprint(),
-        options=options.model_dump(mode="json", exclude={"device", "dtype"}),
+        options=deciding,
         **{"calibration text": fingerprint_files(source_files(options.calibration))},
         forward=f"{dtype} on {device.type}",
         result="curve" if curve else "model",
     )
-    first = calibrate_first(
-        earlier, options.calibration, lambda: _draw(source, options, own, progress)
-    )
+    read = partial(_read_text, options, encoder, progress)
+    first = read_first(earlier, read)
     with Run.take(output, fingerprint, restart=restart) as run:
-        yield Job(str(name), source, sub_blocks, target, options, own, device, dtype, run, first)
+        yield Job(str(name), source, sub_blocks, target, options, device, dtype, run, first, read)
 
 
-def _draw(
-    source: Source,
-    options: ShrinkOptions,
-    tokenizer: PreTrainedTokenizerBase,
-    progress: Progress,
-    model_loader: Callable[[], PreTrainedModel] | None = None,
-) -> Calibration:
+def _read_text(options: ShrinkOptions, encoder: Encoder, progress: Progress) -> Draft:
     samples = options.calibration.samples
     if options.preset == "paper":
         # Every round has text of its own.
         samples *= len(round_shares(options.sparsity, options.step))
-    return load_calibration(
-        options.calibration.model_copy(update={"samples": samples}),
-        tokenizer,
-        model_loader=model_loader,
-        progress=progress,
-    )
+    wanted = options.calibration.model_copy(update={"samples": samples})
+    return read_calibration(wanted, encoder, progress)
 
 
 def _target(source: Source, sub_blocks: Sequence[SubBlock], options: ShrinkOptions) -> Target:

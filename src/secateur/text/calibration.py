@@ -15,15 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from secateur.runs.errors import SecateurError
 from secateur.runs.progress import Progress, silent
+from secateur.text.encoder import Encoder
 from secateur.text.generation import generate
 from secateur.text.options import CalibrationOptions
-from secateur.text.packing import (
-    begin_windows,
-    beginning_of_text_token,
-    draw_windows,
-    end_of_text_token,
-    read_tokens,
-)
+from secateur.text.packing import begin_text, draw_windows, read_tokens, tokens_of_window
 from secateur.text.sources import SELF, Part, find_texts
 
 # Of a larger source only the beginning is used: it has to be tokenised before windows are drawn.
@@ -48,11 +43,59 @@ class Calibration:
     description: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Draft:
+    """Calibration text that has been read and cut, but for what a model has to write.
+
+    Attributes:
+        options: what the user named.
+        encoder: of the model.
+        windows: windows and facts of each part by name; the model's own are missing.
+        order_S: in which the samples of all parts are used.
+    """
+
+    options: CalibrationOptions
+    encoder: Encoder
+    windows: dict[str, tuple[Tensor, dict[str, Any]]]
+    order_S: Tensor
+
+    def complete(
+        self, model_loader: ModelLoader | None = None, progress: Progress = silent
+    ) -> Calibration:
+        """Let the model write the rest.
+
+        Args:
+            model_loader: returns the dense model, which is only read; called if the model has to
+                write. bfloat16 weights save a copy.
+            progress: called with (phase, done, total).
+
+        Raises:
+            SecateurError: the model has to write and is not at hand, or its logits are not finite.
+        """
+        options, windows = self.options, dict(self.windows)
+        if SELF in options.shares:
+            windows[SELF] = _write(model_loader, self.encoder, options, progress)
+        drawn = [windows[name] for name in options.shares]
+        tokens_SL = torch.cat([part_SL for part_SL, _ in drawn])[self.order_S]
+        description = {
+            **options.model_dump(mode="json"),
+            "bos": self.encoder.bos,
+            "tokens": tokens_SL.numel(),
+            "sha256": hashlib.sha256(tokens_SL.numpy().astype("<i8").tobytes()).hexdigest(),
+            "parts": [
+                {"source": name, "samples": len(part_SL), **facts}
+                for name, (part_SL, facts) in zip(options.shares, drawn, strict=True)
+            ],
+        }
+        return Calibration(tokens_SL, description)
+
+
 def load_calibration(
     options: CalibrationOptions,
     tokenizer: PreTrainedTokenizerBase,
     *,
     model_loader: ModelLoader | None = None,
+    rows: int | None = None,
     progress: Progress = silent,
 ) -> Calibration:
     """Return calibration tokens; the same options and text give the same tokens.
@@ -68,30 +111,26 @@ def load_calibration(
     Args:
         options: what the user named.
         tokenizer: the model's.
-        model_loader: returns the dense model, which is only read; called if the model has to
-            write. bfloat16 weights save a copy.
+        model_loader: as of ``Draft.complete``.
+        rows: of the model's input embedding; None if they are not known.
         progress: called with (phase, done, total).
 
     Raises:
-        SecateurError: a source is missing, unreadable or too short.
+        SecateurError: a source is missing, unreadable or too short, or the tokenizer gives what
+            the model has no row for.
     """
-    return read_calibration(options, tokenizer, progress)(model_loader)
+    encoder = Encoder.of(tokenizer, options.bos, rows)
+    return read_calibration(options, encoder, progress).complete(model_loader, progress)
 
 
 def read_calibration(
-    options: CalibrationOptions,
-    tokenizer: PreTrainedTokenizerBase,
-    progress: Progress = silent,
-) -> Callable[[ModelLoader | None], Calibration]:
-    """Read and cut all calibration text that no model has to write.
+    options: CalibrationOptions, encoder: Encoder, progress: Progress = silent
+) -> Draft:
+    """Read, check and cut all calibration text that no model has to write.
 
-    Arguments and errors are those of ``load_calibration``.
-
-    Returns:
-        What lets the model write the rest, and returns the whole.
+    Errors are those of ``load_calibration``.
     """
     parts = find_texts(options.source, own=True)
-    first = beginning_of_text_token(tokenizer) if options.bos else None
     generator = torch.Generator().manual_seed(options.seed)
     windows: dict[str, tuple[Tensor, dict[str, Any]]] = {}
     for part, samples in zip(parts, options.shares.values(), strict=True):
@@ -101,30 +140,13 @@ def read_calibration(
                 "weight or the number of samples, or leave it out."
             )
         if part.sources:
-            body = options.length - (first is not None)
-            tokens_SL, facts = _draw(part, tokenizer, samples, body, generator, progress)
-            windows[part.name] = begin_windows(tokens_SL, first), facts
+            windows[part.name] = _draw(part, encoder, samples, options.length, generator, progress)
+        else:
+            _start(encoder)
     order_S = torch.arange(options.samples)
     if len(parts) > 1:
         order_S = torch.randperm(options.samples, generator=generator)
-
-    def complete(model_loader: ModelLoader | None) -> Calibration:
-        if SELF in options.shares:
-            windows[SELF] = _write(model_loader, tokenizer, options, progress)
-        drawn = [windows[part.name] for part in parts]
-        tokens_SL = torch.cat([part_SL for part_SL, _ in drawn])[order_S]
-        description = {
-            **options.model_dump(mode="json"),
-            "tokens": tokens_SL.numel(),
-            "sha256": hashlib.sha256(tokens_SL.numpy().astype("<i8").tobytes()).hexdigest(),
-            "parts": [
-                {"source": part.name, "samples": len(part_SL), **facts}
-                for part, (part_SL, facts) in zip(parts, drawn, strict=True)
-            ],
-        }
-        return Calibration(tokens_SL, description)
-
-    return complete
+    return Draft(options, encoder, windows, order_S)
 
 
 def source_files(options: CalibrationOptions) -> list[Path]:
@@ -139,37 +161,51 @@ def source_files(options: CalibrationOptions) -> list[Path]:
 
 def _draw(
     part: Part,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     samples: int,
     length: int,
     generator: torch.Generator,
     progress: Progress,
 ) -> tuple[Tensor, dict[str, Any]]:
-    limit = max(_POOL_TOKENS, _POOL_WINDOWS * samples * length)
-    stream = read_tokens(part.sources, tokenizer, limit, progress)
+    body = length - (encoder.of_window is not None)
+    limit = max(_POOL_TOKENS, _POOL_WINDOWS * samples * body)
+    stream = read_tokens(part.sources, encoder, limit, progress)
     if stream.documents == 0:
         raise SecateurError(
             f"The calibration text {part.name} is empty; name a text with words in it."
         )
     available = len(stream.tokens_N)
-    if available < length:
+    tokens_N = begin_text(stream.tokens_N, encoder.of_text)
+    room = tokens_of_window(tokens_N, length, encoder.of_window)
+    if len(tokens_N) < room:
         raise SecateurError(
-            f"The calibration text {part.name} has {available} tokens and a window needs {length}; "
+            f"The calibration text {part.name} has {available} tokens and a window needs {room}; "
             "use a longer text or shorter windows."
         )
-    separator = end_of_text_token(tokenizer)
     facts = {
         "documents": stream.documents,
         "available_tokens": available,
         "capped": stream.capped,
-        "separator": None if separator is None else tokenizer.convert_ids_to_tokens(separator),
+        "separator": encoder.name(encoder.separator),
     }
-    return draw_windows(stream.tokens_N, samples, length, generator).long(), facts
+    windows_SL = draw_windows(tokens_N, samples, length, generator, encoder.of_window)
+    return windows_SL.long(), facts
+
+
+def _start(encoder: Encoder) -> int:
+    """The token that a model begins to write behind."""
+    if encoder.start is None:
+        raise SecateurError(
+            "The tokenizer has no special token to begin a text with, so the model cannot write "
+            "calibration text; name a text file instead of self."
+        )
+    encoder.check([encoder.start])
+    return encoder.start
 
 
 def _write(
     model_loader: ModelLoader | None,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     options: CalibrationOptions,
     progress: Progress,
 ) -> tuple[Tensor, dict[str, Any]]:
@@ -178,12 +214,7 @@ def _write(
             "Calibration text written by the model needs the dense model, which is not at hand "
             "here; name a text file instead of self."
         )
-    start = tokenizer.bos_token_id if options.bos else end_of_text_token(tokenizer)
-    if start is None:
-        raise SecateurError(
-            "The tokenizer has no special token to begin a text with, so the model cannot write "
-            "calibration text; name a text file instead of self."
-        )
+    start = _start(encoder)
     samples = options.shares[SELF]
     written = math.ceil(samples * (1 + _SURPLUS))
     text = generate(
@@ -195,6 +226,6 @@ def _write(
         "dropped": written - samples,
         "log_likelihood_written": float(text.log_likelihood_S.mean()),
         "log_likelihood_kept": float(kept.log_likelihood_S.mean()),
-        "start": tokenizer.convert_ids_to_tokens(start),
+        "start": encoder.name(start),
     }
     return kept.tokens_SL, facts

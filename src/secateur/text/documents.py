@@ -9,14 +9,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from secateur.runs.errors import SecateurError
+from secateur.runs.errors import SecateurError, explained, printable, reason_of, shortened
 from secateur.text.sources import HubDataset, Source
 
+# Characters of the keys of a line that has no text, as far as a sentence names them.
+_LONGEST_KEYS = 200
 # Characters of a line; without a limit one file could fill the memory.
-_LONGEST_LINE = 2**28
+_LONGEST_LINE = 2**26
 
 
 def read_documents(
@@ -62,8 +63,8 @@ def _texts_in_file(
 ) -> Iterator[str]:
     try:
         with _open(path) as file:
-            if ".jsonl" not in path.suffixes[-2:]:
-                yield file.read(characters)
+            if not path.name.endswith((".jsonl", ".jsonl.gz")):
+                yield _plain(file.read(characters), path)
                 return
             lines = iter(lambda: file.readline(_LONGEST_LINE), "")
             for number, line in enumerate(lines, start=1):
@@ -74,7 +75,18 @@ def _texts_in_file(
             f"The text {path} is not UTF-8 ({error.reason}); convert it to UTF-8."
         ) from error
     except (OSError, EOFError, zlib.error) as error:
-        raise SecateurError(f"The text {path} cannot be read ({error}); check the file.") from error
+        raise SecateurError(
+            f"The text {path} cannot be read ({reason_of(error)}); check the file."
+        ) from error
+
+
+def _plain(text: str, path: Path) -> str:
+    if "\0" in text:
+        raise SecateurError(
+            f"The text {path} holds NUL characters, as UTF-16 and binary data do; convert it to "
+            "UTF-8."
+        )
+    return text
 
 
 def _open(path: Path) -> IO[str]:
@@ -92,13 +104,15 @@ def _text_of(line: str, place: str, tokenizer: PreTrainedTokenizerBase | None) -
         item = json.loads(line)
     # A number of thousands of digits is a ValueError, and so is whatever is not JSON.
     except (ValueError, RecursionError) as error:
-        raise SecateurError(f"{place} is not valid JSON ({error}); mend or remove it.") from error
+        raise SecateurError(
+            f"{place} is not valid JSON ({reason_of(error)}); mend or remove it."
+        ) from error
     if not isinstance(item, dict):
         raise SecateurError(f'{place} is not an object; write {{"text": "..."}}.')
     if tokenizer is not None and "text" not in item and "messages" in item:
         text = _rendered(item["messages"], place, tokenizer)
     elif "text" not in item:
-        keys = ", ".join(map(str, item)) or "none"
+        keys = printable(shortened(", ".join(item), _LONGEST_KEYS)) or "none"
         raise SecateurError(f"{place} has no 'text', its keys are: {keys}; rename the text's key.")
     else:
         text = item["text"]
@@ -124,12 +138,8 @@ def _rendered(messages: Any, place: str, tokenizer: PreTrainedTokenizerBase) -> 
             f"{place} holds a conversation and the tokenizer has no chat template; give its text "
             "under 'text'."
         )
-    try:
+    with explained(f"{place} does not fit the tokenizer's chat template", "mend or remove it."):
         return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except TemplateError as error:
-        raise SecateurError(
-            f"{place} does not fit the tokenizer's chat template ({error}); mend or remove it."
-        ) from error
 
 
 def _is_message(item: object) -> bool:
@@ -142,7 +152,10 @@ def _texts_on_hub(dataset: HubDataset, split: str) -> Iterator[str]:
     from datasets import load_dataset
 
     label = dataset.label(split)
-    try:
+    with explained(
+        f"The hub data set {label} cannot be read",
+        "check its name, configuration and split and the network, or use a local file.",
+    ):
         rows = load_dataset(
             dataset.name, dataset.config, split=dataset.split or split, streaming=True
         )
@@ -150,14 +163,6 @@ def _texts_on_hub(dataset: HubDataset, split: str) -> Iterator[str]:
         for row in rows:
             column = column or _text_column(row, label)
             yield row[column] or ""
-    except SecateurError:
-        raise
-    except Exception as error:  # the hub, its formats and the network fail in many ways
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SecateurError(
-            f"The hub data set {label} cannot be read ({reason.rstrip('.')}); check its name, "
-            "configuration and split and the network, or use a local file."
-        ) from error
 
 
 def _text_column(row: dict[str, object], label: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pydantic import Field, field_validator, model_validator
 
 from secateur.runs.options import Options
+from secateur.text.beginning import BEGINNING, BeginningOption
 
 # Hidden states of so many tokens fit on no disk.
 _MOST_TOKENS = 2**28
@@ -25,9 +26,7 @@ class CalibrationOptions(Options):
     samples: int = Field(128, ge=1, le=2**40, description="windows, held-out ones included")
     length: int = Field(512, ge=1, le=2**40, description="tokens per window")
     seed: int = Field(0, ge=0, lt=2**47, description="decides windows and sampled text")
-    bos: bool = Field(
-        False, description="begin every window with the beginning-of-text token, as Gemma needs"
-    )
+    bos: BeginningOption = Field(None, description=BEGINNING)
 
     @field_validator("source")
     @classmethod

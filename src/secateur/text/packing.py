@@ -10,11 +10,10 @@ from itertools import chain
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from secateur.runs.errors import SecateurError
 from secateur.runs.progress import Progress, silent
 from secateur.text.documents import read_documents
+from secateur.text.encoder import Encoder
 from secateur.text.sources import Source
 
 CHARACTERS_PER_TOKEN = 8
@@ -23,8 +22,6 @@ CHARACTERS_PER_TOKEN = 8
 # Documents that the tokenizer sees at a time, and the characters that end a batch early.
 _DOCUMENTS = 64
 _CHARACTERS = 2**24
-# Models tuned for chat end a turn, not a text, with their end-of-sequence token.
-_END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")
 
 
 @dataclass(frozen=True)
@@ -44,38 +41,9 @@ class TokenStream:
     longest: int
 
 
-def end_of_text_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that separated documents when the model was trained.
-
-    ``<|endoftext|>`` or ``<|end_of_text|>`` if the vocabulary has one, or else the end-of-sequence
-    token, or else the beginning-of-sequence token; None if there is none of them.
-    """
-    vocabulary = tokenizer.get_vocab()
-    for name in _END_OF_TEXT:
-        if name in vocabulary:
-            return int(vocabulary[name])
-    for token in (tokenizer.eos_token_id, tokenizer.bos_token_id):
-        if token is not None:
-            return int(token)
-    return None
-
-
-def beginning_of_text_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that windows begin with where the user asks for it.
-
-    Raises:
-        SecateurError: the tokenizer has none.
-    """
-    if tokenizer.bos_token_id is None:
-        raise SecateurError(
-            "The tokenizer has no beginning-of-text token to begin windows with; leave bos out."
-        )
-    return int(tokenizer.bos_token_id)
-
-
 def read_tokens(
     sources: Sequence[Source],
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     limit: int,
     progress: Progress = silent,
 ) -> TokenStream:
@@ -83,15 +51,15 @@ def read_tokens(
     # One character more than will be tokenised shows that there is more.
     characters = CHARACTERS_PER_TOKEN * limit + 1
     documents = chain.from_iterable(
-        read_documents(source, split="train", characters=characters, tokenizer=tokenizer)
+        read_documents(source, split="train", characters=characters, tokenizer=encoder.tokenizer)
         for source in sources
     )
-    return tokenize(documents, tokenizer, limit, progress)
+    return tokenize(documents, encoder, limit, progress)
 
 
 def tokenize(
     documents: Iterable[str],
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     limit: int,
     progress: Progress = silent,
 ) -> TokenStream:
@@ -101,11 +69,14 @@ def tokenize(
 
     Args:
         documents: texts, read as they are needed.
-        tokenizer: the model's.
+        encoder: of the model.
         limit: stop at this many tokens, in the middle of a document if need be.
         progress: told how many of ``limit`` tokens there are.
+
+    Raises:
+        SecateurError: the tokenizer fails, or gives a token that the model has no row for.
     """
-    separator = end_of_text_token(tokenizer)
+    separator = encoder.separator
     stream = array("i")
     count = 0
     cut = False
@@ -115,13 +86,11 @@ def tokenize(
         texts = [text[: CHARACTERS_PER_TOKEN * limit] for text in batch]
         cut = cut or texts != batch
         longest = max(longest, *map(len, batch))
-        encoded = tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
-        for ids in encoded["input_ids"]:
+        for ids in encoder.encode(texts):
             if not ids:
                 continue
             if stream and separator is not None:
+                encoder.check([separator])
                 stream.append(separator)
             stream.extend(ids)
             count += 1
@@ -146,23 +115,62 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def draw_windows(tokens_N: Tensor, samples: int, length: int, generator: torch.Generator) -> Tensor:
+def draw_windows(
+    tokens_N: Tensor,
+    samples: int,
+    length: int,
+    generator: torch.Generator,
+    first: int | None = None,
+) -> Tensor:
     """Cut ``samples`` windows of ``length`` tokens at random positions, (samples, length).
 
-    Every start that leaves room for a window is equally likely, and windows may overlap.
+    Every start that leaves room for a window is equally likely, and windows may overlap. Each
+    begins with the token ``first``, if there is one.
     """
-    starts_S = torch.randint(0, len(tokens_N) - length + 1, (samples,), generator=generator)
-    return tokens_N.unfold(0, length, 1)[starts_S]
+    room = tokens_of_window(tokens_N, length, first)
+    starts_S = torch.randint(0, len(tokens_N) - room + 1, (samples,), generator=generator)
+    return _windows_at(tokens_N, starts_S, length, first)
 
 
-def consecutive_windows(tokens_N: Tensor, length: int) -> Tensor:
-    """Cut tokens into windows one behind another, (windows, length); an incomplete tail goes."""
-    count = len(tokens_N) // length
-    return tokens_N[: count * length].view(count, length)
+def consecutive_windows(tokens_N: Tensor, length: int, first: int | None = None) -> Tensor:
+    """Cut tokens into windows one behind another, (windows, length); an incomplete tail goes.
+
+    Each begins with the token ``first``, if there is one. It takes the place of a token of text,
+    except where the text has it at that place already.
+    """
+    body = length - (first is not None)
+    if first is None or not bool((tokens_N == first).any()):
+        count = len(tokens_N) // body
+        windows_WL = tokens_N[: count * body].view(count, body)
+        if first is None:
+            return windows_WL
+        return torch.cat([windows_WL.new_full((count, 1), first), windows_WL], dim=1)
+    begins_N = (tokens_N == first).tolist()
+    starts, at = [], 0
+    while at < len(begins_N) and at + body + begins_N[at] <= len(begins_N):
+        starts.append(at)
+        at += body + begins_N[at]
+    return _windows_at(tokens_N, torch.tensor(starts, dtype=torch.int64), length, first)
 
 
-def begin_windows(windows_WL: Tensor, first: int | None) -> Tensor:
-    """Put a token in front of every window, (windows, length + 1); None changes nothing."""
+def tokens_of_window(tokens_N: Tensor, length: int, first: int | None = None) -> int:
+    """Tokens that a text must have left for a window to start anywhere in it."""
+    return length - (first is not None and not bool((tokens_N == first).any()))
+
+
+def _windows_at(tokens_N: Tensor, starts_W: Tensor, length: int, first: int | None) -> Tensor:
+    places_WL = starts_W[:, None] + torch.arange(length)
     if first is None:
-        return windows_WL
-    return torch.cat([windows_WL.new_full((len(windows_WL), 1), first), windows_WL], dim=1)
+        return tokens_N[places_WL]
+    # Where the text has the token there already, it stands for the one that would be put.
+    places_WL -= (tokens_N[starts_W] != first).long()[:, None]
+    windows_WL = tokens_N[places_WL.clamp_min(0)]
+    windows_WL[:, 0] = first
+    return windows_WL
+
+
+def begin_text(tokens_N: Tensor, first: int | None) -> Tensor:
+    """Put a token at the head of a text that does not have it there; None changes nothing."""
+    if first is None or tokens_N[:1].tolist() == [first]:
+        return tokens_N
+    return torch.cat([tokens_N.new_tensor([first]), tokens_N])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -124,6 +125,8 @@ def find_file(source: str) -> Path | None:
                 f"{source} is neither .txt nor .jsonl; rename it to what it holds, or convert it."
             )
         return path
+    if path.exists():
+        raise SecateurError(f"{source} is no regular file; name a .txt or .jsonl file.")
     if path.name.endswith(TEXT_SUFFIXES) or source.startswith(("/", ".", "~")):
         raise SecateurError(f"There is no file {source}; {_nearest_file(path)}.")
     return None
@@ -161,7 +164,9 @@ def _find_sources(name: str, own: bool) -> tuple[Source, ...]:
     folder = _path(name)
     if not folder.is_dir():
         return (resolve_source(name),)
-    files = sorted(path for path in folder.rglob("*") if path.name.endswith(TEXT_SUFFIXES))
+    files = sorted(
+        path for path in folder.rglob("*") if path.name.endswith(TEXT_SUFFIXES) and path.is_file()
+    )
     if not files:
         raise SecateurError(
             f"The folder {name} holds no text files; put {', '.join(TEXT_SUFFIXES)} into it."
@@ -196,6 +201,8 @@ def _path(source: str) -> Path:
 def _nearest_file(path: Path) -> str:
     if not path.parent.is_dir():
         return f"there is no folder {path.parent} either, check the path"
+    if not os.access(path.parent, os.R_OK):
+        return "check the path"
     names = [entry.name for entry in path.parent.iterdir() if entry.name.endswith(TEXT_SUFFIXES)]
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"did you mean {path.with_name(near[0])}" if near else "check the path"

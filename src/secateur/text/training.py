@@ -11,18 +11,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import write_safetensors
 from secateur.runs.progress import Progress, silent
+from secateur.text.encoder import Encoder
 from secateur.text.options import divide
-from secateur.text.packing import (
-    begin_windows,
-    beginning_of_text_token,
-    consecutive_windows,
-    read_tokens,
-)
+from secateur.text.packing import begin_text, consecutive_windows, read_tokens
 from secateur.text.sources import HubDataset, Part, Source
 from secateur.text.tokens import TokenCache
 
@@ -54,14 +49,13 @@ class TrainingText:
 
 def load_text(
     parts: Sequence[Part],
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     *,
     windows: int,
     held_out: int,
     length: int,
     seed: int,
     validation: Source | None = None,
-    bos: bool = False,
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> TrainingText:
@@ -72,26 +66,21 @@ def load_text(
 
     Args:
         parts: from ``find_texts``.
-        tokenizer: the model's.
+        encoder: of the model.
         windows: to train on.
         held_out: to validate with.
         length: tokens per window.
         seed: decides the order.
         validation: a text of its own to validate with; at most its first ``held_out`` windows.
-        bos: begin every window with the beginning-of-text token.
         cache: where tokens of files are kept for other runs; nowhere if None.
         progress: called with (phase, done, total).
 
     Raises:
-        SecateurError: there is less text than asked for; the message has both numbers.
+        SecateurError: there is less text than asked for, the message has both numbers; or a text
+            cannot be read, or the model has no row for a token.
     """
-    pool = _Pool(
-        tokenizer,
-        length,
-        beginning_of_text_token(tokenizer) if bos else None,
-        None if cache is None else TokenCache(cache, tokenizer),
-        progress,
-    )
+    kept = None if cache is None else TokenCache(cache, encoder.tokenizer)
+    pool = _Pool(encoder, length, kept, progress)
     generator = torch.Generator().manual_seed(seed)
     held_out_WL = None
     if validation is not None:
@@ -131,28 +120,30 @@ def load_text(
 class _Pool:
     """Windows of sources, and what the report says of each."""
 
-    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
     length: int
-    first: int | None
     cache: TokenCache | None
     progress: Progress
     facts: list[dict[str, Any]] = field(default_factory=list)
 
     def windows(self, sources: Sequence[Source], most: int, purpose: str = "training") -> Tensor:
         """All windows of sources in their order, at most ``most`` of each; int32."""
-        body = self.length - (self.first is not None)
-        limit = most * body
+        first = self.encoder.of_window
+        limit = most * (self.length - (first is not None))
         found: list[Tensor] = []
         for source in sources:
-            read = partial(read_tokens, [source], self.tokenizer, limit, self.progress)
+            read = partial(read_tokens, [source], self.encoder, limit, self.progress)
             if self.cache is None or isinstance(source, HubDataset):
                 stream, use = read(), "unused"
             else:
                 stream, use = self.cache.tokens(source, limit, read)
             if use == "taken":
                 self.progress("Tokens from the cache", limit, limit)
-            windows_WL = consecutive_windows(stream.tokens_N, body)
-            found.append(begin_windows(windows_WL, self.first))
+            if len(stream.tokens_N):
+                self.encoder.check([int(stream.tokens_N.max())])
+            tokens_N = begin_text(stream.tokens_N, self.encoder.of_text)
+            windows_WL = consecutive_windows(tokens_N, self.length, first)[:most]
+            found.append(windows_WL)
             name = source.label("train") if isinstance(source, HubDataset) else source.name
             facts = {"source": name, "documents": stream.documents, "windows": len(windows_WL)}
             self.facts.append({**facts, "purpose": purpose, "cache": use})

@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.locate import find_folder, load_model, load_tokenizer
 from secateur.models.selection import choose_linears
-from secateur.models.structure import check_length
+from secateur.models.structure import check_length, embedding_rows
 from secateur.runs.device import resolve_dtype
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import cache_folder, fingerprint_files
 from secateur.runs.progress import Progress
 from secateur.runs.run import Run, check_apart, check_space, decides
+from secateur.text.encoder import Encoder
 from secateur.text.sources import HubDataset, find_texts, resolve_source
 from secateur.text.training import TrainingText, load_text
 from secateur.training.distillation import cache_bytes
@@ -72,6 +73,7 @@ class Job:
         model: to be trained.
         teacher: name and checkpoint of the dense model, or None.
         options: what to do.
+        encoder: of the model.
         text: windows of tokens.
         run: the output folder.
         device: where to compute.
@@ -83,6 +85,7 @@ class Job:
     model: Model
     teacher: tuple[str, Checkpoint] | None
     options: Training
+    encoder: Encoder
     text: TrainingText
     run: Run
     device: torch.device
@@ -161,12 +164,15 @@ def taken(
     own = None if validation is None else resolve_source(validation)
     if ranks.first and not (earlier and earlier.complete):
         _check_space(model, named, options, output, trained)
+    tokenizer = load_tokenizer(model.folder, trust_remote_code=trust_remote_code)
+    rows = embedding_rows(model.checkpoint.blocks.model)
+    encoder = Encoder.of(tokenizer, options.bos, rows)
     # Text that is too short or unreadable must show before the folder is taken.
     text = None
     if ranks.first and (restart or earlier is None or not earlier.text):
         text = load_text(
             parts,
-            load_tokenizer(model.folder, trust_remote_code=trust_remote_code),
+            encoder,
             windows=options.steps * options.step_windows,
             held_out=options.validation_windows,
             length=options.length,
@@ -178,7 +184,7 @@ def taken(
     fingerprint = decides(
         model=model.checkpoint.reader.fingerprint(),
         teacher=None if named is None else named[1].reader.fingerprint(),
-        options=_deciding_options(options),
+        options=_deciding_options(options) | {"bos": encoder.bos},
         text=[[part.weight, *map(_identity, part.sources)] for part in parts],
         **{"validation text": None if own is None else _identity(own)},
         forward=f"{dtype} on {device.type}",
@@ -187,9 +193,20 @@ def taken(
     with Run.take(output, fingerprint, restart=restart, joins=not ranks.first) as run:
         if text is not None and not run.has(path):
             text.write(path)
-            run.keep([path], text={"tokens": text.train_WL.numel(), "parts": text.parts})
-        windows = TrainingText.read(path)
-        yield Job(model, named, options, windows, run, device, dtype, trust_remote_code, ranks)
+            facts = {"tokens": text.train_WL.numel(), "bos": encoder.bos, "parts": text.parts}
+            run.keep([path], text=facts)
+        yield Job(
+            model,
+            named,
+            options,
+            encoder,
+            TrainingText.read(path),
+            run,
+            device,
+            dtype,
+            trust_remote_code,
+            ranks,
+        )
 
 
 def _check_model(name: str, checkpoint: Checkpoint, options: Training, ranks: Ranks) -> Model:
@@ -220,6 +237,7 @@ def _find_teacher(
             )
         return model.name, model.checkpoint
     found = opened or Checkpoint.at(find_folder(teacher), trust_remote_code=trust_remote_code)
+    check_length(found.blocks.model.config, options.length, "The teacher's training")
     _check_vocabularies(model.checkpoint, found, trust_remote_code)
     return str(teacher), found
 

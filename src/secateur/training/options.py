@@ -10,6 +10,7 @@ from secateur.patterns.pattern import NM, PatternText
 from secateur.runs.device import DtypeName
 from secateur.runs.errors import SecateurError
 from secateur.runs.options import Options, put_over
+from secateur.text.beginning import BEGINNING, BeginningOption
 
 LogTo = Literal["tensorboard"]
 Mean = Annotated[float, Field(ge=0, lt=1)]
@@ -113,6 +114,7 @@ class RunOptions(Options):
     """What training and recovery have in common."""
 
     seed: int = Field(0, ge=0, lt=2**47, description="decides the order of the text")
+    bos: BeginningOption = Field(None, description=BEGINNING)
     validation_windows: int = Field(
         32, ge=1, le=2**24, description="windows that are not trained on"
     )

@@ -11,7 +11,6 @@ from pathlib import Path
 from torch import Tensor
 
 from secateur.models.inspection import inspect
-from secateur.models.locate import load_tokenizer
 from secateur.pruning.prune import prune
 from secateur.pruning.recipe import Recipe
 from secateur.report.documents.prune import Report, SparsityReport
@@ -258,6 +257,7 @@ def _prune_first(job: Job, progress: Progress) -> tuple[Path, Report]:
                 "samples": _START_SAMPLES,
                 "length": min(_START_LENGTH, job.options.length),
                 "seed": job.options.seed,
+                "bos": job.encoder.bos,
             },
             "device": str(job.device),
             "dtype": str(job.dtype).removeprefix("torch."),
@@ -274,9 +274,11 @@ def _prune_first(job: Job, progress: Progress) -> tuple[Path, Report]:
 
 
 def _as_documents(job: Job) -> str:
-    tokenizer = load_tokenizer(job.model.folder, trust_remote_code=job.trust_remote_code)
+    first = job.encoder.first
     windows: Tensor = job.text.train_WL[
         : -(-_START_POOL * _START_SAMPLES * _START_LENGTH // job.options.length)
     ]
-    texts = (tokenizer.decode(window) for window in windows.tolist())
+    # The one-shot start puts the token in front of its own windows.
+    bodies = (each[1:] if each[0] == first else each for each in windows.tolist())
+    texts = (job.encoder.tokenizer.decode(body) for body in bodies)
     return "".join(f"{json.dumps({'text': text}, ensure_ascii=False)}\n" for text in texts)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from secateur.text.beginning import Beginning, read_beginning
 
 Interval = tuple[float, float]
 
@@ -17,11 +19,13 @@ class Protocol(_Frozen):
     """How the numbers of an evaluation were made."""
 
     text: str = Field(description="file name, or name, configuration and split of a data set")
-    text_sha256: str = Field(description="of the text in UTF-8")
-    text_tokens: int = Field(description="tokens of the whole text")
-    text_words: int = Field(description="words of the whole text, separated by white space")
+    text_sha256: str = Field(description="of the text in UTF-8, as far as it was read")
+    text_tokens: int = Field(description="tokens of the text, as far as it was read")
+    text_words: int = Field(description="words of it, separated by white space")
     tokenizer: str = Field(description="what the tokenizer belongs to")
-    bos: Literal["none", "each window"] = Field(description="where beginning-of-text tokens are")
+    bos: Annotated[Beginning, BeforeValidator(read_beginning)] = Field(
+        description="where the beginning-of-text token stands: window, text or none"
+    )
     window: int = Field(description="tokens per window; windows do not overlap")
     windows: int = Field(description="windows used")
     predicted_tokens: int = Field(description="window - 1 positions of each window")
@@ -90,6 +94,9 @@ class ZeroShot(_Frozen):
     dense: TaskScores | None = Field(None, description="the model evaluated against")
     lm_eval: str = Field(description="version, whose prompts and metrics these are")
     data: dict[str, str] = Field(description="per task: hub, or fingerprint of the local file")
+    bos: Beginning | None = Field(
+        None, description="none if prompts begin without a beginning-of-text token"
+    )
     limit: int | None = Field(description="questions per task, the first of them; null for all")
     forward_dtype: str
     seconds: float
