@@ -83,7 +83,7 @@ def evaluate(
         task_data=task_data,
         limit=limit,
     )
-    given = Inputs.check(model, options, against, tokenizer, trust_remote_code)
+    given = Inputs.check(model, options, against, tokenizer, trust_remote_code, progress)
     encoder, passage = given.encoder, given.passage
     place = model.device if isinstance(model, PreTrainedModel) else resolve_device(device)
     forward_dtype = resolve_dtype(dtype, place)

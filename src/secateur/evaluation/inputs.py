@@ -17,6 +17,7 @@ from secateur.models.locate import find_folder, load_config, load_model, load_to
 from secateur.models.structure import embedding_rows, positions_of, vocabulary_size
 from secateur.runs.device import DtypeName, resolve_device, resolve_dtype
 from secateur.runs.errors import SecateurError
+from secateur.runs.progress import Progress, silent
 from secateur.text.encoder import Encoder
 
 
@@ -38,6 +39,7 @@ class Inputs:
         against: str | Path | PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         trust_remote_code: bool = False,
+        progress: Progress = silent,
     ) -> Inputs:
         """Find models, tokenizer, text and task files; arguments are those of ``evaluate``.
 
@@ -52,8 +54,8 @@ class Inputs:
             raise SecateurError(
                 "Evaluation needs either a text file or a data set, or else tasks; name one."
             )
-        found = GivenModel.find(model, trust_remote_code)
-        dense = None if against is None else GivenModel.find(against, trust_remote_code)
+        found = GivenModel.find(model, trust_remote_code, progress)
+        dense = None if against is None else GivenModel.find(against, trust_remote_code, progress)
         for each in filter(None, (found, dense)):
             each.check_fits(options.window if texts else 0, found.vocabulary)
         tokenizer = tokenizer or _common_tokenizer(found, dense)
@@ -100,7 +102,12 @@ class GivenModel:
     trust_remote_code: bool
 
     @classmethod
-    def find(cls, model: str | Path | PreTrainedModel, trust_remote_code: bool) -> GivenModel:
+    def find(
+        cls,
+        model: str | Path | PreTrainedModel,
+        trust_remote_code: bool,
+        progress: Progress = silent,
+    ) -> GivenModel:
         """Find a model, and hold the headers of its files against its configuration.
 
         Raises:
@@ -110,7 +117,7 @@ class GivenModel:
         if isinstance(model, PreTrainedModel):
             name = model.config.name_or_path or type(model).__name__
             return cls(name, model, model.config, trust_remote_code)
-        folder = find_folder(model)
+        folder = find_folder(model, progress)
         config = load_config(folder, trust_remote_code=trust_remote_code, use="load")
         check_weights(folder, config, trust_remote_code=trust_remote_code)
         return cls(str(model), folder, config, trust_remote_code)

@@ -25,6 +25,7 @@ from secateur.models.structure import BlockList
 from secateur.models.tensors import TensorMap, divide, match_tensors
 from secateur.models.text_path import find_blocks
 from secateur.runs.errors import SecateurError
+from secateur.runs.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,24 @@ class Checkpoint:
     tensors: TensorMap
 
     @classmethod
-    def open(cls, name: str | Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    def open(
+        cls,
+        name: str | Path,
+        *,
+        trust_remote_code: bool = False,
+        progress: Progress = silent,
+    ) -> Checkpoint:
         """Look at a checkpoint in a folder, on the hub or in a GGUF file, to change its blocks.
 
         Args:
             name: folder, name on the hub or file.
             trust_remote_code: let the checkpoint's own Python code run.
+            progress: told of the conversion of a GGUF file.
 
         Raises:
             SecateurError: it cannot be read, or changed blocks could not be stored as they were.
         """
-        found = cls.at(find_folder(name), trust_remote_code=trust_remote_code)
+        found = cls.at(find_folder(name, progress), trust_remote_code=trust_remote_code)
         if (trouble := found.tensors.trouble) is not None:
             raise SecateurError(
                 f"{found.folder} cannot be written as it is stored, {trouble}; save the model anew "

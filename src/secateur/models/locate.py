@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,9 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -31,9 +28,10 @@ from secateur.models.files import (
 )
 from secateur.models.formats import FORMATS
 from secateur.models.formats.format import recognise
+from secateur.models.gguf import convert
 from secateur.models.sanity import check_configuration, check_generation
 from secateur.runs.errors import SecateurError, explained
-from secateur.runs.files import cache_folder
+from secateur.runs.progress import Progress, silent
 
 _SIDE_FILES = "*.json *.txt *.model *.jinja *.tiktoken *.py LICENSE* NOTICE*".split()
 # Other copies of the weights lie in folders of their own.
@@ -44,7 +42,7 @@ Use = Literal["prune", "load", "read"]
 ``CheckpointReader`` reads all that are registered."""
 
 
-def find_folder(model: str | Path) -> Path:
+def find_folder(model: str | Path, progress: Progress = silent) -> Path:
     """Return a local folder with ``config.json`` and safetensors for ``model``.
 
     A hub id is downloaded by huggingface_hub into its cache; a GGUF file is dequantised once
@@ -55,7 +53,7 @@ def find_folder(model: str | Path) -> Path:
     """
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
-        return _from_gguf(path)
+        return convert(path, progress)
     if path.is_dir():
         return path
     if path.exists():
@@ -200,41 +198,6 @@ def _from_hub(name: str) -> Path:
         raise SecateurError(
             f"{name} has no safetensors files on the hub; use a revision or a copy that has them."
         )
-    return folder
-
-
-def _from_gguf(path: Path) -> Path:
-    """Dequantise a GGUF file into a plain fp32 checkpoint, once per file."""
-    if not path.is_file():
-        raise SecateurError(f"There is no file {path}; check the path.")
-    stat = path.stat()
-    folder = cache_folder() / "gguf" / f"{path.stem}-{stat.st_size:x}-{stat.st_mtime_ns:x}"
-    if (folder / "config.json").is_file():
-        return folder
-    try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
-        )
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (ValueError, KeyError, OSError) as error:
-        raise SecateurError(
-            f"{path} cannot be read as GGUF ({_first_line(error)}); fetch it again, or name the "
-            "checkpoint folder it was made from."
-        ) from error
-    # The loaded model still claims to be quantised and refuses to be saved; a plain configuration
-    # around the same tensors does not.
-    plain: dict[str, Any] = loaded.config.to_dict()
-    plain.pop("quantization_config", None)
-    plain.pop("_name_or_path", None)
-    model = AutoModelForCausalLM.from_config(type(loaded.config).from_dict(plain))
-    model.load_state_dict(loaded.state_dict(), assign=True)
-    model.tie_weights()
-    model.generation_config = loaded.generation_config or GenerationConfig()
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    part.rename(folder)
     return folder
 
 

@@ -25,7 +25,7 @@ from secateur.pruning.recipe import Recipe
 from secateur.runs.device import resolve_device, resolve_dtype
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import fingerprint_files
-from secateur.runs.progress import Progress
+from secateur.runs.progress import Progress, silent
 from secateur.runs.run import Run, check_space, decides
 from secateur.text.calibration import Calibration, Draft, read_calibration, source_files
 from secateur.text.encoder import Encoder
@@ -65,11 +65,12 @@ class Inputs:
         recipe: Recipe,
         tokenizer: PreTrainedTokenizerBase | None,
         trust_remote_code: bool,
+        progress: Progress = silent,
     ) -> Inputs:
         """Check a checkpoint against a recipe; arguments of ``prune``."""
         device = resolve_device(recipe.device)
         dtype = resolve_dtype(recipe.dtype, device)
-        source = Checkpoint.open(name, trust_remote_code=trust_remote_code)
+        source = Checkpoint.open(name, trust_remote_code=trust_remote_code, progress=progress)
         source = source.choosing(recipe.only, recipe.skip)
         check_saving(recipe, source.blocks, source)
         plan = recipe.allocation.prepare(source.blocks, recipe.pattern)

@@ -93,7 +93,7 @@ def prune(
         raise SecateurError("Pruning a checkpoint needs an output folder; name a new or empty one.")
     check_apart(target, model)
     earlier = Run.look(target, restart=restart)
-    inputs = Inputs.of_checkpoint(model, recipe, tokenizer, trust_remote_code)
+    inputs = Inputs.of_checkpoint(model, recipe, tokenizer, trust_remote_code, progress)
     inputs.check_space(target)
     first = read_first(earlier, partial(inputs.read_text, progress))
     with Run.take(target, inputs.fingerprint(), restart=restart) as run:
@@ -150,7 +150,7 @@ def plan(
     if isinstance(model, PreTrainedModel):
         inputs = Inputs.of_model(model, recipe, tokenizer)
     else:
-        inputs = Inputs.of_checkpoint(model, recipe, tokenizer, trust_remote_code)
+        inputs = Inputs.of_checkpoint(model, recipe, tokenizer, trust_remote_code, progress)
     first = inputs.read_text(progress) if recipe.allocation.measures else None
     job = inputs.open(None, first)
     if recipe.allocation.measures:

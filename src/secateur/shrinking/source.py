@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 
 from secateur.models.checkpoint import Checkpoint
 from secateur.runs.errors import SecateurError
+from secateur.runs.progress import Progress, silent
 
 _WIDTHS = ("ffn_dim", "n_inner", "ffn_hidden_size", "intermediate_size")
 
@@ -40,13 +41,15 @@ class Source(Checkpoint):
     trust_remote_code: bool
 
 
-def open_source(model: str | Path, *, trust_remote_code: bool = False) -> Source:
+def open_source(
+    model: str | Path, *, trust_remote_code: bool = False, progress: Progress = silent
+) -> Source:
     """Look at a checkpoint's headers and configuration.
 
     Raises:
         SecateurError: it cannot be read, or it is stored in a way that cannot be cut.
     """
-    found = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    found = Checkpoint.open(model, trust_remote_code=trust_remote_code, progress=progress)
     if (joined := found.tensors.joined) is not None:
         raise SecateurError(
             f"{found.folder} cannot be cut: {joined}; save the model anew with transformers if "

@@ -151,10 +151,16 @@ def taken(
     earlier = Run.look(output, restart=restart) if ranks.first else None
     check_tensorboard(options.log_to)
     dtype = resolve_dtype(options.dtype, device)
-    found = opened[0] if opened else Checkpoint.open(name, trust_remote_code=trust_remote_code)
+    found = (
+        opened[0]
+        if opened
+        else Checkpoint.open(name, trust_remote_code=trust_remote_code, progress=progress)
+    )
     model = _check_model(str(name), found, options, ranks)
     ranks.share(options.step_windows)
-    named = _find_teacher(model, options, teacher, opened[1] if opened else None, trust_remote_code)
+    named = _find_teacher(
+        model, options, teacher, opened[1] if opened else None, trust_remote_code, progress
+    )
     if options.starts_by_covariance and named is None and model.masks:
         raise SecateurError(
             f"{model.folder} is pruned, and a low-rank start by covariance needs the dense model; "
@@ -226,6 +232,7 @@ def _find_teacher(
     teacher: str | Path | None,
     opened: Checkpoint | None,
     trust_remote_code: bool,
+    progress: Progress,
 ) -> tuple[str, Checkpoint] | None:
     if options.distillation.weight == 0:
         return None
@@ -236,7 +243,9 @@ def _find_teacher(
                 "--teacher, or train on the text alone with a distillation weight of 0."
             )
         return model.name, model.checkpoint
-    found = opened or Checkpoint.at(find_folder(teacher), trust_remote_code=trust_remote_code)
+    found = opened or Checkpoint.at(
+        find_folder(teacher, progress), trust_remote_code=trust_remote_code
+    )
     check_length(found.blocks.model.config, options.length, "The teacher's training")
     _check_vocabularies(model.checkpoint, found, trust_remote_code)
     return str(teacher), found

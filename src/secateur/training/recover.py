@@ -322,8 +322,8 @@ def taken(
     Run.look(output, restart=restart)
     if options.network == "lora":
         check_peft()
-    cut = Checkpoint.open(name, trust_remote_code=trust_remote_code)
-    dense = Checkpoint.open(teacher, trust_remote_code=trust_remote_code)
+    cut = Checkpoint.open(name, trust_remote_code=trust_remote_code, progress=progress)
+    dense = Checkpoint.open(teacher, trust_remote_code=trust_remote_code, progress=progress)
     if masks_path(cut.folder, 0).is_file():
         raise SecateurError(
             f"{cut.folder} was pruned to a mask, which recovery would fill again; use "
