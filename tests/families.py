@@ -165,7 +165,10 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"num_experts_per_tok": 2},
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": _SECTIONS, "moe_k": 2}},
     "blt": {"encoder_hash_byte_group_vocab": 100},
-    "emu3": {"vocabulary_map": {"<image>": 250}},
+    "emu3": {
+        "vocabulary_map": {"<image>": 250},
+        "vq_config": {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1},
+    },
     "falcon_h1": {"mamba_n_heads": 4},
     "chameleon": {"vocabulary_map": {"<image>": 250}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
@@ -194,6 +197,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
     "inkling_mm_model": {"text_config": {"rel_extent": 4}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8},
+    "mistral4": {"head_dim": 16},
     "molmo2": {"adapter_config": {"vision_feature_layer": [3, 2]}},
     "nemotron": {"num_key_value_heads": 2},
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
@@ -404,7 +408,7 @@ def _check_unstacked(model: PreTrainedModel) -> None:
 def _stacks(blocks: BlockList) -> list[torch.nn.Module]:
     """The stacked experts of all blocks."""
     before = [module for block in blocks for module in block.modules()]
-    with unstacked_experts(blocks.modules):
+    with unstacked_experts(blocks.model):
         shown = {module for block in blocks for module in block.modules()}
     own = [module for module in before if module not in shown]
     return [module for module in own if module._parameters]

@@ -109,7 +109,9 @@ class BlockList:
     Attributes:
         model: the whole model, with or without weights.
         prefix: name of the module list inside the model, such as ``model.layers``.
-        modules: the list itself.
+        modules: those of the list that text passes through.
+        positions: where they are in the list. What text passes by, such as cross-attention to
+            images, is no block.
         beside: for each block, how many values it returns in a tuple behind the hidden states;
             None if it returns hidden states alone.
         chosen: full names of the linears that are worked on, the others are left as they are; all
@@ -119,6 +121,7 @@ class BlockList:
     model: PreTrainedModel
     prefix: str
     modules: nn.ModuleList
+    positions: tuple[int, ...]
     beside: tuple[int | None, ...]
     chosen: frozenset[str] | None = None
 
@@ -133,7 +136,7 @@ class BlockList:
 
     def name(self, index: int) -> str:
         """Full name of one block, such as ``model.layers.3``."""
-        return f"{self.prefix}.{index}"
+        return f"{self.prefix}.{self.positions[index]}"
 
     def linears(self, index: int) -> list[Linear]:
         """The linears of a block that are worked on, in definition order."""

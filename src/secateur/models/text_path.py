@@ -128,8 +128,15 @@ def _find_stack(model: PreTrainedModel, text_BL: Tensor) -> tuple[BlockList, lis
             "with a single stack of blocks can be pruned."
         )
     ((name, ran),) = visits.items()
+    positions = tuple(visit.index for visit in ran)
+    if list(positions) != sorted(set(positions)):
+        raise SecateurError(
+            f"Text does not pass through the modules of {name} in {type(model).__name__} once and "
+            "in order; this family is not supported."
+        )
+    modules = nn.ModuleList(outer[name][position] for position in positions)
     beside = tuple(visit.beside for visit in ran)
-    return BlockList(model, name, outer[name], beside), ran
+    return BlockList(model, name, modules, positions, beside), ran
 
 
 def _require_own_weights(blocks: BlockList) -> None:
@@ -151,36 +158,30 @@ def _require_own_weights(blocks: BlockList) -> None:
 
 
 def _require_chain(blocks: BlockList, visits: list[_Visit]) -> None:
-    """Raise SecateurError unless each block ran once, on what the one before it returned."""
+    """Raise SecateurError unless each block ran on what the one before it returned."""
     name = type(blocks.model).__name__
-    order = [visit.index for visit in visits]
-    if order != list(range(len(blocks))):
-        raise SecateurError(
-            f"Text does not pass through each block of {blocks.prefix} of {name} once and in "
-            "order; this family is not supported."
-        )
-    for before, visit in zip([None, *visits], visits, strict=False):
+    for index, (before, visit) in enumerate(zip([None, *visits], visits, strict=False)):
         x_BLD = visit.x_BLD
         if not isinstance(x_BLD, Tensor) or not isinstance(visit.y_BLD, Tensor):
             raise SecateurError(
-                f"{blocks.name(visit.index)} of {name} is not called with hidden states first; "
+                f"{blocks.name(index)} of {name} is not called with hidden states first; "
                 "this family is not supported."
             )
         if x_BLD.shape[:2] != (_SEQUENCES, _LENGTH) or x_BLD.ndim != 3:
             raise SecateurError(
-                f"{blocks.name(visit.index)} of {name} works on hidden states of shape "
+                f"{blocks.name(index)} of {name} works on hidden states of shape "
                 f"{list(x_BLD.shape)}, not (sequences, length, width); this family is not "
                 "supported."
             )
         if visit.y_BLD.shape != x_BLD.shape:
             raise SecateurError(
-                f"{blocks.name(visit.index)} of {name} does not return hidden states of the shape "
+                f"{blocks.name(index)} of {name} does not return hidden states of the shape "
                 "it gets; this family is not supported."
             )
         if before is not None and not _same(before.y_BLD, x_BLD):
             raise SecateurError(
-                f"{name} changes the hidden states between {blocks.name(before.index)} and "
-                f"{blocks.name(visit.index)}; this family is not supported."
+                f"{name} changes the hidden states between {blocks.name(index - 1)} and "
+                f"{blocks.name(index)}; this family is not supported."
             )
 
 
