@@ -114,7 +114,9 @@ def test_estimate_knows_the_zeros_before_the_run(checkpoints: Callable[..., Path
     assert more["activation_bytes"] > estimate["activation_bytes"]
     integers = ["--quantize", "int4", "--quantize-group", "16", "--asymmetric"]
     sizes = [
-        json.loads(run("estimate", str(checkpoints("llama")), *given, "--json"))["output_bytes"]
+        json.loads(run("estimate", str(checkpoints("llama")), *given, *flags[2:], "--json"))[
+            "output_bytes"
+        ]
         for given in ([], [*integers, "--quantized-format", "dequantized"], integers)
     ]
     assert sizes[0] == sizes[1] > sizes[2]

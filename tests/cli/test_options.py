@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from secateur.allocation import Uniform
+from secateur.cli.flags import current_forms
 from secateur.cli.recipe import read_stage, recipe_from_flags
 from secateur.methods.quantize import Quantize
 from secateur.methods.wanda import Wanda
@@ -207,3 +208,16 @@ def test_stages_are_the_whole_chain_in_order(tmp_path: Path) -> None:
 def test_flags_that_make_no_recipe_are_one_sentence(flags: dict[str, object], message: str) -> None:
     with pytest.raises(SecateurError, match=message):
         recipe_from_flags(**flags)
+
+
+@pytest.mark.parametrize(
+    ("words", "current"),
+    [
+        ("prune M --bos text -o O", "prune M --bos text -o O"),
+        ("prune M --bos -o O", "prune M --bos window -o O"),
+        ("eval M --bos", "eval M --bos window"),
+        ("prune M --no-bos -o O", "prune M --bos none -o O"),
+    ],
+)
+def test_flags_of_earlier_versions_keep_their_meaning(words: str, current: str) -> None:
+    assert current_forms(words.split()) == current.split()

@@ -42,7 +42,7 @@ def test_one_table_of_all_rows(edit: Edit, ran: list[str], tmp_path: Path) -> No
     heads, _, *lines = [line for line in table.splitlines() if line.startswith("|")]
     assert heads.count("|") == lines[0].count("|") == 12
     assert "| 1 min 01 s | 1 min 00 s | 2.00 GB |" in lines[2]
-    assert "8 windows of 32 tokens, float32" in table
+    assert "8 windows of 32 tokens, no beginning-of-text token, float32" in table
     assert "over piqa, first 2 questions of each; lm-eval" in table
     perplexity = wanda.evaluation["model"]["perplexity"]
     terminal = Console(width=80, file=StringIO())

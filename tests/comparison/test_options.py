@@ -116,7 +116,7 @@ def test_bad_input_is_found_first(
 
 def test_the_evaluation_is_checked_too(write: Write, check: Check, text_file: Path) -> None:
     for evaluation, message in [
-        ({"text": "gone.txt"}, "There is no file gone.txt"),
+        ({"text": "gone.txt", "window": 32}, "There is no file gone.txt"),
         ({"text": str(text_file), "window": 65}, "longer than the 64 positions"),
         ({"text": str(text_file), "window": 32, "tasks": ["piqua"]}, "did you mean piqa"),
     ]:

@@ -240,7 +240,7 @@ def test_local_files_need_no_network_and_leave_nothing_behind(
     ("options", "message"),
     [
         ({"tasks": ["piqua"]}, "no task 'piqua'; did you mean piqa"),
-        ({"tasks": ["piqa"], "limit": 0}, "limit of 0 leaves no questions"),
+        ({"tasks": ["piqa"], "limit": 0}, r"limit is not valid: .* 1"),
         ({"tasks": ["piqa"], "task_data": "nowhere"}, "no folder nowhere with task data"),
     ],
 )

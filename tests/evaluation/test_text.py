@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -8,8 +9,11 @@ import datasets
 import pytest
 import torch
 
-from secateur.evaluation.text import read_dataset, read_text, split_windows
+from secateur.evaluation.options import EvaluationOptions
+from secateur.evaluation.text import Passage, read_dataset, read_text, split_windows
 from secateur.runs.errors import SecateurError
+from secateur.text.encoder import Encoder
+from tiny import make_tokenizer
 
 
 def test_a_text_file_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -58,8 +62,41 @@ def test_a_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "text.txt").write_text("x" * 13)
     (tmp_path / "texts.jsonl").write_text('{"text": "1234567"}\n' * 9)
     for name in ("text.txt", "texts.jsonl"):
-        with pytest.raises(SecateurError, match=f"{name} has more than 12 characters; cut it"):
+        with pytest.raises(
+            SecateurError, match=f"{name} has more than 12 characters; evaluate fewer"
+        ):
             read_text(tmp_path / name)
+
+
+@pytest.mark.parametrize("form", [".txt", ".txt.gz", ".jsonl"])
+def test_few_windows_of_a_long_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr("secateur.evaluation.text._SOME_CHARACTERS", 50)
+    words = "the cat sat on a mat " * 500
+    path = tmp_path / f"long{form}"
+    content = words if form != ".jsonl" else json.dumps({"text": words}) + "\n"
+    path.write_bytes(gzip.compress(content.encode()) if form == ".txt.gz" else content.encode())
+    encoder = Encoder.of(make_tokenizer())
+    options = {"text": path, "window": 8}
+    whole = Passage.read(EvaluationOptions(**options), encoder)
+    some = Passage.read(EvaluationOptions(**options, max_windows=3), encoder)
+    assert torch.equal(some.windows_WL, whole.windows_WL[:3])
+    assert (whole.text.whole, some.text.whole) == (True, False)
+    assert len(some.text.content) < len(words) / 10
+    # Once the windows need it all, all of it is read, and nothing is refused that could be.
+    all_of_it = Passage.read(EvaluationOptions(**options, max_windows=10**9), encoder)
+    assert torch.equal(all_of_it.windows_WL, whole.windows_WL)
+    assert all_of_it.text == whole.text
+
+
+def test_a_text_of_long_tokens_is_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.evaluation.text._SOME_CHARACTERS", 50)
+    monkeypatch.setattr("secateur.evaluation.text.CHARACTERS_PER_TOKEN", 0)
+    path = tmp_path / "long.txt"
+    path.write_text("the cat sat on a mat " * 500)
+    options = EvaluationOptions(text=path, window=64, max_windows=9)
+    assert Passage.read(options, Encoder.of(make_tokenizer())).windows_WL.shape == (9, 64)
 
 
 @pytest.mark.parametrize("name", ["none.txt", "none", "user/none", "./none"])

@@ -11,7 +11,7 @@ import pytest
 from secateur.runs.errors import SecateurError
 from secateur.text import documents
 from secateur.text.documents import read_documents
-from secateur.text.sources import HubDataset, resolve_source
+from secateur.text.sources import HubDataset, find_texts, resolve_source
 
 
 def read(source: Path, characters: int = -1) -> list[str]:
@@ -123,6 +123,36 @@ def test_a_missing_folder(tmp_path: Path) -> None:
 def test_a_path_without_a_known_ending_is_no_hub_name() -> None:
     with pytest.raises(SecateurError, match=r"There is no file \./corpus; check the path"):
         resolve_source("./corpus")
+
+
+@pytest.mark.parametrize("name", ["pipe.txt", "pipe.jsonl.gz"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(SecateurError, match=r"pipe\..* is no regular file"):
+        resolve_source(str(tmp_path / name))
+    with pytest.raises(SecateurError, match="holds no text files"):
+        find_texts(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("the cat".encode("utf-16-le"), "holds NUL characters"),
+        ("the cat".encode("utf-16"), "is not UTF-8"),
+        (b"PAR1\0\0\0\0\x15\xff", "is not UTF-8"),
+    ],
+)
+def test_data_that_is_no_text(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    with pytest.raises(SecateurError, match=message):
+        read(path)
+
+
+def test_the_last_ending_says_how_a_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "notes.jsonl.txt"
+    path.write_text("no JSON at all")
+    assert read(path) == ["no JSON at all"]
 
 
 def test_folders_and_other_files_are_refused(tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from secateur.cli.ending import ending
 from secateur.cli.flags import current_forms
@@ -16,8 +16,17 @@ from secateur.cli.show import demo, ls, report
 from secateur.cli.shrink import shrink
 from secateur.cli.train import recover, train
 
+
+class _Commands(TyperGroup):
+    """All commands; flags of earlier versions keep their meaning."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, current_forms(args))
+
+
 app = typer.Typer(
     name="secateur",
+    cls=_Commands,
     help="Prune large language models so that it pays.",
     no_args_is_help=True,
     add_completion=False,
@@ -67,4 +76,4 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with ending():
-        app(current_forms(sys.argv[1:]))
+        app()

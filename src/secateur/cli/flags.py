@@ -45,7 +45,7 @@ def current_forms(words: Sequence[str]) -> list[str]:
     ``--bos`` was a switch, and names a place now.
     """
     current: list[str] = []
-    for word, behind in zip(words, [*words[1:], "--"], strict=True):
+    for word, behind in zip(words, [*words[1:], "--"], strict=False):
         if word == "--no-bos":
             current += ["--bos", "none"]
         elif word == "--bos" and behind.startswith("-"):
