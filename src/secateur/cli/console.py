@@ -166,7 +166,8 @@ def show_result(table: RenderableType, notes: Iterable[str], output: Path) -> No
 
 
 def complain(sentence: str) -> None:
-    """Print an error to stderr."""
+    """Print an error to stderr, as a sentence that ends."""
+    sentence += "" if sentence.endswith((".", "?", "!")) else "."
     stderr.print(Text.assemble(("error", "bold red"), " ", _lines_of(sentence)), soft_wrap=True)
 
 

@@ -85,6 +85,8 @@ def _end(error: BaseException) -> NoReturn:
         _say_and_exit(
             REFUSED, "A path begins with ~ and the name of no user here; write the path out."
         )
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):
+        _say_and_exit(REFUSED, f"{reason_of(error)}: the link leads to itself; name another path.")
     # What a library raises under this name without a number does not come from the system.
     if isinstance(error, OSError) and error.errno is not None:
         reason = reason_of(error)

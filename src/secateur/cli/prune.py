@@ -33,6 +33,7 @@ def prune(
     from secateur.runs.files import write_text
 
     if save_recipe is not None:
+        save_recipe = save_recipe.expanduser()
         _check_target(save_recipe, "recipe", model, _read_recipe)
         write_text(save_recipe, recipe.to_yaml())
     with progress_bars() as progress:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -17,6 +16,7 @@ from secateur.models.files import INDEX, WeightFiles, find_weights
 from secateur.models.formats.format import Stored, WeightFormat, find_format, recognise
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import fingerprint_files
+from secateur.runs.reading import read_json_object
 
 _DTYPES = {
     "F64": torch.float64,
@@ -91,11 +91,7 @@ class CheckpointReader:
         path = self.folder / "config.json"
         if not path.is_file():
             return {}
-        try:
-            config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise SecateurError(f"{path} is not valid JSON; fetch the checkpoint again.") from error
-        return config
+        return read_json_object(path, "The configuration", "fetch the checkpoint again.")
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return copies of the named tensors in the dtype of the file, on the CPU."""

@@ -55,6 +55,8 @@ def check_configuration(folder: Path) -> None:
         return
     largest = max((size for shape in shapes for size in shape), default=0)
     for key, count in _counts(values):
+        if count < 0:
+            raise SecateurError(f"The {key} in {path} is {count}; {_ACTION}")
         limit = len(shapes) if _LAYERS.search(key) else max(len(shapes), largest)
         if count > limit:
             raise SecateurError(

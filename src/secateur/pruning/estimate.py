@@ -11,7 +11,6 @@ from secateur.methods.stage import BlockStage, GroupStage
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import linear_shapes, unstacked_experts
 from secateur.models.structure import BlockList, check_length
-from secateur.patterns.plan import uniform_plan
 from secateur.pruning.job import check_saving
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.walk import wants_dense_stream, wants_targets
@@ -44,7 +43,7 @@ def estimate(
     reader, blocks = source.reader, source.blocks
     check_saving(recipe, source.blocks, source)
     check_length(blocks.model.config, recipe.calibration.length)
-    plan = uniform_plan(linear_shapes(blocks), recipe.pattern)
+    plan = recipe.allocation.prepare(blocks, recipe.pattern)
 
     calibration = recipe.calibration
     tokens = calibration.samples * calibration.length

@@ -183,8 +183,10 @@ def find_format(name: str) -> type[WeightFormat]:
     return found
 
 
-def recognise(described: Mapping[str, Any] | None) -> WeightFormat | None:
+def recognise(described: Any) -> WeightFormat | None:
     """Return the format that a ``quantization_config`` speaks of, None if it is not known."""
+    if not isinstance(described, dict | None):
+        return None
     found = (find_format(name).recognise(described or {}) for name in FORMATS)
     return next((each for each in found if each is not None), None)
 
