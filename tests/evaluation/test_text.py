@@ -92,11 +92,12 @@ def test_few_windows_of_a_long_text(
 
 def test_a_text_of_long_tokens_is_read_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secateur.evaluation.text._SOME_CHARACTERS", 50)
-    monkeypatch.setattr("secateur.evaluation.text.CHARACTERS_PER_TOKEN", 0)
     path = tmp_path / "long.txt"
     path.write_text("the cat sat on a mat " * 500)
-    options = EvaluationOptions(text=path, window=64, max_windows=9)
-    assert Passage.read(options, Encoder.of(make_tokenizer())).windows_WL.shape == (9, 64)
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["the cat sat on a mat "])
+    options = EvaluationOptions(text=path, window=64, max_windows=5)
+    assert Passage.read(options, Encoder.of(tokenizer)).windows_WL.shape == (5, 64)
 
 
 @pytest.mark.parametrize("name", ["none.txt", "none", "user/none", "./none"])

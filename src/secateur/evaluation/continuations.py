@@ -17,6 +17,7 @@ from secateur.runs.device import resolve_device, resolve_dtype
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import write_json
 from secateur.runs.progress import Progress, silent
+from secateur.text.encoder import Encoder
 
 # A fact, an explanation, a program: what suffers first is not the same in all three.
 PROMPTS = (
@@ -83,13 +84,15 @@ def continue_texts(
     dense = GivenModel.find(name, trust_remote_code)
     tokenizer = pruned.tokenizer()
     assert tokenizer is not None, "it lies in a folder"
+    encoder = Encoder.of(tokenizer, rows=pruned.vocabulary)
+    begun = [encoder.begun(prompt) for prompt in prompts]
     total, written = 2 * len(prompts), list[list[str]]()
     progress("Continuing texts", 0, total)
     for each in (dense, pruned):
         model = each.load(place, dtype)
         written.append([])
-        for prompt in prompts:
-            written[-1].append(_continued(model, tokenizer, prompt, tokens))
+        for ids in begun:
+            written[-1].append(_continued(model, tokenizer, ids, tokens))
             progress("Continuing texts", sum(map(len, written)), total)
         del model
         gc.collect()
@@ -124,7 +127,7 @@ def _dense_name(run: Run) -> str:
 
 
 def _continued(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: list[int], tokens: int
 ) -> str:
     end = tokenizer.eos_token_id
     # The checkpoint's own settings may sample, or punish what is repeated.
@@ -132,7 +135,7 @@ def _continued(
         do_sample=False, max_new_tokens=tokens, eos_token_id=end, pad_token_id=end
     )
     generate: Any = model.generate
-    prompt_1N = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
+    prompt_1N = torch.tensor([prompt], device=model.device)
     whole_1N = generate(prompt_1N, attention_mask=torch.ones_like(prompt_1N))
     written = whole_1N[0, prompt_1N.shape[1] :].tolist()
     return str(tokenizer.decode([token for token in written if token != end]))

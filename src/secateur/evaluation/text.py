@@ -147,9 +147,11 @@ def _beginning(
         text = read_text(path)
         return text, _tokens(text, encoder)
     wanted = options.max_windows * options.window + _MARGIN
-    characters = max(_SOME_CHARACTERS, CHARACTERS_PER_TOKEN * wanted)
+    characters = CHARACTERS_PER_TOKEN * wanted
+    text = read_text(path, _SOME_CHARACTERS)
     while True:
-        text = read_text(path, characters)
+        if not text.whole:
+            text = read_text(path, characters)
         tokens_N = _tokens(text, encoder)
         if text.whole or len(tokens_N) >= wanted:
             return text, tokens_N

@@ -20,6 +20,7 @@ from secateur.models.inspection import inspect
 from secateur.models.streamed import StreamedStore
 from secateur.patterns.plan import Plan
 from secateur.pruning.job import Inputs, Job
+from secateur.pruning.notes import notes_on_run
 from secateur.pruning.pruned import describe_block
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.walk import (
@@ -37,9 +38,6 @@ from secateur.runs.meter import Meter
 from secateur.runs.progress import Progress, silent
 from secateur.runs.run import Run, check_apart
 from secateur.text.saved import read_first
-
-# Weights of a dense model are seldom zero; more than this share of them is worth a word.
-_TRACE = 0.001
 
 
 @dataclass(frozen=True)
@@ -238,7 +236,7 @@ def _execute(job: Job, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
         sparsity=sparsity,
         blocks=finished,
         resumed_blocks=resumed,
-        notes=_notes_on_zeros(recipe, finished),
+        notes=notes_on_run(recipe, linear_shapes(store.blocks), finished),
         **meter.costs(),
     )
     return report, masks
@@ -305,26 +303,3 @@ def _count_zeros(
         left_dense=len(left),
         overall=(zeros + left_zeros) / (weights + left_weights) if left else None,
     )
-
-
-def _notes_on_zeros(recipe: Recipe, blocks: Sequence[BlockReport]) -> list[str]:
-    """Say where zeros are not what pruning made."""
-    notes = []
-    left = [each for block in blocks for each in block.left.values()]
-    if left:
-        share = sum(each.weights for each in left)
-        notes.append(
-            f"{len(left)} linears with {share:,} weights were left as they are, by only and skip; "
-            "the sparsity is that of the others."
-        )
-    linears = [each for block in blocks for each in block.linears.values()]
-    zeros, weights = (
-        sum(each.zeros_before for each in linears),
-        sum(each.weights for each in linears),
-    )
-    if zeros > _TRACE * weights and not recipe.keeps_masks:
-        notes.append(
-            f"{zeros / weights:.1%} of the weights were zero before; those zeros count as pruned, "
-            "so less was removed than the sparsity says."
-        )
-    return notes

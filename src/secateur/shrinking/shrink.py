@@ -20,6 +20,7 @@ from secateur.shrinking.nested import choose_nested
 from secateur.shrinking.options import ShrinkOptions
 from secateur.shrinking.refit import read_refitted
 from secateur.shrinking.rounds import choose_in_rounds
+from secateur.text.options import fitted_share, note_on_tokens
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,15 @@ def _execute(job: Job, progress: Progress) -> ShrinkReport:
 
 def _notes(job: Job, config: dict[str, Any]) -> list[str]:
     notes = []
-    source = job.source
+    source, options = job.source, job.options
+    if options.preset == "default":
+        calibration, blocks = options.calibration, source.blocks
+        fitted = fitted_share(calibration.samples) * calibration.length
+        widths = [each.output_linear(blocks[each.block]) for each in job.sub_blocks]
+        widest = max(linear.weight_OI.shape[1] for linear in widths)
+        notes += note_on_tokens(["The refit"], fitted, widest)
+        if options.form == "uniform" and "sub_models" in options.model_fields_set:
+            notes.append("No sub-models were tried: with uniform widths there is none to choose.")
     if job.options.form == "padded":
         notes.append("The files hold zeros in place of what was removed: nothing is faster.")
     if config["model_type"] != source.config["model_type"]:

@@ -63,7 +63,7 @@ class Survey:
     def notes(self) -> list[str]:
         """For the user: fallbacks, and whether the expected divergences deserve trust."""
         explained = self.penalties.explained
-        if explained is None or explained > 0:
+        if explained is not None and explained > 0:
             return self.fallbacks
         return [
             *self.fallbacks,

@@ -79,6 +79,22 @@ def fitted_share(samples: int) -> int:
     return samples * 3 // 4
 
 
+def note_on_tokens(stages: Sequence[str], tokens: int, widest: int) -> list[str]:
+    """Say so if a linear has more inputs than there are tokens to fit it on.
+
+    Args:
+        stages: what fits.
+        tokens: that are fitted on.
+        widest: inputs of the widest linear.
+    """
+    if not stages or tokens >= widest:
+        return []
+    return [
+        f"{' and '.join(stages)} had {tokens:,} calibration tokens for linears of up to "
+        f"{widest:,} inputs; give more --samples, several times as many tokens as inputs."
+    ]
+
+
 def divide(total: int, weights: Sequence[float]) -> list[int]:
     """Divide a number in proportion to positive weights, by largest remainder."""
     whole = math.fsum(weights)
