@@ -67,6 +67,7 @@ def plan(
     from secateur.pruning.prune import plan as run
     from secateur.report.terminal import plan_table
 
+    output = output.expanduser()
     _check_target(output, "plan", model, Plan.from_file)
     with progress_bars() as progress:
         result = run(model, recipe, trust_remote_code=trust_remote_code, progress=progress)
