@@ -73,7 +73,9 @@ def save(holding: Holding, checkpoint: Checkpoint, output: Path, ranks: Ranks = 
         state = block.state_dict()
         state = _gathered({name: state[name] for name in tensors.blocks[index].names})
         if ranks.first:
-            store.save(index, {name: mask.bool() for name, mask in masks.items()}, state=state)
+            kept = {name: mask.bool() for name, mask in masks.items()}
+            # A model that has no mask at all, such as a recovered one, gets no files of them.
+            store.save(index, kept if holding.linears else None, state=state)
     changed: dict[str, Tensor] = {}
     for module, part in ((blocks.model.base_model, tensors.outside), (blocks.model, tensors.head)):
         state = module.state_dict()
