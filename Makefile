@@ -19,7 +19,7 @@ help:
 	$(say) \
 	  'make demo    prune a small language model, evaluate it, write a report' \
 	  'make test    lint, types and all tests' \
-	  'make soak    kill every command at random, for an hour or two' \
+	  'make soak    kill every command at random, damage its inputs; for hours' \
 	  'make lint    ruff, mypy and the layers of imports' \
 	  'make reference   write what the option models say into help and reference pages' \
 	  'make families    try every family of transformers, and write the page of them' \
@@ -38,6 +38,7 @@ test: lint
 soak: $(venv)/.ready
 	$(say) '==> kills, pairs and full disks; SOAK_KILLS, SOAK_PAIRS and SOAK_DISKS say how many'
 	@OMP_NUM_THREADS=1 $(bin)/pytest -q -m soak tests/soak $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 SOAK_CATALOGUE=1 SOAK_MUTATIONS=5000 $(bin)/pytest -q -n $(JOBS) tests/catalogue
 
 lint: $(venv)/.ready
 	$(say) '==> ruff, mypy, import-linter'
