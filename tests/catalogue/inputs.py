@@ -41,14 +41,12 @@ class Bad:
         make: makes it, given the folder.
         commands: names of commands, or whole command lines.
         more: words behind each of them.
-        waits: the part of the program whose work it waits for, if it does.
     """
 
     name: str
     make: Make
     commands: tuple[str, ...]
     more: str = ""
-    waits: str = ""
 
 
 def nothing(folder: Path) -> None:
@@ -284,20 +282,30 @@ WEIGHTS = [
         tensors(lambda each: each.update({"model.norm.weight": torch.tensor(1.0)})),
         MODEL,
     ),
-    Bad("weights: a tensor of another name", tensors(_renamed), MODEL, waits="weights"),
+    Bad(
+        "weights: a tensor of another name",
+        tensors(_renamed),
+        MODEL,
+    ),
     Bad(
         "weights: a tensor less",
         tensors(lambda each: each.pop("model.layers.1.self_attn.q_proj.weight")),
         MODEL,
-        waits="weights",
     ),
-    Bad("weights: a block less", config(num_hidden_layers=4), MODEL, waits="weights"),
-    Bad("weights: none", tensors(lambda each: each.clear()), MODEL, waits="weights"),
+    Bad(
+        "weights: a block less",
+        config(num_hidden_layers=4),
+        MODEL,
+    ),
+    Bad(
+        "weights: none",
+        tensors(lambda each: each.clear()),
+        MODEL,
+    ),
     Bad(
         "weights: an embedding of NaN",
         tensors(lambda each: each["model.embed_tokens.weight"].fill_(float("nan"))),
-        ("fit", "shrink", "recover", "eval"),
-        waits="weights",
+        ("eval", "against"),
     ),
     Bad(
         "weights: a pointer of Git LFS",
@@ -387,7 +395,6 @@ TOKENIZERS = [
             ),
         ),
         READING_TEXT,
-        waits="text",
     ),
     Bad("tokenizer.json: a folder", folder_in_place("model/tokenizer.json"), SPEAKING),
     Bad(

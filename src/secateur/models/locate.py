@@ -30,6 +30,7 @@ from secateur.models.formats import FORMATS
 from secateur.models.formats.format import recognise
 from secateur.models.gguf import convert
 from secateur.models.sanity import check_configuration, check_generation
+from secateur.models.store import check_finite
 from secateur.runs.errors import SecateurError, explained
 from secateur.runs.progress import Progress, silent
 
@@ -151,7 +152,8 @@ def load_model(
     """Read a whole model onto a device, for inference; dtype ``auto`` is that of its files.
 
     Raises:
-        SecateurError: the files cannot be loaded, or not every weight comes from them.
+        SecateurError: the files cannot be loaded, not every weight comes from them, or one is not
+            finite.
     """
     find_weights(folder)
     config = load_config(folder, trust_remote_code=trust_remote_code, use="load")
@@ -175,6 +177,7 @@ def load_model(
         raise SecateurError(
             f"The files of {folder} do not give {min(missing)}; fetch or make the checkpoint again."
         )
+    check_finite(dict(model.named_parameters()))
     model.eval()
     return model
 
