@@ -110,7 +110,9 @@ def test_estimate_knows_the_zeros_before_the_run(checkpoints: Callable[..., Path
     estimate = json.loads(run("estimate", str(checkpoints("llama")), *flags, "--json"))
     assert estimate["zeros"] * 2 == estimate["weights"]
     assert estimate["streamed"] is True
-    more = json.loads(run("estimate", str(checkpoints("llama")), *flags[:3], "16", "--json"))
+    more = json.loads(
+        run("estimate", str(checkpoints("llama")), *flags[:3], "16", *flags[4:], "--json")
+    )
     assert more["activation_bytes"] > estimate["activation_bytes"]
     integers = ["--quantize", "int4", "--quantize-group", "16", "--asymmetric"]
     sizes = [
@@ -174,15 +176,24 @@ def test_plan_flags_that_contradict_each_other(tmp_path: Path) -> None:
 
 
 def test_errors_are_one_sentence_and_exit_status_1(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "secateur", "prune", str(tmp_path), "-o", str(tmp_path / "out")],
+        [
+            sys.executable,
+            "-m",
+            "secateur",
+            "prune",
+            str(tmp_path / "in"),
+            "-o",
+            str(tmp_path / "out"),
+        ],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 1
     assert "error" in done.stderr
-    assert "has no config.json" in done.stderr
+    assert "a checkpoint folder with safetensors files was expected" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -270,10 +281,13 @@ def test_files_that_are_something_else_are_not_written_over(
 ) -> None:
     source = checkpoints("llama")
     config = (source / "config.json").read_bytes()
+    theirs = tmp_path / "theirs.txt"
+    theirs.write_text("mine")
     for path, reason in [
-        (source / "config.json", "is there already and is no {}; name another file"),
+        (source / "config.json", "lies in the model's folder; name a file elsewhere"),
+        (theirs, "is there already and is no {}; name another file"),
         (tmp_path, "is no file; name one to write the {} to"),
-        (source / "config.json" / "new", "No {} can be written to"),
+        (theirs / "new", "No {} can be written to"),
     ]:
         plan = ["plan", str(source), "-o", str(path)]
         recipe = ["prune", str(source), "-o", str(tmp_path / "out"), "--save-recipe", str(path)]
@@ -281,4 +295,5 @@ def test_files_that_are_something_else_are_not_written_over(
             result = CliRunner().invoke(app, command)
             assert reason.format(noun) in str(result.exception)
     assert (source / "config.json").read_bytes() == config
+    assert theirs.read_text() == "mine"
     assert not (tmp_path / "out").exists()

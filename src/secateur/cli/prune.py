@@ -98,10 +98,10 @@ def estimate(
 def _check_target(path: Path, noun: str, model: str, read: Callable[[Path], object]) -> None:
     """Raise SecateurError unless a new file can be written there, or an older one of its kind."""
     from secateur.runs.files import writing
-    from secateur.runs.run import check_apart
 
     with writing(path):
-        check_apart(path, model)
+        if path.resolve().is_relative_to(Path(model).expanduser().resolve()):
+            raise SecateurError(f"{path} lies in the model's folder; name a file elsewhere.")
         if path.is_symlink():
             raise SecateurError(f"{path} is a link; name the file itself to write the {noun} to.")
         if path.exists():
