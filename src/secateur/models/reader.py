@@ -170,6 +170,10 @@ class CheckpointReader:
                         )
                     self.homes[name] = file
                     self._stored[name] = Stored(tuple(part.get_shape()), dtype)
+        except OSError as error:
+            raise SecateurError(
+                f"{path} cannot be opened; check its permissions, and fetch it again if need be."
+            ) from error
         except SafetensorError as error:
             raise SecateurError(
                 f"{path} is truncated or no safetensors file ({error}); fetch it again."
