@@ -55,7 +55,8 @@ def check_configuration(folder: Path) -> None:
         return
     largest = max((size for shape in shapes for size in shape), default=0)
     for key, count in _counts(values):
-        if count < 0:
+        # A layer that is named, such as the last but one, is no count.
+        if count < 0 and key.startswith(("n_", "num_")):
             raise SecateurError(f"The {key} in {path} is {count}; {_ACTION}")
         limit = len(shapes) if _LAYERS.search(key) else max(len(shapes), largest)
         if count > limit:
