@@ -61,6 +61,8 @@ def test_prune_evaluate_and_load(smollm2: Path, texts: tuple[Path, Path], tmp_pa
             "weights": 106168320,
             "counted": 0.5,
             "rounded_to_zero": 0,
+            "left_dense": 0,
+            "overall": None,
         }
         evaluation = secateur.evaluate(
             tmp_path / name, text=judge, window=512, max_windows=8, against=smollm2
