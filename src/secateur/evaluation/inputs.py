@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from secateur.evaluation.options import EvaluationOptions
 from secateur.evaluation.tasks import TaskChoice, lm_eval_version
 from secateur.evaluation.text import Passage
-from secateur.models.checkpoint import check_weights
-from secateur.models.locate import find_folder, load_config, load_model, load_tokenizer
+from secateur.models.checkpoint import check_loads
+from secateur.models.locate import find_folder, load_model, load_tokenizer
 from secateur.models.structure import embedding_rows, positions_of, vocabulary_size
 from secateur.runs.device import DtypeName, resolve_device, resolve_dtype
 from secateur.runs.errors import SecateurError
@@ -118,8 +118,7 @@ class GivenModel:
             name = model.config.name_or_path or type(model).__name__
             return cls(name, model, model.config, trust_remote_code)
         folder = find_folder(model, progress)
-        config = load_config(folder, trust_remote_code=trust_remote_code, use="load")
-        check_weights(folder, config, trust_remote_code=trust_remote_code)
+        config = check_loads(folder, trust_remote_code=trust_remote_code)
         return cls(str(model), folder, config, trust_remote_code)
 
     @property

@@ -91,7 +91,7 @@ class Checkpoint:
             SecateurError: it cannot be read, not used so, or lacks a tensor.
         """
         reader = CheckpointReader(folder)
-        config = load_config(folder, trust_remote_code=trust_remote_code, use=use)
+        config = load_config(folder, trust_remote_code=trust_remote_code, use=use, reader=reader)
         model = _skeleton(config, trust_remote_code, dtype)
         matched = match_tensors(model, reader)
         check_complete(model, reader, matched)
@@ -133,17 +133,21 @@ class Checkpoint:
         return int(self.blocks.model.config.get_text_config().hidden_size)
 
 
-def check_weights(
-    folder: Path, config: PreTrainedConfig, *, trust_remote_code: bool = False
-) -> None:
+def check_loads(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Hold the headers of a folder against its configuration; the model need have no blocks.
 
+    Returns:
+        the configuration, as it stands in the folder.
+
     Raises:
-        SecateurError: a file cannot be read, or a tensor is missing or of another shape.
+        SecateurError: a file cannot be read, transformers does not load the format, or a tensor
+            is missing or of another shape.
     """
     reader = CheckpointReader(folder)
+    config = load_config(folder, trust_remote_code=trust_remote_code, use="load", reader=reader)
     model = _skeleton(copy.deepcopy(config), trust_remote_code, None)
     check_complete(model, reader, match_tensors(model, reader))
+    return config
 
 
 def _skeleton(

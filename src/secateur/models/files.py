@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
 from secateur.runs.errors import SecateurError
-from secateur.runs.files import copy_file
+from secateur.runs.files import copy_file, write_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER = "adapter_config.json"
 
-_SIDE_FILES = "*.json *.txt *.model *.jinja *.tiktoken *.py LICENSE* NOTICE*".split()
+SIDE_FILES = "*.json *.txt *.model *.jinja *.tiktoken *.py LICENSE* NOTICE*".split()
 # They say how other weights than those of the folder are read, or what a training did.
 _LEFT_BEHIND = (
     "*.index.json adapter_*.json quantize_config.json quant_config.json quantization_config.json "
@@ -50,7 +51,7 @@ def find_weights(folder: Path) -> WeightFiles:
         SecateurError: there are none, files contradict each other, an adapter lies beside them, or
             a name or a link leads out of the folder.
     """
-    refuse_adapter(folder)
+    _refuse_adapter(folder)
     listed = read_index(folder)
     shards = sorted(set(listed.values()))
     single = (folder / SINGLE).is_file()
@@ -95,14 +96,14 @@ def copy_side_files(source: Path, output: Path) -> None:
     Weights, files that change how a folder loads, states of training and links that lead out of
     the folder stay behind.
     """
-    for pattern in _SIDE_FILES:
+    for pattern in SIDE_FILES:
         for path in sorted(source.glob(pattern)):
             left = any(fnmatch(path.name, each) for each in _LEFT_BEHIND)
             if not left and path.is_file() and _is_inside(source, path):
                 copy_file(path, output / path.name)
 
 
-def refuse_adapter(folder: Path) -> None:
+def _refuse_adapter(folder: Path) -> None:
     """Raise SecateurError if a folder holds an adapter, alone or beside a model."""
     path = folder / ADAPTER
     if not path.is_file():
@@ -187,3 +188,11 @@ def read_index(folder: Path) -> dict[str, str]:
                 "use a checkpoint from a source you trust."
             )
     return dict(listed)
+
+
+def write_index(output: Path, files: Mapping[str, str], size: int) -> None:
+    """Say which file holds which tensor, and how many bytes they are together."""
+    write_json(
+        output / INDEX,
+        {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))},
+    )

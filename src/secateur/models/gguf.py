@@ -24,7 +24,7 @@ from transformers.modeling_gguf_pytorch_utils import (
     read_field,
 )
 
-from secateur.models.files import INDEX
+from secateur.models.files import write_index
 from secateur.runs.errors import SecateurError, explained
 from secateur.runs.files import cache_folder, remove, write_json, write_safetensors
 from secateur.runs.progress import Progress
@@ -173,13 +173,7 @@ class _Shards:
     def finish(self) -> None:
         """Write the last shard, then the index."""
         self._flush()
-        write_json(
-            self._folder / INDEX,
-            {
-                "metadata": {"total_size": self._total},
-                "weight_map": dict(sorted(self.files.items())),
-            },
-        )
+        write_index(self._folder, self.files, self._total)
 
     def _name(self) -> str:
         return f"model-{self._count + 1:05d}.safetensors"

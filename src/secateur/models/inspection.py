@@ -14,8 +14,8 @@ from secateur.models.experts import stored_weights
 from secateur.patterns.pattern import NM
 from secateur.runs.errors import SecateurError
 
-# Weights of a dense linear are seldom zero.
-_TRACE = 0.001
+# Weights of a dense linear are seldom zero; more than this share of them is worth a word.
+TRACE = 0.001
 _KNOWN_PATTERNS = (NM(1, 4), NM(2, 4), NM(2, 8), NM(4, 8))
 
 
@@ -66,7 +66,7 @@ def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
         raise SecateurError(f"The blocks of {folder} have no linears whose zeros could be counted.")
     zeros = sum(linear.zeros for linear in linears)
     weights = sum(linear.weights for linear in linears)
-    pruned = [linear for linear in linears if linear.sparsity > _TRACE]
+    pruned = [linear for linear in linears if linear.sparsity > TRACE]
     kept = sum(linear.weights for linear in pruned)
     return Inspection(
         folder=str(folder),

@@ -20,21 +20,20 @@ from transformers import (
 from secateur.models.families import auto_class, has_own_code
 from secateur.models.files import (
     INDEX,
+    SIDE_FILES,
     SINGLE,
     check_file,
-    find_weights,
     read_index,
-    refuse_adapter,
 )
 from secateur.models.formats import FORMATS
 from secateur.models.formats.format import recognise
 from secateur.models.gguf import convert
+from secateur.models.reader import CheckpointReader
 from secateur.models.sanity import check_configuration, check_generation
 from secateur.models.store import check_finite
-from secateur.runs.errors import SecateurError, explained
+from secateur.runs.errors import SecateurError, explained, reason_of
 from secateur.runs.progress import Progress, silent
 
-_SIDE_FILES = "*.json *.txt *.model *.jinja *.tiktoken *.py LICENSE* NOTICE*".split()
 # Other copies of the weights lie in folders of their own.
 _UNWANTED = "original/* onnx/* gguf/* openvino/*".split()
 
@@ -66,7 +65,11 @@ def find_folder(model: str | Path, progress: Progress = silent) -> Path:
 
 
 def load_config(
-    folder: Path, *, trust_remote_code: bool = False, use: Use = "prune"
+    folder: Path,
+    *,
+    trust_remote_code: bool = False,
+    use: Use = "prune",
+    reader: CheckpointReader | None = None,
 ) -> PreTrainedConfig:
     """Return the configuration of a causal language model.
 
@@ -74,17 +77,18 @@ def load_config(
         folder: the checkpoint.
         trust_remote_code: let the checkpoint's own Python code run.
         use: what is to be done with the weights.
+        reader: of the folder, if its headers have been read.
 
     Raises:
-        SecateurError: no readable configuration, another kind of model, or weights in a format
-            that does not serve the use.
+        SecateurError: no readable weights or configuration, another kind of model, or weights in
+            a format that does not serve the use.
     """
-    refuse_adapter(folder)
+    reader = reader or CheckpointReader(folder)
     path = folder / "config.json"
     if not path.is_file():
         raise SecateurError(f"{folder} has no config.json; name a Hugging Face checkpoint folder.")
     check_file(folder, path.name)
-    check_configuration(folder)
+    check_configuration(folder, reader.shapes.values())
     check_generation(folder)
     with explained(
         f"The configuration in {folder} cannot be read",
@@ -155,7 +159,6 @@ def load_model(
         SecateurError: the files cannot be loaded, not every weight comes from them, or one is not
             finite.
     """
-    find_weights(folder)
     config = load_config(folder, trust_remote_code=trust_remote_code, use="load")
     build = auto_class(config, trust_remote_code=trust_remote_code)
     assert build is not None, "the configuration was checked"
@@ -184,9 +187,7 @@ def load_model(
 
 def _from_hub(name: str) -> Path:
     try:
-        folder = Path(
-            snapshot_download(name, allow_patterns=_SIDE_FILES, ignore_patterns=_UNWANTED)
-        )
+        folder = Path(snapshot_download(name, allow_patterns=SIDE_FILES, ignore_patterns=_UNWANTED))
         # Of the weights, those alone that transformers reads, of the same commit.
         weights = sorted({SINGLE, *read_index(folder).values()})
         snapshot_download(name, revision=folder.name, allow_patterns=weights)
@@ -195,14 +196,10 @@ def _from_hub(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise SecateurError(
             f"{name} is no local folder and could not be fetched from the hub "
-            f"({_first_line(error)}); check the name, the network and your access."
+            f"({reason_of(error)}); check the name, the network and your access."
         ) from error
     if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
         raise SecateurError(
             f"{name} has no safetensors files on the hub; use a revision or a copy that has them."
         )
     return folder
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

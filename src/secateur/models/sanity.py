@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,18 @@ _ACTION = "fetch the checkpoint again."
 _LAYERS = re.compile(r"(^|_)(layers?|depth)$")
 # Numbers of things that a dimension of some tensor counts.
 _PARTS = re.compile(r"^(n|num|moe_num|mamba_n|linear_num)_(\w+_)?(experts|heads|groups)$")
-# Headers are megabytes for the largest models.
-_LARGEST_HEADER = 1 << 28
 # Buffers are tables of positions and frequencies; those of real models are some megabytes.
 _LARGEST_BUFFERS = 1 << 32
 
 
-def check_configuration(folder: Path) -> None:
+def check_configuration(folder: Path, shapes: Collection[tuple[int, ...]]) -> None:
     """Refuse a ``config.json`` that is none, or that speaks of another model than the weights.
 
     A loader would build what it says, however large, before it looks at the weights.
+
+    Args:
+        folder: the checkpoint.
+        shapes: of the tensors in its files.
 
     Raises:
         SecateurError: it is no JSON object, a part of it is of another kind than it has to be, or
@@ -50,7 +51,6 @@ def check_configuration(folder: Path) -> None:
             raise SecateurError(
                 f"The {key} in {path} names code outside the checkpoint; remove the line."
             )
-    shapes = list(_shapes(folder))
     if not shapes:
         return
     largest = max((size for shape in shapes for size in shape), default=0)
@@ -106,17 +106,3 @@ def _counts(values: Any) -> Iterator[tuple[str, int]]:
             yield key, value
         elif isinstance(value, dict):
             yield from _counts(value)
-
-
-def _shapes(folder: Path) -> Iterator[tuple[int, ...]]:
-    """Shapes of all tensors in a folder; whoever reads them finds out what is damaged."""
-    for path in folder.glob("*.safetensors"):
-        try:
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size)) if size <= _LARGEST_HEADER else {}
-            for name, tensor in header.items():
-                if name != "__metadata__":
-                    yield tuple(int(each) for each in tensor["shape"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue

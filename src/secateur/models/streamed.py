@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from secateur.models.files import INDEX, copy_side_files
+from secateur.models.files import copy_side_files, write_index
 from secateur.models.formats.format import FinishedLinear, WeightFormat, stored_name
 from secateur.models.formats.plain import Plain
 from secateur.models.masks import masks_path, write_masks
@@ -207,14 +207,6 @@ class StreamedStore:
 def shard_name(index: int, blocks: int) -> str:
     """File of one block; what is in no block comes behind the last one."""
     return f"model-{index + 1:05d}-of-{blocks + 1:05d}.safetensors"
-
-
-def write_index(output: Path, files: Mapping[str, str], size: int) -> None:
-    """Say which file holds which tensor, and how many bytes they are together."""
-    write_json(
-        output / INDEX,
-        {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))},
-    )
 
 
 def _return_freed_memory() -> None:

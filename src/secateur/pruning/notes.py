@@ -7,12 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from secateur.methods.stage import BlockStage, GroupStage
+from secateur.models.inspection import TRACE
 from secateur.pruning.recipe import Recipe
 from secateur.report.documents.prune import BlockReport
 from secateur.text.options import note_on_tokens
 
-# Weights of a dense model are seldom zero; more than this share of them is worth a word.
-_TRACE = 0.001
 # How tasks say that a stage had to take back what it did, to a linear or to a block.
 _REJECTED = re.compile(r"(?:^|: )([\w-]+) rejected, ")
 
@@ -77,7 +76,7 @@ def _on_zeros(recipe: Recipe, blocks: Sequence[BlockReport]) -> list[str]:
         sum(each.zeros_before for each in linears),
         sum(each.weights for each in linears),
     )
-    if zeros > _TRACE * weights and not recipe.keeps_masks:
+    if zeros > TRACE * weights and not recipe.keeps_masks:
         notes.append(
             f"{zeros / weights:.1%} of the weights were zero before; those zeros count as pruned, "
             "so less was removed than the sparsity says."

@@ -156,8 +156,13 @@ def digest_of(path: Path) -> str:
     size = path.stat().st_size
     if size > _HASHED_BYTES:
         return f"{size}:{fingerprint_files([path])}"
+    return f"{size}:{sha256_of(path)}"
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a whole file, as hexadecimal digits."""
     with path.open("rb") as file:
-        return f"{size}:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:

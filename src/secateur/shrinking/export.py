@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.files import copy_side_files
+from secateur.models.files import copy_side_files, write_index
 from secateur.models.reader import CheckpointReader
 from secateur.models.store import check_finite
-from secateur.models.streamed import shard_name, write_index
+from secateur.models.streamed import shard_name
 from secateur.report.documents.shrink import ParameterReport
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import write_json, write_safetensors, write_text

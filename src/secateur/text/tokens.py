@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from secateur.runs.errors import SecateurError
-from secateur.runs.files import fingerprint_files, write_safetensors
+from secateur.runs.files import fingerprint_files, sha256_of, write_safetensors
 from secateur.text.packing import CHARACTERS_PER_TOKEN, TokenStream
 
 # Raised when the tokens of one and the same text become others.
@@ -110,8 +110,7 @@ def _digest_text(source: Path) -> str:
     state = source.stat()
     if state.st_size > _DIGESTED:
         return f"{fingerprint_files([source])} {state.st_mtime_ns}"
-    with source.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(source)
 
 
 def _ends_within(whole: TokenStream, limit: int) -> bool:
