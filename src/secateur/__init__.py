@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from secateur.comparison import ComparisonResult, compare
     from secateur.deploy.accelerator import Accelerator, Memory
     from secateur.deploy.simulation import Simulation, simulate
+    from secateur.estimation.estimate import estimate
     from secateur.evaluation.continuations import Continuations, continue_texts
     from secateur.evaluation.evaluate import evaluate
     from secateur.models.inspection import Inspection, inspect
     from secateur.patterns.pattern import NM, Unstructured, parse_pattern
     from secateur.patterns.plan import Plan
-    from secateur.pruning.estimate import estimate
     from secateur.pruning.prune import PruneResult, plan, prune
     from secateur.pruning.recipe import Recipe
     from secateur.report.documents.evaluation import Evaluation
@@ -92,7 +92,7 @@ _HOMES = {
     "Unstructured": "patterns.pattern",
     "compare": "comparison",
     "continue_texts": "evaluation.continuations",
-    "estimate": "pruning.estimate",
+    "estimate": "estimation.estimate",
     "evaluate": "evaluation.evaluate",
     "inspect": "models.inspection",
     "parse_pattern": "patterns.pattern",

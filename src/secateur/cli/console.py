@@ -15,6 +15,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from secateur.report.documents.prune import Needs
+from secateur.report.format import bytes_text
 from secateur.runs.errors import printable
 from secateur.runs.progress import Progress as Callback
 
@@ -179,3 +181,11 @@ def print_json(value: Any) -> None:
 def _lines_of(text: str) -> str:
     """The text without control characters; its lines stay lines."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def show_needs(needs: Needs, as_json: bool) -> None:
+    """What a run would need."""
+    if as_json:
+        print_json(needs.model_dump(mode="json"))
+    else:
+        say(f"Peak memory: about {bytes_text(needs.peak_memory_bytes)}.")

@@ -90,6 +90,9 @@ MoreOptions = Annotated[
 Restart = Annotated[
     bool, typer.Option("--restart", help="start over in the folder of an earlier run")
 ]
+EstimateOnly = Annotated[
+    bool, typer.Option("--estimate", help="tell the peak memory that this would need, and end")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 
 

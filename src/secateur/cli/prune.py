@@ -85,7 +85,7 @@ def estimate(
 ) -> None:
     """Tell peak memory and work of a run before it starts."""
     from secateur.cli.console import print_json, stdout
-    from secateur.pruning.estimate import estimate as run
+    from secateur.estimation.estimate import estimate as run
     from secateur.report.terminal import estimate_table
 
     result = run(model, recipe, trust_remote_code=trust_remote_code)

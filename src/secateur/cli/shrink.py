@@ -9,6 +9,7 @@ import typer
 from secateur.cli.flags import (
     MACHINE,
     AsJson,
+    EstimateOnly,
     Flags,
     Model,
     MoreOptions,
@@ -63,6 +64,7 @@ def shrink(
     options: MoreOptions = None,
     *,
     given: dict[str, Any],
+    estimate: EstimateOnly = False,
     restart: Restart = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
@@ -73,6 +75,7 @@ def shrink(
         print_json,
         progress_bars,
         say,
+        show_needs,
         show_result,
         show_table,
     )
@@ -89,6 +92,12 @@ def shrink(
     form = {"form": "uniform"} if uniform else {"form": "padded"} if padded else {}
     values = put_over(read_mapping(options, ShrinkOptions.noun) if options else {}, given | form)
     chosen = ShrinkOptions.from_mapping(values)
+    if estimate:
+        from secateur.estimation.shrinking import estimate_shrinking
+
+        needs = estimate_shrinking(model, chosen, trust_remote_code=trust_remote_code)
+        show_needs(needs, as_json)
+        return
     others: dict[str, Any] = {"restart": restart, "trust_remote_code": trust_remote_code}
     if curve:
         with progress_bars() as progress:

@@ -11,6 +11,7 @@ import typer
 from secateur.cli.flags import (
     MACHINE,
     AsJson,
+    EstimateOnly,
     Flags,
     Model,
     MoreOptions,
@@ -82,12 +83,13 @@ def train(
         str | None, typer.Option(help="the dense model to learn from (default: MODEL, if dense)")
     ] = None,
     options: MoreOptions = None,
+    estimate: EstimateOnly = False,
     restart: Restart = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a model to a pattern, with masks that adapt and the dense model as teacher."""
-    from secateur.cli.console import print_json, progress_bars, show_result
+    from secateur.cli.console import print_json, progress_bars, show_needs, show_result
     from secateur.report.terminal import training_table
     from secateur.runs.options import put_over, read_mapping
     from secateur.runs.progress import silent
@@ -95,12 +97,21 @@ def train(
     from secateur.training.train import train as run
 
     values = put_over(read_mapping(options, Training.noun) if options else {}, given)
+    chosen = Training.from_mapping(values, preset)
+    if estimate:
+        from secateur.estimation.training import estimate_training
+
+        needs = estimate_training(
+            model, chosen, teacher=teacher, trust_remote_code=trust_remote_code
+        )
+        show_needs(needs, as_json)
+        return
     # Of the processes that torchrun started, one speaks.
     speaks = os.environ.get("RANK", "0") == "0"
     with progress_bars() if speaks else nullcontext(silent) as progress:
         result = run(
             model,
-            Training.from_mapping(values, preset),
+            chosen,
             output,
             data=data,
             validation=validation,
@@ -125,23 +136,33 @@ def recover(
     data: _Data,
     given: dict[str, Any],
     options: MoreOptions = None,
+    estimate: EstimateOnly = False,
     restart: Restart = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Teach a cut model what the dense one knew."""
-    from secateur.cli.console import print_json, progress_bars, show_result
+    from secateur.cli.console import print_json, progress_bars, show_needs, show_result
     from secateur.report.terminal import recovery_table
     from secateur.runs.options import put_over, read_mapping
     from secateur.training.recover import recover as run
     from secateur.training.recovery_options import Recovery
 
     values = put_over(read_mapping(options, Recovery.noun) if options else {}, given)
+    chosen = Recovery.from_mapping(values)
+    if estimate:
+        from secateur.estimation.training import estimate_recovery
+
+        needs = estimate_recovery(
+            model, chosen, teacher=teacher, trust_remote_code=trust_remote_code
+        )
+        show_needs(needs, as_json)
+        return
     with progress_bars() as progress:
         result = run(
             model,
             output,
-            Recovery.from_mapping(values),
+            chosen,
             teacher=teacher,
             data=data,
             restart=restart,

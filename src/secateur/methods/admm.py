@@ -15,6 +15,7 @@ class ADMM(GroupStage):
     """Search mask and weights together, then fit the weights on the mask found."""
 
     needs: ClassVar[Needs] = "gram"
+    repeats: ClassVar[tuple[str, ...]] = ("iterations", "refit_iterations")
 
     method: Literal["admm"] = "admm"
     scope: Literal["linear", "row"] = Field(

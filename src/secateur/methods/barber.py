@@ -28,7 +28,6 @@ class Barber(BlockStage):
     """Exchange removed and kept weights by |weight| x gradient of the error of their part."""
 
     chooses_mask: ClassVar[bool] = False
-    copies: ClassVar[int] = 3
 
     method: Literal["barber"] = "barber"
     scope: Scope = Field(

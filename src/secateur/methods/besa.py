@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from importlib.util import find_spec
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import AliasChoices, Field, model_validator
@@ -47,7 +47,7 @@ class BESA(BlockStage):
 
     needs_norms: ClassVar[bool] = True
     unstructured_only: ClassVar[bool] = True
-    copies: ClassVar[int] = 2
+    repeats: ClassVar[tuple[str, ...]] = ("epochs",)
 
     method: Literal["besa"] = "besa"
     batch_sequences: int = Field(1, ge=1, le=2**20, description="calibration windows in one step")
@@ -109,6 +109,11 @@ class BESA(BlockStage):
                 f"the paper's parameterisation of besa reaches sparsities from {low:.3f} to "
                 f"{high:.3f}, not {pattern.sparsity:g}; use parameterisation: softmax"
             )
+
+    def scaled(self, divisor: int) -> Self:
+        stage = super().scaled(divisor)
+        # Candidates are a size as well: each row has a number for each of them.
+        return stage.model_copy(update={"sparsity_step": min(0.5, self.sparsity_step * divisor)})
 
     def passes(self, sequences: int) -> float:
         return 3.0 * self.epochs

@@ -30,7 +30,7 @@ class BESARates(BlockStage):
 
     needs_norms: ClassVar[bool] = True
     unstructured_only: ClassVar[bool] = True
-    copies: ClassVar[int] = 1
+    repeats: ClassVar[tuple[str, ...]] = ("steps",)
 
     method: Literal["besa-rates"] = "besa-rates"
     probe_sequences: int = Field(

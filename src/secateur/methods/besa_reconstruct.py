@@ -32,7 +32,7 @@ class BESAReconstruct(BlockStage):
 
     needs_norms: ClassVar[bool] = True
     unstructured_only: ClassVar[bool] = True
-    copies: ClassVar[int] = 4
+    repeats: ClassVar[tuple[str, ...]] = ("epochs",)
 
     method: Literal["besa-reconstruct"] = "besa-reconstruct"
     reference: Reference = Field("dense", description="as for the other block stages")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -31,6 +31,7 @@ class Quantize(GroupStage):
     keeps_mask: ClassVar[bool] = True
     comes_last: ClassVar[bool] = True
     works_blind: ClassVar[bool] = True
+    repeats: ClassVar[tuple[str, ...]] = ("rounds",)
 
     method: Literal["quantize"] = "quantize"
     bits: Literal[3, 4, 8] = Field(4, description="bits of the integer that stands for a weight")
@@ -57,6 +58,10 @@ class Quantize(GroupStage):
         description="packed is compressed-tensors' pack-quantized; dequantized saves the grid's "
         "values in the checkpoint's own dtype",
     )
+
+    def scaled(self, divisor: int) -> Self:
+        stage = super().scaled(divisor)
+        return stage.model_copy(update={"group": -(-self.group // divisor)})
 
     @property
     def grid(self) -> GridOptions:

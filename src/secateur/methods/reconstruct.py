@@ -22,7 +22,7 @@ class Reconstruct(BlockStage):
 
     chooses_mask: ClassVar[bool] = False
     keeps_mask: ClassVar[bool] = True
-    copies: ClassVar[int] = 3
+    repeats: ClassVar[tuple[str, ...]] = ("epochs",)
 
     method: Literal["reconstruct"] = "reconstruct"
     epochs: int = Field(

@@ -28,7 +28,7 @@ class Scales(BlockStage):
     keeps_mask: ClassVar[bool] = True
     comes_last: ClassVar[bool] = True
     follows: ClassVar[str | None] = "quantize"
-    copies: ClassVar[int] = 2
+    repeats: ClassVar[tuple[str, ...]] = ("epochs",)
 
     method: Literal["scales"] = "scales"
     epochs: int = Field(

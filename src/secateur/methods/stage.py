@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import Field
 
@@ -32,6 +32,16 @@ class Stage(Options, ABC):
     """The method that must stand right before it."""
 
     unstructured_only: ClassVar[bool] = False
+
+    repeats: ClassVar[tuple[str, ...]] = ()
+    """Options that say how often it does the same work."""
+
+    def scaled(self, divisor: int) -> Self:
+        """The stage that takes 1/d² of the memory where all sizes of model and text are 1/d.
+
+        It repeats nothing more than twice: memory does not grow with that.
+        """
+        return self.model_copy(update={name: min(getattr(self, name), 2) for name in self.repeats})
 
     def check_pattern(self, pattern: Pattern) -> None:
         """Raise ValueError if the stage cannot give masks this pattern."""
@@ -78,8 +88,6 @@ class BlockStage(Stage):
     """A step that works on a block as a whole, against a reference output."""
 
     needs_norms: ClassVar[bool] = False
-    copies: ClassVar[int]
-    """Tensors of the block's size, fp32, that it holds at most, beside its weights."""
 
     reference: Reference = Field(
         "pruned",

@@ -40,7 +40,7 @@ class Swaps(BlockStage):
     """Exchange removed and kept weights while a quadratic model of the block's error falls."""
 
     chooses_mask: ClassVar[bool] = False
-    copies: ClassVar[int] = 3
+    repeats: ClassVar[tuple[str, ...]] = ("rounds",)
 
     method: Literal["swaps"] = "swaps"
     rounds: int = Field(30, ge=1, le=10_000, description="most rounds of exchanges")

@@ -159,6 +159,11 @@ def source_files(options: CalibrationOptions) -> list[Path]:
     return [source for source in sources if isinstance(source, Path)]
 
 
+def samples_to_write(samples: int) -> int:
+    """How many the model writes to have so many likely ones."""
+    return math.ceil(samples * (1 + _SURPLUS))
+
+
 def _draw(
     part: Part,
     encoder: Encoder,
@@ -216,7 +221,7 @@ def _write(
         )
     start = _start(encoder)
     samples = options.shares[SELF]
-    written = math.ceil(samples * (1 + _SURPLUS))
+    written = samples_to_write(samples)
     text = generate(
         model_loader(), written, options.length, start=start, seed=options.seed, progress=progress
     )

@@ -108,6 +108,24 @@ def generate(
     )
 
 
+def writing_bytes(model: PreTrainedModel, dtype: torch.dtype, samples: int, length: int) -> int:
+    """Memory that ``generate`` and the model itself take, bytes.
+
+    Args:
+        model: the dense model, with or without weights.
+        dtype: that it is loaded in.
+        samples: to write.
+        length: tokens of a sample.
+    """
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    copies = 2 if dtype.itemsize > 2 else 0
+    batch = min(samples, _batch_size(model, length))
+    vocabulary: int = model.get_output_embeddings().weight.shape[0]
+    # Logits in the dtype of the products, in fp32, and what the sum of exponentials takes.
+    logits = batch * vocabulary * (2 + 3 * 4)
+    return weights * (dtype.itemsize + copies) + batch * _sequence_bytes(model, length) + logits
+
+
 def _sample(
     logits_SV: Tensor, noise: torch.Generator, temperature: float, top_k: int
 ) -> tuple[Tensor, Tensor]:
@@ -201,8 +219,12 @@ def _cache(model: PreTrainedModel, length: int) -> DynamicCache:
 
 
 def _batch_size(model: PreTrainedModel, length: int) -> int:
+    return max(1, min(_LARGEST_BATCH, _CACHE_BYTES // _sequence_bytes(model, length)))
+
+
+def _sequence_bytes(model: PreTrainedModel, length: int) -> int:
+    """Keys and values of one sequence in all blocks, in 16 bits."""
     config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    sequence_bytes = 2 * 2 * config.num_hidden_layers * heads * width * length
-    return max(1, min(_LARGEST_BATCH, _CACHE_BYTES // int(sequence_bytes)))
+    return int(2 * 2 * config.num_hidden_layers * heads * width * length)

@@ -246,22 +246,12 @@ def _prune_first(job: Job, progress: Progress) -> tuple[Path, Report]:
     if not text.is_file():
         work.mkdir(parents=True, exist_ok=True)
         write_text(text, _as_documents(job))
-    recipe = Recipe.from_mapping(
-        {
-            "pattern": str(job.options.pattern),
-            "stages": "auto",
-            "only": job.options.only,
-            "skip": job.options.skip,
-            "calibration": {
-                "source": str(text.resolve()),
-                "samples": _START_SAMPLES,
-                "length": min(_START_LENGTH, job.options.length),
-                "seed": job.options.seed,
-                "bos": job.encoder.bos,
-            },
-            "device": str(job.device),
-            "dtype": str(job.dtype).removeprefix("torch."),
-        }
+    recipe = first_recipe(
+        job.options,
+        text.resolve(),
+        bos=job.encoder.bos,
+        device=str(job.device),
+        dtype=str(job.dtype).removeprefix("torch."),
     )
     result = prune(
         job.model.folder,
@@ -271,6 +261,34 @@ def _prune_first(job: Job, progress: Progress) -> tuple[Path, Report]:
         progress=progress,
     )
     return output, result.report
+
+
+def first_recipe(
+    options: Training,
+    text: Path,
+    *,
+    bos: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Recipe:
+    """The recipe that a dense model is pruned by before it is trained, on the text in a file."""
+    return Recipe.from_mapping(
+        {
+            "pattern": str(options.pattern),
+            "stages": "auto",
+            "only": options.only,
+            "skip": options.skip,
+            "calibration": {
+                "source": str(text),
+                "samples": _START_SAMPLES,
+                "length": min(_START_LENGTH, options.length),
+                "seed": options.seed,
+                "bos": bos,
+            },
+            "device": device,
+            "dtype": dtype,
+        }
+    )
 
 
 def _as_documents(job: Job) -> str:

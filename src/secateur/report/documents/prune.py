@@ -75,16 +75,21 @@ class Report(RunReport):
     resumed_blocks: int = Field(description="blocks that an earlier, interrupted session finished")
 
 
-class Estimate(BaseModel):
-    """Memory and work of a run."""
+class Needs(BaseModel):
+    """Memory of a run."""
 
     model: str
+    peak_memory_bytes: int = Field(description="largest resident size of the process")
+
+
+class Estimate(Needs):
+    """Memory and work of pruning."""
+
     streamed: bool = Field(description="one block in memory at a time")
     blocks: int
     weights: int = Field(description="weights in the linears that are pruned")
     zeros: int
     left_dense: int = Field(0, description="linears that only and skip leave as they are")
-    peak_memory_bytes: int
     activation_bytes: int
     activations_in: str = Field(description="memory, or a mapped file")
     forward_flops: float

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
+from secateur.allocation.plan import GivenPlan
+from secateur.allocation.uniform import Uniform
 from secateur.blocks.streams import memory_budget
+from secateur.estimation.trial import Trial, peak_of, resident
+from secateur.methods.magnitude import Magnitude
 from secateur.methods.stage import BlockStage, GroupStage
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import linear_shapes, unstacked_experts
 from secateur.models.structure import BlockList, check_length
 from secateur.pruning.job import check_saving
+from secateur.pruning.prune import prune
 from secateur.pruning.recipe import Recipe
 from secateur.pruning.walk import wants_dense_stream, wants_targets
 from secateur.report.documents.prune import Estimate
+from secateur.runs.device import DtypeName, resolve_device, resolve_dtype
+from secateur.text.calibration import samples_to_write
+from secateur.text.generation import writing_bytes
+from secateur.text.options import CalibrationOptions
+from secateur.text.sources import SELF
 
 _FLOAT = 4
-# The interpreter with torch and transformers imported.
-_LIBRARIES_BYTES = 700_000_000
 # Forwards of a block for its statistics, in steps that are cut off where the last input is seen.
 _STATISTICS_PASSES = 1.5
-# Intermediate tensors of a forward that live at the same time, in units of the widest linear.
-_LIVE_TENSORS = 6
-# Copies of a group's weights a solver holds: dense, current, result, two temporaries.
-_SOLVER_COPIES = 5
-# The Gram matrix, its damped copy and its factor.
-_GRAM_COPIES = 3
+# Blocks that show all that one block in memory needs, and what the next one adds.
+_DEPTH = 2
 
 
 def estimate(
@@ -40,7 +43,7 @@ def estimate(
     recipe = recipe or Recipe()
     source = Checkpoint.open(model, trust_remote_code=trust_remote_code)
     source = source.choosing(recipe.only, recipe.skip)
-    reader, blocks = source.reader, source.blocks
+    blocks = source.blocks
     check_saving(recipe, source.blocks, source)
     check_length(blocks.model.config, recipe.calibration.length)
     plan = recipe.allocation.prepare(blocks, recipe.pattern)
@@ -57,23 +60,6 @@ def estimate(
     block_stages = [stage for stage in recipe.stages if isinstance(stage, BlockStage)]
     needs_gram = any(stage.needs == "gram" for stage in group_stages)
     needs_statistics = any(stage.needs != "nothing" for stage in group_stages)
-    block_bytes = max(sum(p.numel() for p in block.parameters()) for block in blocks) * _FLOAT
-    batch = max(recipe.batch_tokens, calibration.length)
-    working = 0
-    for groups in all_shapes:
-        for rows, width in groups:
-            gram = _GRAM_COPIES * width * width if needs_gram else 0
-            working = max(working, _SOLVER_COPIES * rows * width + gram)
-        widest = max((max(rows, width) for rows, width in groups), default=0)
-        working = max(working, _LIVE_TENSORS * batch * widest)
-    files = source.tensors.outside.files
-    outside = sum(math.prod(reader.shapes[name]) for name in files) * _FLOAT
-    resident = 0 if mapped else activations
-    # Block stages keep the dense weights beside what each of them needs while it works.
-    copies = 1 + max(stage.copies for stage in block_stages) if block_stages else 0
-    # The embeddings have left when the first block arrives.
-    block_work = max(working * _FLOAT, (copies + 1) * block_bytes)
-    stages = max(outside, 2 * block_bytes + block_work + activations // (4 * buffers))
     fitted = recipe.fitted_windows / calibration.samples
     # The advance on all of the text, and the dense outputs on what is held out.
     passes = 1 + (1 - fitted)
@@ -90,13 +76,59 @@ def estimate(
         weights=sum(plan.weights.values()),
         zeros=sum(plan.zeros.values()),
         left_dense=len(linear_shapes(replace(blocks, chosen=None))) - len(plan.weights),
-        peak_memory_bytes=_LIBRARIES_BYTES + resident + stages,
+        peak_memory_bytes=pruning_peak(source, recipe),
         activation_bytes=activations,
         activations_in="a mapped file" if mapped else "memory",
         forward_flops=2.0 * tokens * sum(plan.weights.values()) * passes,
         statistics_flops=1.5 * tokens * squares if needs_gram else 0.0,
         output_bytes=source.saved_bytes(recipe.weight_format, plan.zeros),
     )
+
+
+def pruning_peak(source: Checkpoint, recipe: Recipe) -> int:
+    """Peak of resident memory of ``prune``, bytes."""
+    calibration = recipe.calibration
+    options = recipe.model_dump(
+        mode="json", exclude={"stages", "only", "skip", "activation_memory"}
+    )
+
+    def run(trial: Trial) -> None:
+        stages = [stage.scaled(trial.divisor) for stage in recipe.stages]
+        # The miniature has neither a plan's linears nor masks to keep.
+        if isinstance(recipe.allocation, GivenPlan):
+            options["allocation"] = Uniform().model_dump()
+        if recipe.keeps_masks:
+            options["pattern"], stages[0] = "0.5", Magnitude()
+        small = Recipe.from_mapping(
+            {
+                **options,
+                "stages": [stage.model_dump(mode="json") for stage in stages],
+                "calibration": {
+                    "source": str(trial.text),
+                    "samples": calibration.samples,
+                    "length": trial.length(calibration.length),
+                },
+                "batch_tokens": trial.length(max(recipe.batch_tokens, calibration.length)),
+            }
+        )
+        prune(trial.model, small, trial.output)
+
+    before = resident()
+    tokens = calibration.samples * calibration.length
+    peak = peak_of(source, run, tokens=tokens, depth=_DEPTH)
+    return max(peak, before + text_bytes(source, calibration, recipe.dtype, recipe.device))
+
+
+def text_bytes(
+    source: Checkpoint, calibration: CalibrationOptions, dtype: DtypeName, device: str
+) -> int:
+    """What writing calibration text takes, if the model does that."""
+    samples = calibration.shares.get(SELF, 0)
+    if samples == 0:
+        return 0
+    loaded = resolve_dtype(dtype, resolve_device(device))
+    written = samples_to_write(samples)
+    return writing_bytes(source.blocks.model, loaded, written, calibration.length)
 
 
 def _input_groups(blocks: BlockList, index: int) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from secateur.pruning.estimate import estimate
+from secateur.estimation.estimate import estimate
 from secateur.pruning.recipe import Recipe
 
 
@@ -24,12 +24,10 @@ def test_block_stages_cost_streams_copies_and_passes(checkpoints: Callable[..., 
     both = of({"method": "besa"}, {"method": "reconstruct"})
     assert short.activation_bytes == long.activation_bytes == 2 * wanda.activation_bytes
     assert both.activation_bytes == 3 * wanda.activation_bytes
-    assert short.peak_memory_bytes > wanda.peak_memory_bytes
     assert long.forward_flops > short.forward_flops > wanda.forward_flops
     rebuilt = of({"method": "wanda"}, {"method": "swaps"}, {"method": "refit"})
     refitted = of({"method": "wanda"}, {"method": "refit"})
     assert rebuilt.forward_flops > refitted.forward_flops
-    assert rebuilt.peak_memory_bytes > refitted.peak_memory_bytes
     tokens, epochs = 12 * 32, 2
     assert long.forward_flops - short.forward_flops == 2 * wanda.weights * tokens * 3 * epochs
 

@@ -1,0 +1,50 @@
+"""Memory of ``shrink``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from secateur.estimation.estimate import text_bytes
+from secateur.estimation.trial import Trial, peak_of, resident
+from secateur.models.checkpoint import Checkpoint
+from secateur.report.documents.prune import Needs
+from secateur.shrinking.options import ShrinkOptions
+from secateur.shrinking.shrink import shrink
+
+# Sub-models of a round of the preset paper are tried one after the other.
+_MASKS = 4
+
+
+def estimate_shrinking(
+    model: str | Path, options: ShrinkOptions | None = None, *, trust_remote_code: bool = False
+) -> Needs:
+    """Estimate the peak memory of ``shrink``; arguments are its own.
+
+    Raises:
+        SecateurError: model or options are refused.
+    """
+    options = options or ShrinkOptions()
+    source = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    calibration, chosen = options.calibration, options
+
+    def run(trial: Trial) -> None:
+        values = chosen.model_dump(mode="json", exclude_unset=True)
+        values["calibration"] = {
+            "source": str(trial.text),
+            "samples": calibration.samples,
+            "length": trial.length(calibration.length),
+        }
+        if chosen.grid is not None:
+            values["grid"] = max(1, chosen.grid // trial.divisor)
+        if chosen.preset == "paper":
+            values |= {"masks": min(chosen.masks, _MASKS), "step": chosen.sparsity}
+        else:
+            values["budget"] = "parameters"
+        values["form"] = "padded" if chosen.form == "padded" else "uniform"
+        shrink(trial.model, trial.output, ShrinkOptions.from_mapping(values))
+
+    before = resident()
+    tokens = calibration.samples * calibration.length
+    peak = peak_of(source, run, tokens=tokens, depth=len(source.blocks))
+    written = text_bytes(source, calibration, options.dtype, options.device)
+    return Needs(model=str(model), peak_memory_bytes=max(peak, before + written))
