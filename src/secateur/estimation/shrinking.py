@@ -39,9 +39,17 @@ def estimate_shrinking(
         if chosen.preset == "paper":
             values |= {"masks": min(chosen.masks, _MASKS), "step": chosen.sparsity}
         else:
-            values["budget"] = "parameters"
-        values["form"] = "padded" if chosen.form == "padded" else "uniform"
-        shrink(trial.model, trial.output, ShrinkOptions.from_mapping(values))
+            # Time decides nothing of memory.
+            values |= {
+                "budget": "parameters",
+                "trial_tokens": trial.length(chosen.trial_tokens),
+                "batch_tokens": trial.length(chosen.batch_tokens),
+            }
+        shrink(
+            trial.model,
+            trial.output,
+            ShrinkOptions.from_mapping(values),
+        )
 
     before = resident()
     tokens = calibration.samples * calibration.length

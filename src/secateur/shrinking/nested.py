@@ -28,10 +28,6 @@ from secateur.shrinking.widths import (
     parameter_costs,
 )
 
-# Tokens that a sub-model is tried on, and tokens of other forward passes.
-_TRIAL_TOKENS = 2048
-_BATCH_TOKENS = 4096
-
 
 def choose_nested(job: Job, watch: Stopwatch, progress: Progress) -> Chosen:
     """Choose widths and units, and fit what is left to them: the preset ``default``.
@@ -121,8 +117,9 @@ def survey_model(
     generator = torch.Generator().manual_seed(job.options.calibration.seed)
     places = draw_widths(parameter_costs(job.sub_blocks, grids), sparsities, generator)
     count, length = tokens_SL.shape
-    start = Batches.of(count, length, _BATCH_TOKENS).boundary
-    windows = slice(start, min(start + max(1, _TRIAL_TOKENS // length), count))
+    options = job.options
+    start = Batches.of(count, length, options.batch_tokens).boundary
+    windows = slice(start, min(start + max(1, options.trial_tokens // length), count))
     memory = memory_budget(None) // 2
     stream = _stream(job, tokens_SL, memory, {windows.stop - start})
     store = job.source.store(job.device)
@@ -159,7 +156,7 @@ def _stream(job: Job, tokens_SL: Tensor, memory: int, sizes: Collection[int] = (
     return Stream(
         job.source.store(job.device),
         tokens_SL,
-        Batches.of(len(tokens_SL), tokens_SL.shape[1], _BATCH_TOKENS),
+        Batches.of(len(tokens_SL), tokens_SL.shape[1], job.options.batch_tokens),
         job.device,
         job.dtype,
         job.run.folder,

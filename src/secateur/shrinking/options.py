@@ -52,6 +52,12 @@ class ShrinkOptions(Options):
         le=_MOST_SUB_MODELS,
         description="sub-models of random widths that are tried",
     )
+    trial_tokens: int = Field(
+        2048, ge=2, le=2**28, description="tokens that a sub-model is tried on, at least a window"
+    )
+    batch_tokens: int = Field(
+        4096, ge=2, le=2**28, description="tokens in one forward pass, at least a window"
+    )
     step: float = Field(0.05, gt=0, lt=1, description="paper: largest share that one round removes")
     masks: int = Field(
         200, ge=2, le=_MOST_SUB_MODELS, description="paper: sub-models that a round tries"
@@ -65,7 +71,7 @@ class ShrinkOptions(Options):
     dtype: DtypeName = Field("auto", description="dtype of weights and forward passes")
 
     _own: ClassVar[dict[str, set[str]]] = {
-        "default": {"whole_groups", "grid", "budget", "sub_models"},
+        "default": {"whole_groups", "grid", "budget", "sub_models", "trial_tokens", "batch_tokens"},
         "paper": {"step", "masks", "prior"},
     }
 
