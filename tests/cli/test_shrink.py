@@ -62,7 +62,7 @@ def test_table_shows_what_is_left_of_each_block(
         "--ffn-only", "--sparsity", "0.3", *flags(text_file),
     )  # fmt: skip
     rows = [line.split() for line in printed.splitlines()[1:4]]
-    assert rows == [[str(block), "all", "35", "of", "64"] for block in range(3)]
+    assert rows == [[str(block), "all", "32", "of", "64"] for block in range(3)]
     assert "removed" in printed
 
 

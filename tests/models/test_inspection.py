@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 import families
 import secateur
+from secateur.models.inspection import format_fits
 from tiny import make_checkpoint, make_tokenizer
 
 
@@ -62,3 +63,10 @@ def test_convolutions_and_states_are_no_linears(text_file: Path, tmp_path: Path)
     }
     assert inspection.sparsity == report.sparsity.counted == 0.5
     assert inspection.patterns == ["2:4", "4:8"]
+
+
+def test_formats_are_held_against_rows_and_kernels_against_both_sides() -> None:
+    shapes = [(576, 1024), (1024, 576), (1093, 576), (576, 1093), (64, 32, 256), (32, 0), (48, 32)]
+    fits = {each.name: (each.fit, each.linears) for each in format_fits(shapes)}
+    assert list(fits.values()) == [(5, 6), (2, 6), (3, 6)]
+    assert all("llama.cpp" in name or "vLLM" in name for name in fits)

@@ -121,7 +121,7 @@ def test_stock_forms_load_with_stock_classes(
     if form == "uniform":
         kept = {kind: {s["kept"] for s in report["sub_blocks"] if s["kind"] == kind}
                 for kind in ("attention", "ffn")}  # fmt: skip
-        assert kept == {"attention": {1}, "ffn": {32}}
+        assert kept == {"attention": {1}, "ffn": {28}}
     else:
         assert "zeros" in report["notes"][0]
 

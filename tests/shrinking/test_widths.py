@@ -12,10 +12,12 @@ import torch
 from secateur.runs.errors import SecateurError
 from secateur.shrinking.source import open_source
 from secateur.shrinking.sub_models import draw_widths
-from secateur.shrinking.units import SubBlock, Width, find_sub_blocks
+from secateur.shrinking.units import SubBlock, UnitAxis, Width, find_sub_blocks
 from secateur.shrinking.widths import (
+    channel_grids,
     choose_widths,
     fit_penalties,
+    fitting,
     nested_places,
     parameter_costs,
     width_grids,
@@ -36,6 +38,37 @@ def test_grids_rise_from_none_to_all(sub_blocks: list[SubBlock]) -> None:
     assert width_grids(sub_blocks, 1)[1] == [(width, 0) for width in range(65)]
     costs = parameter_costs(sub_blocks, width_grids(sub_blocks, None))
     assert all(cost == sorted(cost) and cost[0] == 0 for cost in costs)
+
+
+@pytest.mark.parametrize(
+    ("channels", "grids"),
+    [
+        (14336, [256, 128, 64, 32]), (1536, [256, 128, 64, 32]), (1535, [128, 64, 32]),
+        (1000, [128, 64, 32]), (400, [64, 32]), (192, [32]), (191, [8]), (128, [8]), (7, [1]),
+    ],
+)  # fmt: skip
+def test_feed_forwards_keep_the_largest_multiples_that_leave_a_choice(
+    channels: int, grids: list[int]
+) -> None:
+    assert channel_grids(channels) == grids
+
+
+@pytest.mark.parametrize(
+    ("groups", "queries", "head_dim", "columns"),
+    # SmolLM2 fits 64 as it is, Llama 3 8B and TinyLlama 256; of GPT-2 three widths fit 256.
+    [(3, 3, 64, 64), (8, 4, 128, 256), (4, 8, 64, 256), (12, 1, 64, 128), (2, 2, 8, 1)],
+)
+def test_heads_that_stay_fit_what_the_dense_ones_fit(
+    groups: int, queries: int, head_dim: int, columns: int
+) -> None:
+    positions_UP = torch.arange(groups * queries * head_dim).view(groups, -1)
+    axis = UnitAxis("o_proj.weight", 1, 8, positions_UP, head_dim)
+    attention = SubBlock(0, "attention", (axis,), "o_proj")
+    (grid,) = width_grids([attention], None)
+    fit = fitting(attention, grid)
+    assert fit == [units * own * head_dim % columns == 0 for units, own in grid]
+    assert fit[0]
+    assert fit[-1]
 
 
 def test_a_grid_that_no_width_fits_is_refused(sub_blocks: list[SubBlock]) -> None:
@@ -137,3 +170,5 @@ def test_a_width_costs_no_less_than_what_it_is_part_of_but_more_than_others_of_i
     found = fit_penalties([grid], [[9.0, 3.0, 4.0, 1.0, 0.0]], rows, [float(p) for (p,) in rows])
     (nats,) = found.nats
     assert nats[0] >= nats[1] == nats[2] > nats[3] > nats[4] == 0
+    (only,) = found.only([[True, False, True, True, True]]).nats
+    assert only == [nats[0], float("inf"), *nats[2:]]

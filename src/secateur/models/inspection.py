@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,41 @@ from secateur.runs.errors import SecateurError
 # Weights of a dense linear are seldom zero; more than this share of them is worth a word.
 TRACE = 0.001
 _KNOWN_PATTERNS = (NM(1, 4), NM(2, 4), NM(2, 8), NM(4, 8))
+# Quantised formats, the multiple that they ask for, and whether rows count as well as columns.
+_FORMATS = (
+    ("llama.cpp Q8_0, Q4_0 and others in blocks of 32", 32, False),
+    ("llama.cpp K-quants", 256, False),
+    ("vLLM int4 kernels", 32, True),
+)
+
+
+class FormatFit(BaseModel):
+    """How many linears have a shape that a quantised format holds.
+
+    Runtimes store what does not fit in a larger format or refuse it.
+    """
+
+    name: str
+    multiple: int
+    fit: int
+    linears: int
+
+
+def format_fits(shapes: Iterable[tuple[int, ...]]) -> list[FormatFit]:
+    """Which formats hold linears of these shapes, (out, in) or (experts, out, in).
+
+    Those of llama.cpp cut a row of ``in`` weights into blocks; kernels of vLLM ask for the same of
+    ``out``. Linears without weights are left out.
+    """
+    present = [shape[-2:] for shape in shapes if 0 not in shape]
+    found = []
+    for name, multiple, rows_count in _FORMATS:
+        fit = sum(
+            columns % multiple == 0 and not (rows_count and rows % multiple)
+            for rows, columns in present
+        )
+        found.append(FormatFit(name=name, multiple=multiple, fit=fit, linears=len(present)))
+    return found
 
 
 class LinearCount(BaseModel):
@@ -46,6 +81,7 @@ class Inspection(BaseModel):
     dense: int
     pruned_sparsity: float
     pruned_patterns: list[str]
+    formats: list[FormatFit]
 
 
 def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
@@ -53,7 +89,8 @@ def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
 
     ``patterns`` lists the common n:m patterns (keep n of every m consecutive input columns) that
     a linear satisfies everywhere. ``dense`` counts the linears with no more than a trace of zeros,
-    and ``pruned_sparsity`` and ``pruned_patterns`` are those of the others.
+    and ``pruned_sparsity`` and ``pruned_patterns`` are those of the others. ``formats`` says which
+    quantised formats the shapes fit.
 
     Raises:
         SecateurError: the folder is no readable checkpoint of a causal language model.
@@ -78,6 +115,7 @@ def inspect(folder: Path, *, trust_remote_code: bool = False) -> Inspection:
         dense=len(linears) - len(pruned),
         pruned_sparsity=sum(linear.zeros for linear in pruned) / kept if kept else 0.0,
         pruned_patterns=_common(pruned),
+        formats=format_fits(linear.shape for linear in linears),
     )
 
 

@@ -43,3 +43,9 @@ def percent_text(share: float | None, digits: int | None = None) -> str:
 def linear_kind(name: str) -> str:
     """A linear's name without numbers: the same linear of all experts is one kind."""
     return re.sub(r"\d+", "*", name)
+
+
+def fit_text(fit: float, linears: float) -> str:
+    """How many linears a format holds."""
+    whole = "all" if fit == linears else "none" if not fit else f"{fit:,.0f}"
+    return f"fits {whole} of {linears:,.0f} linears"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.patterns.pattern import NM, Unstructured, parse_pattern
-from secateur.report.format import number_text, percent_text, seconds_text, width_text
+from secateur.report.format import fit_text, number_text, percent_text, seconds_text, width_text
 from secateur.report.parts import Continuation, Continuations, Lines, Table
 from secateur.report.run_files import Json, Run
 from secateur.report.summary import DIGEST, digest_text, pattern_of
@@ -219,7 +219,18 @@ def _shrunk(report: Json) -> list[_Row]:
     where, expected, why = _UNIFORM if form == "uniform" else _UNEVEN
     if removed := percent_text(report.number("parameters", "removed"), 1):
         why = f"{removed} of the blocks' parameters are gone. {why}"
-    return [(where, expected, why), *([] if form == "uniform" else [_UNEVEN_ELSEWHERE])]
+    rows = [(where, expected, why), *([] if form == "uniform" else [_UNEVEN_ELSEWHERE])]
+    return [*rows, *(row for each in report.items("formats") if (row := _format_row(each)))]
+
+
+def _format_row(found: Json) -> _Row:
+    """What a quantised format holds of a shrunk model; nothing if that is not known."""
+    fit, before, linears = (found.number(key) for key in ("fit", "fit_dense", "linears"))
+    multiple, name = number_text(found.number("multiple"), "{:.0f}"), found.text("name")
+    if name is None or fit is None or before is None or linears is None:
+        return ()
+    why = f"It needs multiples of {multiple}; of the dense model it {fit_text(before, linears)}."
+    return name, fit_text(fit, linears), why
 
 
 def simulation_table(run: Run) -> Table | None:

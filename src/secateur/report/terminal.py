@@ -16,7 +16,7 @@ from secateur.report.documents.prune import Estimate, LinearReport, Report, Spar
 from secateur.report.documents.run import RunReport
 from secateur.report.documents.shrink import ShrinkReport, SizeCurve, SubBlockReport
 from secateur.report.documents.training import RecoveryReport, TrainingReport
-from secateur.report.format import bytes_text, linear_kind, seconds_text, width_text
+from secateur.report.format import bytes_text, fit_text, linear_kind, seconds_text, width_text
 from secateur.runs.errors import printable
 from secateur.text.beginning import beginning_text, prompt_text
 
@@ -161,6 +161,8 @@ def shrink_table(report: ShrinkReport) -> RenderableType:
         left = f"{counted.blocks_after:,} of {counted.blocks_before:,} parameters left"
         yield "blocks", f"{left}, {counted.removed:.4%} removed"
         yield "in files", f"{counted.model_after:,} of {counted.model_before:,} parameters"
+        for each in report.formats:
+            yield each.name, fit_text(each.fit, each.linears)
         if latency is not None:
             yield (
                 "expected speed",
@@ -311,7 +313,8 @@ def inspection_table(inspection: Inspection) -> RenderableType:
         name, patterns = f"without {inspection.dense} dense", ", ".join(inspection.pruned_patterns)
         sparsity = f"{inspection.pruned_sparsity:.6f}"
         add_row(table, name, "", "", sparsity, patterns, style="bold")
-    return table
+    fits = ((each.name, fit_text(each.fit, each.linears)) for each in inspection.formats)
+    return Group(table, Text(), _summary(fits), Text())
 
 
 def estimate_table(estimate: Estimate) -> RenderableType:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.files import copy_side_files, write_index
+from secateur.models.inspection import format_fits, stored_linears
 from secateur.models.reader import CheckpointReader
 from secateur.models.store import check_finite
 from secateur.models.streamed import shard_name
-from secateur.report.documents.shrink import ParameterReport
+from secateur.report.documents.shrink import FormatReport, ParameterReport
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import write_json, write_safetensors, write_text
 from secateur.shrinking.layout import Layout
@@ -94,11 +95,11 @@ def _small_block(
     return block
 
 
-def check_saved(source: Source, layout: Layout, output: Path) -> CheckpointReader:
+def check_saved(source: Source, layout: Layout, output: Path) -> Checkpoint:
     """Hold names and shapes in the files against what their own classes build.
 
     Returns:
-        The saved tensors.
+        The saved checkpoint.
 
     Raises:
         SecateurError: loading would leave weights out.
@@ -106,13 +107,12 @@ def check_saved(source: Source, layout: Layout, output: Path) -> CheckpointReade
     # The code of a layout is our own.
     trusted = bool(layout.code) or source.trust_remote_code
     try:
-        found = Checkpoint.at(output, trust_remote_code=trusted)
+        return Checkpoint.at(output, trust_remote_code=trusted)
     except SecateurError as error:
         raise SecateurError(
             f"The checkpoint in {output} would not load whole, please report the model and the "
             f"options: {error}"
         ) from error
-    return found.reader
 
 
 def count_parameters(
@@ -150,3 +150,15 @@ def count_parameters(
         target=target,
         removed=removed / total,
     )
+
+
+def compare_formats(source: Source, saved: Checkpoint) -> list[FormatReport]:
+    """Say which quantised formats the shapes of the smaller and of the dense model fit."""
+    small, dense = (
+        format_fits(tuple(weight_OI.shape) for _, weight_OI in stored_linears(each))
+        for each in (saved, source)
+    )
+    return [
+        FormatReport(**now.model_dump(), fit_dense=before.fit)
+        for now, before in zip(small, dense, strict=True)
+    ]

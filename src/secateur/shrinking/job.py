@@ -26,9 +26,10 @@ from secateur.runs.errors import SecateurError
 from secateur.runs.files import fingerprint_files
 from secateur.runs.progress import Progress
 from secateur.runs.run import Run, check_apart, check_space, decides
-from secateur.shrinking.layout import plan_layout, uniform_widths
+from secateur.shrinking.layout import plan_layout
 from secateur.shrinking.options import ShrinkOptions, round_shares
 from secateur.shrinking.source import Source, open_source
+from secateur.shrinking.stock import uniform_widths
 from secateur.shrinking.sub_models import check_cuttable
 from secateur.shrinking.units import (
     SubBlock,

@@ -39,7 +39,8 @@ class ShrinkOptions(Options):
         ge=1,
         le=2**20,
         description="feed-forwards keep multiples of this many channels, or all; by default the "
-        "largest power of two up to 64 that gives sixteen widths, 1 if widths are uniform",
+        "largest of 256, 128, 64 and 32 that leaves six widths, and that removes no more than 2 % "
+        "too much if widths are uniform",
     )
     budget: Literal["parameters", "latency"] = Field(
         "parameters",

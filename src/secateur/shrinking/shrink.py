@@ -13,7 +13,13 @@ from secateur.report.documents.shrink import ShrinkReport
 from secateur.report.page import write_report
 from secateur.runs.meter import Meter
 from secateur.runs.progress import Progress, silent
-from secateur.shrinking.export import as_they_were, check_saved, count_parameters, export
+from secateur.shrinking.export import (
+    as_they_were,
+    check_saved,
+    compare_formats,
+    count_parameters,
+    export,
+)
 from secateur.shrinking.job import Job, taken
 from secateur.shrinking.layout import plan_layout
 from secateur.shrinking.nested import choose_nested
@@ -84,7 +90,7 @@ def _execute(job: Job, progress: Progress) -> ShrinkReport:
         sub_block.width_of(units)
         for sub_block, units in zip(job.sub_blocks, chosen.kept, strict=True)
     ]
-    layout = plan_layout(job.source, job.sub_blocks, widths, options.form)
+    layout = plan_layout(job.source, job.sub_blocks, widths, options.form, options.grid)
     # The result is cut from the files; no model is in memory.
     new = as_they_were if chosen.refitted is None else partial(read_refitted, chosen.refitted)
     export(job.source, job.sub_blocks, chosen.kept, layout, job.run.output, new)
@@ -97,7 +103,7 @@ def _execute(job: Job, progress: Progress) -> ShrinkReport:
         forward_dtype=str(job.dtype).removeprefix("torch."),
         parameters=count_parameters(
             job.source,
-            saved,
+            saved.reader,
             job.sub_blocks,
             chosen.kept,
             options.sparsity,
@@ -107,6 +113,7 @@ def _execute(job: Job, progress: Progress) -> ShrinkReport:
         rounds=list(chosen.rounds),
         survey=chosen.survey,
         latency=chosen.latency,
+        formats=compare_formats(job.source, saved),
         forward_tokens=chosen.tokens,
         resumed=chosen.resumed,
         notes=[*chosen.notes, *_notes(job, layout.config)],

@@ -28,7 +28,7 @@ from secateur.runs.progress import Progress, silent
 from secateur.shrinking.ordering import OutputFit, UnitOrder, order_units
 from secateur.shrinking.sub_models import cut_to, divergences
 from secateur.shrinking.units import SubBlock, Width
-from secateur.shrinking.widths import Penalties, fit_penalties
+from secateur.shrinking.widths import Penalties, fit_penalties, fitting
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Survey:
 
     Attributes:
         grids: widths of each sub-block.
+        fits: which of them may be chosen (``fitting``); the others are tried alone.
         places: for each sub-model the place of its width in each grid.
         losses: of each width: squared change of the sub-block's output, the kept units refitted, on
             held-out tokens, over the typical square of the hidden states that it is added to.
@@ -47,6 +48,7 @@ class Survey:
     """
 
     grids: Sequence[Sequence[Width]]
+    fits: Sequence[Sequence[bool]]
     places: Sequence[Sequence[int]]
     losses: list[list[float]]
     divergences: list[float]
@@ -57,7 +59,8 @@ class Survey:
     @cached_property
     def penalties(self) -> Penalties:
         """The divergence that each width is expected to cause."""
-        return fit_penalties(self.grids, self.losses, self.places, self.divergences)
+        found = fit_penalties(self.grids, self.losses, self.places, self.divergences)
+        return found.only(self.fits)
 
     @property
     def notes(self) -> list[str]:
@@ -139,7 +142,8 @@ def survey(
         )
     trial_tokens = tokens_SL[windows].numel()
     tokens = tokens_SL.numel() + len(places) * trial_tokens
-    return Survey(grids, places, losses, found, trial_tokens, tokens, fallbacks)
+    may_be = [fitting(*part) for part in zip(sub_blocks, grids, strict=True)]
+    return Survey(grids, may_be, places, losses, found, trial_tokens, tokens, fallbacks)
 
 
 def _order_units(

@@ -16,11 +16,43 @@ from secateur.shrinking.units import SubBlock, Width
 from secateur.solvers.knapsack import Selection, WidthOptions, width_curve
 from secateur.solvers.utility import fit_with_prior
 
-# What kernels of accelerators and quantisers like, and the fewest steps that leave a choice.
-_CHANNELS = 64
-_STEPS = 16
+# Columns that quantised formats and kernels work on together, the best first: blocks of K-quants
+# have 256 weights of a row, those of other formats of llama.cpp 32, as have int4 kernels of vLLM.
+_COLUMNS = (256, 128, 64, 32)
+# The fewest widths that leave a choice; models too narrow for any of these are free to have more.
+_WIDTHS = 6
+_NARROW_WIDTHS = 16
 # Least coefficient, of the typical one: nothing is free, whatever noise says.
 _FLOOR = 0.1
+
+
+def channel_grids(channels: int) -> list[int]:
+    """Multiples that a feed-forward of so many channels may keep, the one to prefer first.
+
+    Of 256, 128, 64 and 32 they are those that leave six widths or more. Below 192 channels there is
+    none, then it is the largest power of two that leaves sixteen.
+    """
+    found = [columns for columns in _COLUMNS if channels // columns >= _WIDTHS]
+    return found or [1 << (max(1, channels // _NARROW_WIDTHS).bit_length() - 1)]
+
+
+def fitting(sub_block: SubBlock, widths: Sequence[Width]) -> list[bool]:
+    """Which widths of a sub-block have as many columns as formats like that the dense one fits.
+
+    Heads that stay fill a multiple of 256, 128, 64 or 32 columns of the output matrix: of the
+    largest that divides the dense number and leaves six widths; if there is none, all widths fit.
+    Feed-forwards fit by their grid. None and all always fit.
+    """
+    extents = [sub_block.extent(sub_block.output_axis, width) for width in widths]
+    for columns in _COLUMNS if sub_block.kind == "attention" else ():
+        if extents[-1] % columns == 0:
+            fits = [extent % columns == 0 for extent in extents]
+            if (
+                sum(fit and extent > 0 for fit, extent in zip(fits, extents, strict=True))
+                >= _WIDTHS
+            ):
+                return fits
+    return [True] * len(widths)
 
 
 def width_grids(
@@ -30,7 +62,7 @@ def width_grids(
 
     Attention may keep any number of its key-value groups, and unless they stay whole any number of
     query heads in each, the same in all. Feed-forwards keep a multiple of ``grid`` channels or all
-    of them; by default the largest power of two up to 64 that gives them sixteen widths or more.
+    of them; by default of the first of ``channel_grids``.
 
     Raises:
         SecateurError: a feed-forward has no multiple of ``grid`` below its own width.
@@ -39,8 +71,7 @@ def width_grids(
     for sub_block in sub_blocks:
         step = 1
         if sub_block.kind == "ffn":
-            most = max(1, sub_block.units // _STEPS)
-            step = grid or min(_CHANNELS, 1 << (most.bit_length() - 1))
+            step = grid or channel_grids(sub_block.units)[0]
         if step > 1 and step >= sub_block.units:
             raise SecateurError(
                 f"Feed-forwards of {sub_block.units} channels have no width that is a multiple of "
@@ -86,6 +117,14 @@ class Penalties:
 
     nats: list[list[float]]
     explained: float | None
+
+    def only(self, fits: Sequence[Sequence[bool]]) -> Penalties:
+        """The same with widths that do not fit made infinite."""
+        nats = [
+            [value if fit else math.inf for value, fit in zip(*row, strict=True)]
+            for row in zip(self.nats, fits, strict=True)
+        ]
+        return Penalties(nats, self.explained)
 
 
 def fit_penalties(

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from secateur.models.inspection import FormatFit
 from secateur.report.documents.run import Document, RunReport
 
 
@@ -92,6 +93,12 @@ class ParameterReport(BaseModel):
     removed: float = Field(description="share of the parameters of all blocks that is gone")
 
 
+class FormatReport(FormatFit):
+    """How many linears have a shape that a quantised format of some runtime holds."""
+
+    fit_dense: int = Field(description="of as many linears of the dense model")
+
+
 class ShrinkReport(RunReport):
     """Everything about a finished run."""
 
@@ -104,6 +111,7 @@ class ShrinkReport(RunReport):
     latency: LatencyReport | None = Field(
         None, description="where the target is a share of the time"
     )
+    formats: list[FormatReport] = Field([], description="quantised formats that the shapes fit")
     forward_tokens: int = Field(description="tokens that went through the model or a sub-model")
     resumed: int = Field(
         description="rounds, or blocks, that an earlier, interrupted session finished"
