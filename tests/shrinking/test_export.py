@@ -73,7 +73,7 @@ IDS = torch.arange(4, 28).view(1, 24)
 _LOAD = """
 import json, sys, torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 results = {}
 ids = torch.arange(4, 28).view(1, 24)
 for name, (folder, trust) in json.load(open(sys.argv[1])).items():
@@ -83,6 +83,16 @@ for name, (folder, trust) in json.load(open(sys.argv[1])).items():
     assert "secateur" not in sys.modules
     with torch.no_grad():
         results[f"{name} logits"] = model(ids).logits
+    if trust:
+        # What vLLM does: it takes the class, builds it on its own, and brings head and attention.
+        base = AutoModel.from_pretrained(folder, dtype=torch.float64, trust_remote_code=True).eval()
+        assert type(base).__name__.startswith("Shrunk") and type(base).is_backend_compatible()
+        built = AutoModel.from_config(base.config, trust_remote_code=True)
+        shapes = {key: value.shape for key, value in built.state_dict().items()}
+        assert shapes == {key: value.shape for key, value in base.state_dict().items()}
+        with torch.no_grad():
+            hidden = base(ids).last_hidden_state
+            results[f"{name} from base"] = model.get_output_embeddings()(hidden)
     for label, use_cache in (("cached", True), ("uncached", False)):
         results[f"{name} {label}"] = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, min_new_tokens=8,
@@ -188,6 +198,15 @@ def test_fresh_process_computes_the_masked_model(
     torch.testing.assert_close(fresh[f"{family} {form} logits"], logits, rtol=1e-9, atol=1e-9)
     assert torch.equal(fresh[f"{family} {form} uncached"], text)
     assert torch.equal(fresh[f"{family} {form} cached"], text)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma2"])
+def test_the_model_without_its_head_is_the_same_network(
+    family: str, fresh: dict[str, Tensor]
+) -> None:
+    # The logits of Gemma 2 go through a tanh behind the head.
+    base, whole = (fresh[f"{family} uneven {name}"] for name in ("from base", "logits"))
+    torch.testing.assert_close(base, whole, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("family", "form"), [case for case in CASES if case[1] != "padded"])

@@ -19,6 +19,7 @@ _OPTIONS: Flags = {
     "--skip": "recipe.skip",
     **calibration("recipe"),
     "--format": "recipe.format",
+    "--save-dtype": "recipe.save_dtype",
     **MACHINE,
 }
 # Short forms put a stage into the chain, change it there, or take it out.

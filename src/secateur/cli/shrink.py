@@ -33,6 +33,7 @@ _SHRINK: Flags = {
     "--masks": "shrink.masks",
     "--prior": "shrink.prior",
     **calibration("shrink"),
+    "--save-dtype": "shrink.save_dtype",
     **MACHINE,
 }
 

@@ -34,6 +34,7 @@ _TRAIN: Flags = {
     "--low-rank": "training.low_rank.group",
     "--log-to": "training.log_to",
     "--seed": "training.seed",
+    "--save-dtype": "training.save_dtype",
     **MACHINE,
 }
 _RECOVER: Flags = {
@@ -48,6 +49,7 @@ _RECOVER: Flags = {
     "--top-k": "recovery.distillation.top_k",
     "--log-to": "recovery.log_to",
     "--seed": "recovery.seed",
+    "--save-dtype": "recovery.save_dtype",
     **MACHINE,
 }
 _Data = Annotated[

@@ -41,7 +41,9 @@ def estimate(
         SecateurError: the model or the recipe could not be pruned either.
     """
     recipe = recipe or Recipe()
-    source = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    source = Checkpoint.open(
+        model, trust_remote_code=trust_remote_code, save_dtype=recipe.save_dtype
+    )
     source = source.choosing(recipe.only, recipe.skip)
     blocks = source.blocks
     check_saving(recipe, source.blocks, source)

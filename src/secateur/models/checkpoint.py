@@ -24,6 +24,7 @@ from secateur.models.streamed import StreamedStore
 from secateur.models.structure import BlockList
 from secateur.models.tensors import TensorMap, divide, match_tensors
 from secateur.models.text_path import find_blocks
+from secateur.runs.device import SaveDtype
 from secateur.runs.errors import SecateurError
 from secateur.runs.progress import Progress, silent
 
@@ -50,6 +51,7 @@ class Checkpoint:
         name: str | Path,
         *,
         trust_remote_code: bool = False,
+        save_dtype: SaveDtype = "source",
         progress: Progress = silent,
     ) -> Checkpoint:
         """Look at a checkpoint in a folder, on the hub or in a GGUF file, to change its blocks.
@@ -57,12 +59,17 @@ class Checkpoint:
         Args:
             name: folder, name on the hub or file.
             trust_remote_code: let the checkpoint's own Python code run.
+            save_dtype: that its tensors are shown in, and that the result has.
             progress: told of the conversion of a GGUF file.
 
         Raises:
             SecateurError: it cannot be read, or changed blocks could not be stored as they were.
         """
-        found = cls.at(find_folder(name, progress), trust_remote_code=trust_remote_code)
+        found = cls.at(
+            find_folder(name, progress),
+            trust_remote_code=trust_remote_code,
+            cast=None if save_dtype == "source" else getattr(torch, save_dtype),
+        )
         if (trouble := found.tensors.trouble) is not None:
             raise SecateurError(
                 f"{found.folder} cannot be written as it is stored, {trouble}; save the model anew "
@@ -77,6 +84,7 @@ class Checkpoint:
         *,
         trust_remote_code: bool = False,
         dtype: torch.dtype | None = None,
+        cast: torch.dtype | None = None,
         use: Use = "prune",
     ) -> Checkpoint:
         """Look at a folder.
@@ -85,14 +93,15 @@ class Checkpoint:
             folder: the checkpoint.
             trust_remote_code: let the checkpoint's own Python code run.
             dtype: the model is to be loaded in; the checkpoint's own if None.
+            cast: dtype in which its tensors are shown; see ``CheckpointReader``.
             use: what is to be done with it.
 
         Raises:
             SecateurError: it cannot be read, not used so, or lacks a tensor.
         """
-        reader = CheckpointReader(folder)
+        reader = CheckpointReader(folder, cast=cast)
         config = load_config(folder, trust_remote_code=trust_remote_code, use=use, reader=reader)
-        model = _skeleton(config, trust_remote_code, dtype)
+        model = _skeleton(config, trust_remote_code, dtype or cast)
         matched = match_tensors(model, reader)
         check_complete(model, reader, matched)
         blocks = find_blocks(model)

@@ -14,6 +14,8 @@ from secateur.runs.files import copy_file, write_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER = "adapter_config.json"
+# It says what its own folder holds, so it is read of a source and never copied.
+CARD = "README.md"
 
 SIDE_FILES = "*.json *.txt *.model *.jinja *.tiktoken *.py LICENSE* NOTICE*".split()
 # They say how other weights than those of the folder are read, or what a training did.

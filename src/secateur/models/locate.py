@@ -19,6 +19,7 @@ from transformers import (
 
 from secateur.models.families import auto_class, has_own_code
 from secateur.models.files import (
+    CARD,
     INDEX,
     SIDE_FILES,
     SINGLE,
@@ -187,7 +188,8 @@ def load_model(
 
 def _from_hub(name: str) -> Path:
     try:
-        folder = Path(snapshot_download(name, allow_patterns=SIDE_FILES, ignore_patterns=_UNWANTED))
+        beside = [*SIDE_FILES, CARD]
+        folder = Path(snapshot_download(name, allow_patterns=beside, ignore_patterns=_UNWANTED))
         # Of the weights, those alone that transformers reads, of the same commit.
         weights = sorted({SINGLE, *read_index(folder).values()})
         snapshot_download(name, revision=folder.name, allow_patterns=weights)

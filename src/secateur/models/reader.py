@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -46,12 +47,15 @@ class CheckpointReader:
         folder: the checkpoint folder.
         files: names of the files to read; all of the checkpoint if None.
         format: of the linears; what the configuration says if None.
+        cast: dtype in which tensors are shown that have the dtype of most numbers; those that the
+            files hold in another one on purpose keep it. None shows all as they are.
 
     Attributes:
         files: file name of every tensor.
         shapes: shape of every tensor.
         dtypes: dtype of every tensor.
         homes: file name of every tensor by its name in the files.
+        cast: as given.
 
     Raises:
         SecateurError: a file is missing, truncated or not safetensors, or tensors of a weight are
@@ -63,8 +67,10 @@ class CheckpointReader:
         folder: Path,
         files: Sequence[str] | None = None,
         format: WeightFormat | None = None,
+        cast: torch.dtype | None = None,
     ) -> None:
         self.folder = folder
+        self.cast = cast
         self.homes: dict[str, str] = {}
         self._stored: dict[str, Stored] = {}
         weights = WeightFiles(list(files)) if files is not None else find_weights(folder)
@@ -84,6 +90,9 @@ class CheckpointReader:
         self.shapes = {name: each.shape for name, each in shown.items()}
         self.dtypes = {name: each.dtype for name, each in shown.items()}
         self.files = {name: self.homes[self._names(name)[0]] for name in shown}
+        if cast is not None:
+            common = self._common_dtype()
+            self.dtypes |= {name: cast for name, each in self.dtypes.items() if each == common}
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -113,8 +122,21 @@ class CheckpointReader:
         return fingerprint_files([self.folder / file for file in ["config.json", *files]])
 
     def bytes_of(self, names: Iterable[str]) -> int:
-        """Size of the named tensors on disk."""
-        return sum(self._stored[part].nbytes for name in names for part in self._names(name))
+        """Size of the named tensors on disk, of those that are cast as they will be."""
+        return sum(self._bytes_of(name) for name in names)
+
+    def _bytes_of(self, name: str) -> int:
+        if self.cast is not None and name not in self._parts:
+            return Stored(self.shapes[name], self.dtypes[name]).nbytes
+        return sum(self._stored[part].nbytes for part in self._names(name))
+
+    def _common_dtype(self) -> torch.dtype:
+        """The floating dtype of most numbers."""
+        totals = {dtype: 0 for dtype in self.dtypes.values() if dtype.is_floating_point}
+        for name, dtype in self.dtypes.items():
+            if dtype in totals:
+                totals[dtype] += math.prod(self.shapes[name])
+        return max(totals, key=totals.__getitem__, default=torch.float32)
 
     def _names(self, name: str) -> list[str]:
         """Names in the files of what a tensor consists of."""
@@ -122,10 +144,19 @@ class CheckpointReader:
 
     def _decoded(self, name: str, tensor: Callable[[str], Tensor]) -> Tensor:
         if name not in self._parts:
-            return tensor(name)
+            return self._cast(name, tensor(name))
         pieces = {piece: tensor(part) for piece, part in self._parts[name].items()}
         with self._damage_explained(name):
-            return self._format.decode(pieces)
+            return self._cast(name, self._format.decode(pieces))
+
+    def _cast(self, name: str, stored: Tensor) -> Tensor:
+        found = stored.to(self.dtypes[name])
+        if found.dtype == torch.float16 != stored.dtype and not bool(found.isfinite().all()):
+            raise SecateurError(
+                f"{name} in {self.folder} holds values beyond what float16 can hold; save in "
+                "bfloat16 or as the source."
+            )
+        return found
 
     def _shown(self) -> dict[str, Stored]:
         """Every tensor, a decoded weight in place of its parts."""

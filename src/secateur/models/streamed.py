@@ -15,6 +15,7 @@ from secateur.models.formats.format import FinishedLinear, WeightFormat, stored_
 from secateur.models.formats.plain import Plain
 from secateur.models.masks import masks_path, write_masks
 from secateur.models.reader import CheckpointReader
+from secateur.models.saved_config import saved_config
 from secateur.models.store import check_finite, least_precise
 from secateur.models.structure import ROUTERS, BlockList
 from secateur.models.tensors import Part, TensorMap
@@ -150,8 +151,10 @@ class StreamedStore:
         write_safetensors(self._output / self._shard(count), {**copied, **changed})
         written = [self._saved(index) for index in range(count + 1)]
         copy_side_files(self._reader.folder, self._output)
+        config = saved_config(self._reader, self.blocks.model.config)
         if described := self._format.describe(self.blocks):
-            config = {**self._reader.config, "quantization_config": described}
+            config["quantization_config"] = described
+        if config != self._reader.config:
             write_json(self._output / "config.json", config)
         # The index comes last: a folder that has one is complete.
         write_index(

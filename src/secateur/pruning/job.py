@@ -70,7 +70,12 @@ class Inputs:
         """Check a checkpoint against a recipe; arguments of ``prune``."""
         device = resolve_device(recipe.device)
         dtype = resolve_dtype(recipe.dtype, device)
-        source = Checkpoint.open(name, trust_remote_code=trust_remote_code, progress=progress)
+        source = Checkpoint.open(
+            name,
+            trust_remote_code=trust_remote_code,
+            save_dtype=recipe.save_dtype,
+            progress=progress,
+        )
         source = source.choosing(recipe.only, recipe.skip)
         check_saving(recipe, source.blocks, source)
         plan = recipe.allocation.prepare(source.blocks, recipe.pattern)
@@ -217,6 +222,11 @@ def check_saving(recipe: Recipe, blocks: BlockList, source: Checkpoint | None) -
         blocks: of the model.
         source: its checkpoint, None for a model in memory.
     """
+    if source is None and recipe.save_dtype != "source":
+        raise SecateurError(
+            "A model in memory is saved in the dtype it has; convert it with model.to() and leave "
+            "save_dtype out."
+        )
     if recipe.quantize is not None:
         recipe.quantize.check_widths(blocks)
     why = "it was given in memory" if source is None else source.tensors.joined

@@ -17,6 +17,7 @@ from secateur.blocks.streams import Batches, Stream, allocate, memory_budget
 from secateur.methods.stage import GroupStage
 from secateur.models.experts import linear_shapes
 from secateur.models.inspection import inspect
+from secateur.models.origin import read_origin
 from secateur.models.streamed import StreamedStore
 from secateur.patterns.plan import Plan
 from secateur.pruning.job import Inputs, Job
@@ -229,6 +230,7 @@ def _execute(job: Job, progress: Progress) -> tuple[Report, dict[str, Tensor]]:
         plan.write(run.output / "plan.json")
     report = Report(
         model=inputs.name,
+        origin=read_origin(inputs.name, None if inputs.source is None else inputs.source.folder),
         recipe=recipe.model_dump(mode="json"),
         calibration=calibration.description,
         forward_dtype=str(dtype).removeprefix("torch."),

@@ -18,7 +18,7 @@ from secateur.methods.wanda import Wanda
 from secateur.models.formats import FormatName
 from secateur.models.formats.format import WeightFormat, find_format
 from secateur.patterns.pattern import NM, Pattern, PatternText, Unstructured, read_pattern
-from secateur.runs.device import DtypeName
+from secateur.runs.device import SAVE_DTYPE, DtypeName, SaveDtype
 from secateur.runs.options import Options
 from secateur.text.options import CalibrationOptions, fitted_share
 
@@ -81,6 +81,7 @@ class Recipe(Options):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: DtypeName = Field("auto", description="dtype of forward passes")
+    save_dtype: SaveDtype = Field("source", description=SAVE_DTYPE)
     batch_tokens: int = Field(
         4096, ge=1, le=2**28, description="tokens in one forward pass, at least a window"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from secateur.report import plots, summary, tables
+from secateur.report.card import write_card
 from secateur.report.parts import Continuations, Lines, Part, Table
 from secateur.report.run_files import Run, read_runs
 from secateur.report.svg import SHADES
@@ -29,7 +30,8 @@ def write_report(
 
     The page is made from the files of the runs alone: ``report.json`` or ``curve.json``, the
     training log, and what lies in ``DIR/secateur`` as ``evaluation*.json``, ``simulation.json``
-    and ``continuations.json``. It has no script and asks for nothing else.
+    and ``continuations.json``. It has no script and asks for nothing else. The page of one run in
+    its own folder comes with its model card (``write_card``).
 
     Args:
         folders: output folder of a run, or several.
@@ -40,6 +42,8 @@ def write_report(
     """
     runs, path = prepare([folders] if isinstance(folders, str | Path) else folders, output)
     write_text(path, render(runs))
+    if output is None:
+        write_card(runs[0].folder)
     return path
 
 

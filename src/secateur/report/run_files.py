@@ -176,6 +176,14 @@ def _report(folder: Path) -> tuple[Kind, Json]:
     )
 
 
+def parse_file(path: Path) -> Json:
+    """Read a file that may be missing or damaged."""
+    try:
+        return _parsed(path)
+    except (OSError, ValueError):
+        return Json()
+
+
 def _parsed(path: Path) -> Json:
     """Read a file; bytes that are no text, and nesting without end, are no JSON either."""
     try:

@@ -194,7 +194,7 @@ def _text(report: Json) -> str:
 
 def glance(runs: Sequence[Run]) -> list[Part]:
     """The key figures of one run, or a table of those of several."""
-    found = [[*_own_figures(run), *_evaluated_figures(run), *_costs(run.report)] for run in runs]
+    found = [[*own_figures(run), *_evaluated_figures(run), *_costs(run.report)] for run in runs]
     if len(runs) == 1:
         return [KeyFigures(found[0])] if found[0] else []
     values = [{_comparable(each): _with_dense(each) for each in entries} for entries in found]
@@ -218,7 +218,7 @@ def _with_dense(figure: KeyFigure) -> str:
     return f"{figure.value} ({figure.beside})" if "dense" in figure.beside else figure.value
 
 
-def _own_figures(run: Run) -> Iterator[KeyFigure]:
+def own_figures(run: Run) -> Iterator[KeyFigure]:
     """What the run itself says of its result."""
     report = run.report
     if (counted := report.number("sparsity", "counted")) is not None:

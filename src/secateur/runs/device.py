@@ -9,6 +9,11 @@ import torch
 from secateur.runs.errors import SecateurError
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
+SaveDtype = Literal["source", "float32", "bfloat16", "float16"]
+SAVE_DTYPE = (
+    "dtype of the saved weights, to which the model is rounded before work; source leaves"
+    " it as it is"
+)
 
 
 def resolve_device(name: str) -> torch.device:

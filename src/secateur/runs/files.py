@@ -76,6 +76,24 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def sign(text: str) -> str:
+    """Add a line that says who wrote a text, which readers do not see in Markdown."""
+    return f"{text}\n<!-- secateur {_digest_of_text(text)} -->\n"
+
+
+def is_signed(path: Path) -> bool:
+    """Whether a file is as ``sign`` left it, so that no one else has written in it."""
+    try:
+        text, _, line = path.read_text(encoding="utf-8").rstrip("\n").rpartition("\n")
+    except (OSError, ValueError):
+        return False
+    return line == f"<!-- secateur {_digest_of_text(text)} -->"
+
+
+def _digest_of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy bytes to ``target``; readers see the whole file or none."""
     _write(target, lambda part: shutil.copyfile(source, part))

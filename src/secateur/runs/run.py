@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from secateur.runs.errors import TRACE, SecateurError, trace_kept
-from secateur.runs.files import digest_of, remove, remove_parts, write_json, writing
+from secateur.runs.files import digest_of, is_signed, remove, remove_parts, write_json, writing
 from secateur.runs.lock import LOCK, locked, require_free
 from secateur.runs.machine import package_versions
 
 _SCHEMA = 2
 _FOLDER = "secateur"
 PAGE = f"{_FOLDER}/report.html"
+# Users write in it, and commands that measure do.
+_CARD = "README.md"
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -230,7 +232,8 @@ class Run:
         self.manifest.files = {
             name: noted.get(name) or digest_of(path)
             for name, path in zip(names, written, strict=True)
-            if not name.startswith(f"{_FOLDER}/") or name.startswith(f"{_FOLDER}/masks/")
+            if name != _CARD
+            and (not name.startswith(f"{_FOLDER}/") or name.startswith(f"{_FOLDER}/masks/"))
         }
         self.manifest.complete = True
         self._write()
@@ -242,6 +245,8 @@ class Run:
         for pattern in ("model*.safetensors*", *_REPORTS):
             for path in self.output.glob(pattern):
                 remove(path)
+        if is_signed(self.output / _CARD):
+            remove(self.output / _CARD)
         for path in self.folder.iterdir():
             if path.name not in (LOCK, "manifest.json"):
                 remove(path)

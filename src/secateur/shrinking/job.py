@@ -156,7 +156,12 @@ def taken(
     earlier = Run.look(output, restart=restart)
     device = resolve_device(options.device)
     dtype = resolve_dtype(options.dtype, device)
-    source = open_source(name, trust_remote_code=trust_remote_code, progress=progress)
+    source = open_source(
+        name,
+        trust_remote_code=trust_remote_code,
+        save_dtype=options.save_dtype,
+        progress=progress,
+    )
     sub_blocks = find_sub_blocks(source.blocks, ffn_only=options.ffn_only)
     if options.preset == "default":
         width_grids(sub_blocks, options.grid, whole_groups=options.whole_groups)

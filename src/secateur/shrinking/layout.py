@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 
@@ -74,7 +74,8 @@ _DOCSTRING = Template('''"""$base with blocks of different widths.
 
 Blocks are built as usual, then their linears get the sizes that the configuration has for each
 block under per_layer_config; weights, cache and generation are those of the class. Load with
-AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).
+AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True), or with AutoModel without the
+head, as runtimes do that bring a head of their own.
 """''')
 
 _CLASS = Template('''
@@ -88,46 +89,68 @@ FEED_FORWARD = [
 $feed_forward]
 
 
+def resize_blocks(blocks: Any, config: Any) -> None:
+    """Give the linears of each block the sizes in ``config.per_layer_config``."""
+    if not hasattr(config, "is_heterogeneous"):
+        raise ImportError("Blocks of different widths need transformers 5.19 or newer; upgrade it.")
+    if not config.is_heterogeneous:
+        return
+    for block, sizes in zip(blocks, config.per_layer_config, strict=True):
+        for name, side, size in FEED_FORWARD:
+            resize(block.get_submodule(name), **{side: size * sizes.$width})
+$resize_attention
+
 class Shrunk$config($config):
     """$config of its own class, so that other models of the family are left alone."""
 
+''')
 
-class Shrunk$base($base):
-    """$base whose blocks have the sizes in ``config.per_layer_config``."""
+_MODEL = Template('''
+class Shrunk$name($name):
+    """$name whose blocks have sizes of their own."""
 
     config_class = Shrunk$config
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        if not config.is_heterogeneous:
-            return
-        blocks = self.get_submodule("$blocks")
-        for block, sizes in zip(blocks, config.per_layer_config, strict=True):
-            for name, side, size in FEED_FORWARD:
-                resize(block.get_submodule(name), **{side: size * sizes.$width})
-$resize_attention''')
+        resize_blocks(self.get_submodule("$blocks"), config)
+''')
 
-_RESIZE_ATTENTION = Template("""            for name, side, head, group in ATTENTION:
-                size = head * sizes.$heads + group * sizes.$groups
-                resize(block.get_submodule(name), **{side: size})
-            fit_attention(
-                block.get_submodule("$module"),
-                block.get_submodule("$output"),
-                heads=sizes.$heads,
-                groups=sizes.$groups,
-            )
+_RESIZE_ATTENTION = Template("""        for name, side, head, group in ATTENTION:
+            size = head * sizes.$heads + group * sizes.$groups
+            resize(block.get_submodule(name), **{side: size})
+        fit_attention(
+            block.get_submodule("$module"),
+            block.get_submodule("$output"),
+            heads=sizes.$heads,
+            groups=sizes.$groups,
+        )
 """)
 
 
-def _class_names(source: Source) -> tuple[str, str]:
-    """Classes of model and configuration that the modelling file builds upon."""
-    name = type(source.blocks.model).__name__
-    if getattr(transformers, name, None) is not type(source.blocks.model):
-        raise SecateurError(
-            f"{name} is not part of transformers, so blocks of different widths cannot be built "
-            "upon it; use --uniform or --padded."
-        )
-    return name, type(source.blocks.model.config).__name__
+class _Classes(NamedTuple):
+    """Names of the classes that the modelling file builds upon, and where each has the blocks."""
+
+    config: str
+    base: str
+    base_blocks: str
+    model: str
+    model_blocks: str
+
+
+def _classes(source: Source) -> _Classes:
+    model, base = source.blocks.model, source.blocks.model.base_model
+    for each in (model, base):
+        name = type(each).__name__
+        if getattr(transformers, name, None) is not type(each):
+            raise SecateurError(
+                f"{name} is not part of transformers, so blocks of different widths cannot be "
+                "built upon it; use --uniform or --padded."
+            )
+    where = source.blocks.prefix
+    inside = where.removeprefix(f"{model.base_model_prefix}.")
+    config, *names = (type(each).__name__ for each in (model.config, base, model))
+    return _Classes(config, names[0], inside, names[1], where)
 
 
 def _uneven_config(
@@ -143,13 +166,15 @@ def _uneven_config(
             own[names.groups] = width.units
             own[names.heads] = width.units * width.queries
     module = _MODELLING_FILE.removesuffix(".py")
-    base, config = _class_names(source)
+    classes = _classes(source)
     return {
         **source.config,
-        "architectures": [f"Shrunk{base}"],
+        "architectures": [f"Shrunk{classes.model}"],
         "auto_map": {
-            "AutoConfig": f"{module}.Shrunk{config}",
-            "AutoModelForCausalLM": f"{module}.Shrunk{base}",
+            "AutoConfig": f"{module}.Shrunk{classes.config}",
+            # Of a model without its head vLLM makes one with its own.
+            "AutoModel": f"{module}.Shrunk{classes.base}",
+            "AutoModelForCausalLM": f"{module}.Shrunk{classes.model}",
         },
         # Stock code around the blocks reads the dense model's sizes, which it handles well.
         "allow_global_per_layer_attribute_access": True,
@@ -166,13 +191,12 @@ def _modelling_source(source: Source, sub_blocks: Sequence[SubBlock]) -> str:
                 f"The {kind} of this model has units of different shapes in different blocks, for "
                 "which there is no way to store the result; choose another model."
             )
-    base, config = _class_names(source)
+    classes = _classes(source)
     first = {each.kind: each for each in sub_blocks if each.block == 0}
     values = {
         **source.names._asdict(),
-        "base": base,
-        "config": config,
-        "blocks": source.blocks.prefix,
+        "base": classes.model,
+        "config": classes.config,
         "feed_forward": _table(first["ffn"]),
         "attention": "",
         "resize_attention": "",
@@ -184,8 +208,12 @@ def _modelling_source(source: Source, sub_blocks: Sequence[SubBlock]) -> str:
         )
     body = inspect.getsource(module_sizes).split('"""', 2)[2]
     stock = "from transformers.pytorch_utils import"
-    ours = f"from transformers import {config}, {base}\n{stock}"
-    return _DOCSTRING.substitute(values) + body.replace(stock, ours, 1) + _CLASS.substitute(values)
+    names = ", ".join(sorted({classes.config, classes.model, classes.base}))
+    ours = f"from transformers import {names}\n{stock}"
+    model = _MODEL.substitute(values, name=classes.model, blocks=classes.model_blocks)
+    base = _MODEL.substitute(values, name=classes.base, blocks=classes.base_blocks)
+    head = _DOCSTRING.substitute(values) + body.replace(stock, ours, 1)
+    return f"{head}{_CLASS.substitute(values)}{base}\n{model}"
 
 
 def _table(sub_block: SubBlock) -> str:

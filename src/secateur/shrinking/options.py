@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from secateur.runs.device import DtypeName
+from secateur.runs.device import SAVE_DTYPE, DtypeName, SaveDtype
 from secateur.runs.errors import SecateurError
 from secateur.runs.options import Options
 from secateur.text.options import CalibrationOptions
@@ -70,6 +70,7 @@ class ShrinkOptions(Options):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: DtypeName = Field("auto", description="dtype of weights and forward passes")
+    save_dtype: SaveDtype = Field("source", description=SAVE_DTYPE)
 
     _own: ClassVar[dict[str, set[str]]] = {
         "default": {"whole_groups", "grid", "budget", "sub_models", "trial_tokens", "batch_tokens"},

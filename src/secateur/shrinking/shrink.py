@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from secateur.models.origin import read_origin
 from secateur.report.documents.shrink import ShrinkReport
 from secateur.report.page import write_report
 from secateur.runs.meter import Meter
@@ -98,6 +99,7 @@ def _execute(job: Job, progress: Progress) -> ShrinkReport:
     meter.lap("checkpoint")
     return ShrinkReport(
         model=job.name,
+        origin=read_origin(job.name, job.source.folder),
         options=options.model_dump(mode="json"),
         calibration=chosen.calibration,
         forward_dtype=str(job.dtype).removeprefix("torch."),

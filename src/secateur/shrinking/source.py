@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from transformers import PretrainedConfig
 
 from secateur.models.checkpoint import Checkpoint
+from secateur.models.saved_config import saved_config
+from secateur.runs.device import SaveDtype
 from secateur.runs.errors import SecateurError
 from secateur.runs.progress import Progress, silent
 
@@ -42,20 +44,26 @@ class Source(Checkpoint):
 
 
 def open_source(
-    model: str | Path, *, trust_remote_code: bool = False, progress: Progress = silent
+    model: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    save_dtype: SaveDtype = "source",
+    progress: Progress = silent,
 ) -> Source:
-    """Look at a checkpoint's headers and configuration.
+    """Look at a checkpoint's headers and configuration; arguments of ``Checkpoint.open``.
 
     Raises:
         SecateurError: it cannot be read, or it is stored in a way that cannot be cut.
     """
-    found = Checkpoint.open(model, trust_remote_code=trust_remote_code, progress=progress)
+    found = Checkpoint.open(
+        model, trust_remote_code=trust_remote_code, save_dtype=save_dtype, progress=progress
+    )
     if (joined := found.tensors.joined) is not None:
         raise SecateurError(
             f"{found.folder} cannot be cut: {joined}; save the model anew with transformers if "
             "that stores its tensors plainly."
         )
-    config = found.reader.config
+    config = saved_config(found.reader, found.blocks.model.config)
     if "per_layer_config" in config:
         raise SecateurError(
             f"The blocks of {found.folder} differ in width already; shrink the model it was made "

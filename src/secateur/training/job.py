@@ -154,7 +154,12 @@ def taken(
     found = (
         opened[0]
         if opened
-        else Checkpoint.open(name, trust_remote_code=trust_remote_code, progress=progress)
+        else Checkpoint.open(
+            name,
+            trust_remote_code=trust_remote_code,
+            save_dtype=options.save_dtype,
+            progress=progress,
+        )
     )
     model = _check_model(str(name), found, options, ranks)
     ranks.share(options.step_windows)

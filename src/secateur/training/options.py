@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from secateur.patterns.pattern import NM, PatternText
-from secateur.runs.device import DtypeName
+from secateur.runs.device import SAVE_DTYPE, DtypeName, SaveDtype
 from secateur.runs.errors import SecateurError
 from secateur.runs.options import Options, put_over
 from secateur.text.beginning import BEGINNING, BeginningOption
@@ -126,6 +126,7 @@ class RunOptions(Options):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: DtypeName = Field("auto", description="dtype of forward passes")
+    save_dtype: SaveDtype = Field("source", description=SAVE_DTYPE)
 
 
 class Training(RunOptions):

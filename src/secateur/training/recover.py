@@ -17,6 +17,7 @@ from secateur.methods.reconstruct import Reconstruct
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.files import INDEX
 from secateur.models.masks import masks_path
+from secateur.models.origin import read_origin
 from secateur.models.streamed import StreamedStore
 from secateur.report.documents.training import (
     AdaptersReport,
@@ -164,6 +165,7 @@ def _execute(job: RecoveryJob, progress: Progress) -> RecoveryReport:
     assert job.teacher is not None, "options of recovery ask for a teacher"
     return RecoveryReport(
         model=job.model.name,
+        origin=read_origin(job.model.name, job.model.folder),
         teacher=job.teacher[0],
         options=options.model_dump(mode="json"),
         text=run.manifest.text,
@@ -322,7 +324,12 @@ def taken(
     Run.look(output, restart=restart)
     if options.network == "lora":
         check_peft()
-    cut = Checkpoint.open(name, trust_remote_code=trust_remote_code, progress=progress)
+    cut = Checkpoint.open(
+        name,
+        trust_remote_code=trust_remote_code,
+        save_dtype=options.save_dtype,
+        progress=progress,
+    )
     dense = Checkpoint.open(teacher, trust_remote_code=trust_remote_code, progress=progress)
     if masks_path(cut.folder, 0).is_file():
         raise SecateurError(

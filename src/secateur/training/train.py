@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from secateur.models.inspection import inspect
+from secateur.models.origin import read_origin
 from secateur.pruning.prune import prune
 from secateur.pruning.recipe import Recipe
 from secateur.report.documents.prune import Report, SparsityReport
@@ -167,6 +168,7 @@ def _execute(job: Job, progress: Progress) -> TrainingReport | None:
     validations = log.with_key("validation_loss")
     return TrainingReport(
         model=job.model.name,
+        origin=read_origin(job.model.name, job.model.folder),
         teacher=None if job.teacher is None else job.teacher[0],
         options=job.options.model_dump(mode="json"),
         start=start,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+from secateur.models.origin import Origin
 from secateur.runs.machine import Machine
 
 
@@ -21,5 +22,8 @@ class Document(BaseModel):
 class RunReport(Document):
     """A finished run."""
 
+    origin: Origin = Field(
+        default_factory=Origin, description="what the model's own card says of it"
+    )
     seconds: dict[str, float] = Field(description="wall time by phase, this session")
     peak_device_memory_bytes: int | None
