@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import init_empty_weights
+from huggingface_hub import ModelCardData
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.integrations.gguf.utils import is_gguf_arch_supported
@@ -24,9 +25,9 @@ from transformers.modeling_gguf_pytorch_utils import (
     read_field,
 )
 
-from secateur.models.files import write_index
+from secateur.models.files import CARD, write_index
 from secateur.runs.errors import SecateurError, explained
-from secateur.runs.files import cache_folder, remove, write_json, write_safetensors
+from secateur.runs.files import cache_folder, remove, write_json, write_safetensors, write_text
 from secateur.runs.progress import Progress
 
 _RECORD = "converted.json"
@@ -115,6 +116,7 @@ def _write(path: Path, folder: Path, progress: Progress) -> None:
     _write_config(model, folder)
     model.generation_config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
+    _write_card(reader, folder)
 
 
 def _tensors(
@@ -195,3 +197,15 @@ def _write_config(model: PreTrainedModel, folder: Path) -> None:
     config.architectures = [type(model).__name__]
     config.dtype = torch.float32
     config.save_pretrained(folder)
+
+
+def _write_card(reader: Any, folder: Path) -> None:
+    """Write a card with what the file says of licence and language."""
+
+    def texts(name: str) -> list[str]:
+        return [each for each in read_field(reader, f"general.{name}") if isinstance(each, str)]
+
+    keys = {"license": "license", "license_name": "license.name", "license_link": "license.link"}
+    said: dict[str, Any] = {key: next(iter(texts(name)), None) for key, name in keys.items()}
+    data = ModelCardData(language=texts("languages") or None, **said)
+    write_text(folder / CARD, f"---\n{data.to_yaml()}\n---\n")
