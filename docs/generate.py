@@ -18,6 +18,7 @@ from typer.models import OptionInfo
 
 from secateur.allocation import ALLOCATIONS
 from secateur.comparison.options import Comparison
+from secateur.deploy.bench.options import BenchOptions
 from secateur.evaluation.options import EvaluationOptions
 from secateur.evaluation.tasks import TASKS
 from secateur.methods import STAGES
@@ -51,6 +52,7 @@ def described() -> str:
         **_options("training", Training, presets),
         **_options("recovery", Recovery, {"": Recovery()}),
         **_options("evaluation", EvaluationOptions),
+        **_options("bench", BenchOptions),
         **_options("comparison", Comparison),
     }
     for kind, models in (("stages", STAGES), ("allocations", ALLOCATIONS)):
@@ -142,6 +144,9 @@ def _kind(annotation: Any) -> dict[str, Any]:
     types = [each for each in _types(annotation) if each is not NoneType]
     if types and not any(inspect.isclass(each) for each in types):
         return {"kind": "choice", "choices": types}
+    if get_origin(annotation) is tuple and types == [int]:
+        # Typed in one word.
+        return {"kind": "text"}
     for kind, known in (("switch", bool), ("whole number", int), ("number", float)):
         if types == [known]:
             return {"kind": kind}

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from secateur.cli.bench import bench
 from secateur.cli.ending import ending
 from secateur.cli.flags import current_forms
 from secateur.cli.measure import compare, evaluate, inspect, simulate
@@ -41,6 +42,7 @@ COMMANDS = {
     "recover": recover,
     "train": train,
     "eval": evaluate,
+    "bench": bench,
     "compare": compare,
     "inspect": inspect,
     "simulate": simulate,

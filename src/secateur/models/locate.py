@@ -160,6 +160,23 @@ def load_model(
         SecateurError: the files cannot be loaded, not every weight comes from them, or one is not
             finite.
     """
+    model = open_model(folder, dtype, device, trust_remote_code=trust_remote_code)
+    check_finite(dict(model.named_parameters()))
+    return model
+
+
+def open_model(
+    folder: Path,
+    dtype: torch.dtype | str,
+    device: torch.device | str = "cpu",
+    *,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Do what ``load_model`` does without a look at every number, which takes time of its own.
+
+    Raises:
+        SecateurError: the files cannot be loaded, or not every weight comes from them.
+    """
     config = load_config(folder, trust_remote_code=trust_remote_code, use="load")
     build = auto_class(config, trust_remote_code=trust_remote_code)
     assert build is not None, "the configuration was checked"
@@ -181,7 +198,6 @@ def load_model(
         raise SecateurError(
             f"The files of {folder} do not give {min(missing)}; fetch or make the checkpoint again."
         )
-    check_finite(dict(model.named_parameters()))
     model.eval()
     return model
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from secateur.report import plots, summary, tables
+from secateur.report import plots, speed, summary, tables
 from secateur.report.card import write_card
 from secateur.report.parts import Continuations, Lines, Part, Table
 from secateur.report.run_files import Run, read_runs
@@ -131,6 +131,7 @@ def _sections(runs: Sequence[Run]) -> list[tuple[str, Sequence[Part]]]:
         ("Size against loss", plots.size_plots(runs)),
         ("Training", plots.training_plots(runs)),
         ("The same texts, dense and pruned", each(tables.continuations)),
+        ("What runs faster", [table for run in runs for table in speed.measured_tables(run)]),
         (
             "What is expected to run faster",
             [*each(tables.speed_table), *each(tables.simulation_table, "Simulated accelerator")],

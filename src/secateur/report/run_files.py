@@ -85,6 +85,7 @@ class Run:
         report: its ``report.json``, or ``curve.json``.
         log: lines of a training log.
         evaluations: what ``secateur eval`` said of it.
+        benches: what ``secateur bench`` said of it.
         simulation: what ``secateur simulate`` said of it.
         continuations: how it and the dense model go on with the same texts.
         unread: files beside the report that are no JSON.
@@ -96,6 +97,7 @@ class Run:
     report: Json
     log: Sequence[Json]
     evaluations: Sequence[Json]
+    benches: Sequence[Json]
     simulation: Json
     continuations: Json
     unread: Sequence[str]
@@ -109,7 +111,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     """
     paths = [Path(folder).expanduser() for folder in folders]
     different = list({path.resolve(): path for path in paths}.values())
-    labels = _labels([path.resolve() for path in different])
+    labels = distinct_names([path.resolve() for path in different])
     return [_read(path, label) for path, label in zip(different, labels, strict=True)]
 
 
@@ -139,6 +141,7 @@ def _read(folder: Path, label: str) -> Run:
         evaluations=[
             found for path in sorted(work.glob("evaluation*.json")) if (found := beside(path))
         ],
+        benches=[found for path in sorted(work.glob("bench*.json")) if (found := beside(path))],
         simulation=beside(work / "simulation.json"),
         continuations=beside(work / "continuations.json"),
         unread=unread,
@@ -203,7 +206,7 @@ def _log(path: Path) -> list[Json]:
     return entries
 
 
-def _labels(paths: Sequence[Path]) -> list[str]:
+def distinct_names(paths: Sequence[Path]) -> list[str]:
     """Names of the folders, with their parents' as far as equal ones need them."""
     labels = [path.name or str(path) for path in paths]
     depth = 1

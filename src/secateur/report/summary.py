@@ -15,6 +15,7 @@ from secateur.report.format import (
 )
 from secateur.report.parts import Definitions, KeyFigure, KeyFigures, Part, Table
 from secateur.report.run_files import Json, Run
+from secateur.report.speed import measured_figures
 from secateur.text.beginning import beginning_text
 
 _VERBS = {
@@ -194,7 +195,15 @@ def _text(report: Json) -> str:
 
 def glance(runs: Sequence[Run]) -> list[Part]:
     """The key figures of one run, or a table of those of several."""
-    found = [[*own_figures(run), *_evaluated_figures(run), *_costs(run.report)] for run in runs]
+    found = [
+        [
+            *own_figures(run),
+            *_evaluated_figures(run),
+            *measured_figures(run),
+            *_costs(run.report),
+        ]
+        for run in runs
+    ]
     if len(runs) == 1:
         return [KeyFigures(found[0])] if found[0] else []
     values = [{_comparable(each): _with_dense(each) for each in entries} for entries in found]

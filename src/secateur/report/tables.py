@@ -184,7 +184,9 @@ def _held_out(run: Run) -> _Row:
 
 
 def speed_table(run: Run) -> Table | None:
-    """Where the result of a run should be faster; None if there is no result to run."""
+    """Where the result of a run should be faster; None if that was measured, or cannot be."""
+    if run.benches:
+        return None
     rows = _shrunk(run.report) if run.kind == "shrink" else _sparse(run)
     if not rows:
         return None

@@ -30,7 +30,10 @@ _ROWS = "rows from 0 to 100 %"
 # Losses of a step of training.
 _LOSSES = ("cross_entropy", "divergence")
 # Columns of words; all others are numbers.
-_WORDS = {"", "linear", "patterns", "projection", "task", "worst linear", _ROWS}
+_WORDS = {
+    *("", "form", "linear", "model", "patterns", "projection", "runtime", "task", "work"),
+    *("worst linear", _ROWS),
+}
 
 
 def new_table(*columns: str, title: str | None = None) -> Table:

@@ -104,7 +104,7 @@ def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def _answer(call: Callable[[], object], sender: Connection, parent: int) -> None:
-    _end_with(parent)
+    end_with(parent)
     try:
         sender.send((call(), None))
     except Exception as error:
@@ -124,7 +124,7 @@ def _child(
             stderr=errors,
             # A group of its own, which can be ended as a whole.
             start_new_session=True,
-            preexec_fn=partial(_end_with, os.getpid()),
+            preexec_fn=partial(end_with, os.getpid()),
         )
     except OSError as error:
         raise SecateurError(
@@ -139,7 +139,7 @@ def _child(
         raise
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Have Linux kill this process when its parent dies, however that happens."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
