@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from secateur.comparison import ComparisonResult, compare
     from secateur.deploy.accelerator import Accelerator, Memory
+    from secateur.deploy.bench.bench import bench
     from secateur.deploy.simulation import Simulation, simulate
+    from secateur.deploy.targets import Targets, targets
     from secateur.estimation.estimate import estimate
     from secateur.evaluation.continuations import Continuations, continue_texts
     from secateur.evaluation.evaluate import evaluate
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from secateur.patterns.plan import Plan
     from secateur.pruning.prune import PruneResult, plan, prune
     from secateur.pruning.recipe import Recipe
+    from secateur.report.documents.bench import Bench
     from secateur.report.documents.evaluation import Evaluation
     from secateur.report.documents.prune import Estimate
     from secateur.report.page import write_report
@@ -36,6 +39,7 @@ __version__ = "0.1.0"
 __all__ = [
     "NM",
     "Accelerator",
+    "Bench",
     "ComparisonResult",
     "Continuations",
     "Estimate",
@@ -51,9 +55,11 @@ __all__ = [
     "ShrinkOptions",
     "ShrinkResult",
     "Simulation",
+    "Targets",
     "TrainResult",
     "Training",
     "Unstructured",
+    "bench",
     "compare",
     "continue_texts",
     "estimate",
@@ -65,6 +71,7 @@ __all__ = [
     "recover",
     "shrink",
     "simulate",
+    "targets",
     "train",
     "write_report",
 ]
@@ -72,6 +79,7 @@ __all__ = [
 _HOMES = {
     "NM": "patterns.pattern",
     "Accelerator": "deploy.accelerator",
+    "Bench": "report.documents.bench",
     "ComparisonResult": "comparison",
     "Continuations": "evaluation.continuations",
     "Estimate": "report.documents.prune",
@@ -87,9 +95,11 @@ _HOMES = {
     "ShrinkOptions": "shrinking.options",
     "ShrinkResult": "shrinking.shrink",
     "Simulation": "deploy.simulation",
+    "Targets": "deploy.targets",
     "TrainResult": "training.train",
     "Training": "training.options",
     "Unstructured": "patterns.pattern",
+    "bench": "deploy.bench.bench",
     "compare": "comparison",
     "continue_texts": "evaluation.continuations",
     "estimate": "estimation.estimate",
@@ -101,6 +111,7 @@ _HOMES = {
     "recover": "training.recover",
     "shrink": "shrinking.shrink",
     "simulate": "deploy.simulation",
+    "targets": "deploy.targets",
     "train": "training.train",
     "write_report": "report.page",
 }

@@ -15,6 +15,7 @@ from secateur.cli.measure import compare, evaluate, inspect, simulate
 from secateur.cli.prune import estimate, plan, prune
 from secateur.cli.show import demo, ls, report
 from secateur.cli.shrink import shrink
+from secateur.cli.targets import targets
 from secateur.cli.train import recover, train
 
 
@@ -43,6 +44,7 @@ COMMANDS = {
     "train": train,
     "eval": evaluate,
     "bench": bench,
+    "targets": targets,
     "compare": compare,
     "inspect": inspect,
     "simulate": simulate,

@@ -101,6 +101,11 @@ class Worker:
         self._log = log
         self._ran: list[tuple[float, float]] = []
 
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return int(self._process.pid)
+
     def begin(self, task: Task) -> None:
         """Hand out a task; nothing is done before ``run``."""
         self._pause()
@@ -135,7 +140,7 @@ class Worker:
 
     def _signal(self, number: int | None) -> None:
         if number is not None and self._process.is_alive():
-            os.kill(self._process.pid, number)
+            os.kill(self.pid, number)
 
     def _poll(self, seconds: float) -> bool:
         with self._alive():
