@@ -32,7 +32,7 @@ ROWS: tuple[Row, ...] = ("zeros, half of all", "2:4", "smaller shapes", "fewer b
 DENSE = Sample()
 _ZEROS = replace(DENSE, keep=(32, 64))
 _SEMI = replace(DENSE, keep=(2, 4))
-_SMALLER = replace(DENSE, channels=1792, heads=12, groups=3)
+_SMALLER = replace(DENSE, channels=2048, heads=8, groups=2)
 _PROTOCOL: dict[str, Any] = {"prefill": 128, "prompt": 32, "decode": 16, "batch": "1", "limit": 15}
 # Smaller differences are not called a gain.
 _LEAST = 0.03
