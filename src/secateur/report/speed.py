@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from secateur.report.documents.bench import Bench
+from secateur.report.documents.evaluation import Evaluation
 from secateur.report.format import bytes_text, number_text
 from secateur.report.parts import KeyFigure, Table
 from secateur.report.run_files import Json, Run
@@ -30,6 +31,45 @@ def bench_table(bench: Bench) -> RenderableType:
         last = row[0]
     parts: list[RenderableType] = [models, Text(), figures, Text(_protocol(found), style="dim")]
     return Group(*parts, *(Text(f"· {note}", style="dim") for note in bench.notes))
+
+
+def side_by_side(evaluation: Evaluation, bench: Bench) -> RenderableType:
+    """What a result costs and what it gains, beside the dense model: the first that was measured.
+
+    Both were evaluated, and measured in the same runtime.
+    """
+    dense, result = bench.models[:2]
+    table = new_table("", "dense", "result", "times better", "interval")
+    models, divergence = (evaluation.dense, evaluation.model), evaluation.divergence
+    perplexities = [each.perplexity for each in models if each is not None]
+    add_row(table, "perplexity", *(f"{each:.2f}" for each in perplexities))
+    if divergence is not None:
+        add_row(table, "KL from dense, nats", "0", f"{divergence.kl:.4f}")
+        add_row(table, "top-1 agreement", "100 %", f"{100 * divergence.top1_agreement:.1f} %")
+    sizes = (
+        ("file", dense.file_bytes, result.file_bytes),
+        ("memory, loaded", dense.memory.loaded, result.memory.loaded),
+        ("memory at the peak", dense.memory.peak, result.memory.peak),
+    )
+    for name, before, after in sizes:
+        add_row(table, name, bytes_text(before), bytes_text(after), f"{before / after:.2f}")
+    for before_, after_ in zip(dense.figures, result.figures, strict=True):
+        rates = (before_.tokens_per_second, after_.tokens_per_second)
+        if after_.ratio is not None and None not in rates:
+            low, high = after_.ratio.interval
+            add_row(
+                table,
+                f"{after_.work} {after_.batch} × {after_.tokens}, tokens/s",
+                *(f"{rate:,.1f}" for rate in rates),
+                f"{after_.ratio.median:.2f}",
+                f"{low:.2f} – {high:.2f}",
+            )
+    found = Json(bench.model_dump(mode="json"))
+    lines = [_protocol(found), *bench.notes]
+    if (protocol := evaluation.protocol) is not None:
+        windows = f"{protocol.windows} windows of {protocol.window} tokens"
+        lines.insert(0, f"perplexity and KL on {protocol.text}, {windows}")
+    return Group(table, *(Text(f"· {line}", style="dim") for line in lines))
 
 
 def measured_tables(run: Run) -> list[Table]:
