@@ -9,15 +9,16 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
 from secateur.deploy.bench.bench import bench
 from secateur.deploy.bench.runtimes import RUNTIMES
 from secateur.deploy.bench.runtimes.runtime import find_runtime, is_installed
 from secateur.deploy.bench.samples import Sample, write_folder, write_gguf
-from secateur.report.documents.bench import Bench
+from secateur.report.documents.bench import Bench, Ratio
 from secateur.report.run_files import Run, read_runs
 from secateur.report.summary import pattern_of
 from secateur.report.terminal import add_row, new_table
@@ -33,7 +34,7 @@ DENSE = Sample()
 _ZEROS = replace(DENSE, keep=(32, 64))
 _SEMI = replace(DENSE, keep=(2, 4))
 _SMALLER = replace(DENSE, channels=2048, heads=8, groups=2)
-_PROTOCOL: dict[str, Any] = {"prefill": 128, "prompt": 32, "decode": 16, "batch": "1", "limit": 15}
+_PROTOCOL: dict[str, Any] = {"prefill": 128, "prompt": 32, "decode": 16, "batch": "1", "limit": 30}
 # Smaller differences are not called a gain.
 _LEAST = 0.03
 _FEATURES = {
@@ -54,13 +55,19 @@ class Gain(BaseModel):
     row: Row
     runtime: str
     what: str = Field(description="the model that was measured, or the run")
-    decode: float | None = Field(description="times faster than dense; null if not measured")
-    prefill: float | None
+    decode: Ratio | None = Field(description="times faster than dense; null if not measured")
+    prefill: Ratio | None
 
     @property
-    def pays(self) -> bool:
-        """Whether something is faster by more than such a measurement can be wrong."""
-        return any(each is not None and each > 1 + _LEAST for each in (self.decode, self.prefill))
+    def verdict(self) -> str:
+        """What is faster by more than such a measurement can be wrong."""
+        ratios = {"decode": self.decode, "prefill": self.prefill}
+        known = {name: ratio for name, ratio in ratios.items() if ratio is not None}
+        faster = [name for name, each in known.items() if each.interval[0] > 1 + _LEAST]
+        open_ = [name for name, each in known.items() if each.interval[1] > 1 + 3 * _LEAST]
+        if faster:
+            return "gains in " + " and ".join(faster)
+        return "not known, too busy" if open_ else "nothing"
 
 
 class Targets(BaseModel):
@@ -118,7 +125,7 @@ def targets(
             runtimes[name] = measured.models[0].version
             found += _gains(name, [row for row, _ in others], measured)
             if not measured.sound:
-                notes.append(f"{name}: the machine was too busy for sound figures.")
+                notes.append(f"{name}: this machine was too busy for sound figures.")
     share = _SMALLER.parameters / DENSE.parameters
     notes.append(
         f"Measured on a random Llama of {DENSE.parameters / 1e6:.0f} M weights; smaller shapes "
@@ -164,16 +171,10 @@ def _samples(runtime: str, folder: Path) -> list[tuple[Row, Path]]:
 def _gains(runtime: str, rows: Sequence[Row], measured: Bench) -> list[Gain]:
     found = []
     for row, model in zip(rows, measured.models[1:], strict=True):
-        ratios = {each.work: each.ratio.median for each in model.figures if each.ratio}
-        found.append(
-            Gain(
-                row=row,
-                runtime=runtime,
-                what=Path(model.path).stem,
-                decode=ratios.get("decode"),
-                prefill=ratios.get("prefill"),
-            )
-        )
+        ratios = {each.work: each.ratio for each in model.figures}
+        stem = Path(model.path).stem
+        decode, prefill = ratios.get("decode"), ratios.get("prefill")
+        found.append(Gain(row=row, runtime=runtime, what=stem, decode=decode, prefill=prefill))
     return found
 
 
@@ -182,26 +183,23 @@ def _gains_of(run: Run) -> list[Gain]:
     pattern = pattern_of(run)
     row: Row = ROWS[2] if run.kind in ("shrink", "recover") else ROWS[1 if pattern == "2:4" else 0]
     found = []
-    for measured in run.benches:
-        models = measured.items("models")
-        forms = {model.text("label"): model.text("form") for model in models}
-        for model in models:
-            ratios: dict[str, float] = {}
-            for figure in model.items("figures"):
-                ratio, work = figure.number("ratio", "median"), figure.text("work") or ""
-                same = forms.get(figure.text("ratio", "base")) == model.text("form")
-                if ratio is not None and same and figure.number("batch") == 1:
-                    ratios[work] = ratio
-            if "decode" in ratios or "prefill" in ratios:
-                found.append(
-                    Gain(
-                        row=row,
-                        runtime=model.text("runtime") or "?",
-                        what=model.text("label") or run.label,
-                        decode=ratios.get("decode"),
-                        prefill=ratios.get("prefill"),
-                    )
-                )
+    for document in run.benches:
+        try:
+            measured = Bench.model_validate(document.value)
+        except ValidationError:
+            # Of another version, or damaged.
+            continue
+        forms = {model.label: model.form for model in measured.models}
+        for model in measured.models:
+            ratios = {
+                each.work: each.ratio
+                for each in model.figures
+                if each.batch == 1 and each.ratio and forms.get(each.ratio.base) == model.form
+            }
+            decode, prefill = ratios.get("decode"), ratios.get("prefill")
+            if decode or prefill:
+                own = {"what": model.label, "decode": decode, "prefill": prefill}
+                found.append(Gain(row=row, runtime=model.runtime, **own))
     return found
 
 
@@ -219,32 +217,27 @@ def _features() -> dict[str, bool]:
 
 
 def targets_table(found: Targets) -> RenderableType:
-    """What pays where: times faster than dense in decoding and prefill."""
-    installed = [name for name, version in found.runtimes.items() if version]
-    table = new_table("", *installed)
-    for row in ROWS:
-        cells = [
-            "\n".join(
-                _cell(gain) for gain in found.gains if (gain.row, gain.runtime) == (row, name)
-            )
-            for name in installed
-        ]
-        add_lines = [cell or "not measured" for cell in cells]
-        table.add_row(Text(row), *(Text(cell) for cell in add_lines))
-    there = [name for name, has in found.features.items() if has] or ["none of what is looked for"]
+    """The machine, then what each thing does in each runtime: times faster than dense."""
+    summary = Table(box=None, show_header=False, pad_edge=False)
+    there = [name for name, has in found.features.items() if has]
     missing = [name for name, has in found.features.items() if not has]
-    summary = new_table("", "")
-    summary.show_header = False
-    add_row(summary, "machine", f"{found.machine.processor}, {found.machine.cores} cores")
-    add_row(summary, "has", ", ".join(there))
-    add_row(summary, "has not", ", ".join(missing))
-    others = [name for name, version in found.runtimes.items() if version is None]
-    add_row(summary, "not installed", ", ".join(others))
+    absent = [name for name, version in found.runtimes.items() if version is None]
+    for name, words in (
+        ("machine", [found.machine.processor, f"{found.machine.cores} cores"]),
+        ("has", there),
+        ("has not", missing),
+        ("not installed", absent),
+    ):
+        add_row(summary, name, ", ".join(words))
+    table = new_table("what", "runtime", "model", "decode", "prefill", "verdict")
+    for row in ROWS:
+        for gain in found.gains:
+            if gain.row == row:
+                ratios = (_times(each) for each in (gain.decode, gain.prefill))
+                add_row(table, row, gain.runtime, gain.what, *ratios, gain.verdict)
     notes = (Text(f"· {note}", style="dim") for note in found.notes)
     return Group(summary, Text(), table, Text(), *notes)
 
 
-def _cell(gain: Gain) -> str:
-    ratios = ((each, value) for each, value in (("decode", gain.decode), ("prefill", gain.prefill)))
-    said = ", ".join(f"{name} {value:.2f}" for name, value in ratios if value is not None)
-    return f"{'' if gain.pays else 'nothing: '}{said} ({gain.what})"
+def _times(ratio: Ratio | None) -> str:
+    return "" if ratio is None else f"{ratio.median:.2f}"

@@ -31,8 +31,8 @@ _ROWS = "rows from 0 to 100 %"
 _LOSSES = ("cross_entropy", "divergence")
 # Columns of words; all others are numbers.
 _WORDS = {
-    *("", "form", "linear", "model", "patterns", "projection", "runtime", "task", "work"),
-    *("worst linear", _ROWS),
+    *("", "form", "linear", "model", "patterns", "projection", "runtime", "task", "verdict"),
+    *("what", "work", "worst linear", _ROWS),
 }
 
 
