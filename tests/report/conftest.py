@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import secateur
+from report.benches import a_bench
 from secateur.shrinking.curve import size_curve
 
 Runs = dict[str, Path]
@@ -67,4 +68,5 @@ def runs(
         json.dumps(simulated.model_dump(mode="json"))
     )
     secateur.continue_texts(root / "ramp", tokens=12)
+    (root / "taught" / "secateur" / "bench.json").write_text(a_bench("taught").model_dump_json())
     return {path.name: path for path in sorted(root.iterdir())}

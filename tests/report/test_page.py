@@ -260,7 +260,7 @@ JSON = st.recursive(
 )
 
 
-@pytest.mark.parametrize("name", ["ramp", "small", "sizes", "trained"])
+@pytest.mark.parametrize("name", ["ramp", "small", "sizes", "taught", "trained"])
 def test_no_document_stops_the_page(name: str, runs: dict[str, Path]) -> None:
     """Whatever stands in place of a part of a document, or if it is missing."""
     (run,) = read_runs([runs[name]])
@@ -268,6 +268,7 @@ def test_no_document_stops_the_page(name: str, runs: dict[str, Path]) -> None:
         "report": run.report,
         "simulation": run.simulation,
         "continuations": run.continuations,
+        "benches": run.benches[0] if run.benches else Json(),
     }
 
     @settings(max_examples=40)
@@ -276,7 +277,8 @@ def test_no_document_stops_the_page(name: str, runs: dict[str, Path]) -> None:
         value = json.loads(json.dumps(documents[key].value))
         for _ in range(data.draw(st.integers(1, 3))):
             _replace_a_part(value, data)
-        read(render([Run(**{**vars(run), key: Json(value)})]))
+        changed = [Json(value)] if key == "benches" else Json(value)
+        read(render([Run(**{**vars(run), key: changed})]))
 
     check()
 

@@ -166,8 +166,9 @@ def test_a_process_that_dies_is_a_sentence_and_none_stays(
         worker("one", "llama.cpp", models["one"], Settings(1, 1, 20), 260) as own,
     ):
         number.write_text(str(own.pid))
-        # It is stopped when the end comes.
         own.begin(Task("load"))
+        # It is stopped when the end comes.
+        assert own.run(0.001) is None
         raise KeyboardInterrupt
     assert is_gone(number)
 

@@ -316,7 +316,7 @@ def _figure(
 def _doubtful(measured: Measured, contest: Contest) -> list[str]:
     """Which figures are not known well enough, and how well they are."""
     return [
-        f"{phase_of(series.task)} to {width:.0%}"
+        f"{phase_of(series.task)} to {100 * width:.0f} %"
         for series in measured.series
         if series.task.work != "load" and (width := contest.width(series)) > _SOUND
     ]

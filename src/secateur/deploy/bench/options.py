@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, PlainSerializer, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from secateur.deploy.bench.runtimes import RUNTIMES
 from secateur.runs.device import DtypeName
@@ -30,11 +30,7 @@ def _read_sizes(value: Any) -> Any:
     return tuple(sizes)
 
 
-Sizes = Annotated[
-    tuple[int, ...],
-    BeforeValidator(_read_sizes),
-    PlainSerializer(lambda sizes: ",".join(map(str, sizes)), when_used="json"),
-]
+Sizes = Annotated[tuple[int, ...], BeforeValidator(_read_sizes)]
 
 
 class BenchOptions(Options):

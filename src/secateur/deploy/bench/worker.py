@@ -99,6 +99,7 @@ class Worker:
         self._process = process
         self._connection = connection
         self._log = log
+        self._waiting: Task | None = None
         self._ran: list[tuple[float, float]] = []
 
     @property
@@ -107,10 +108,9 @@ class Worker:
         return int(self._process.pid)
 
     def begin(self, task: Task) -> None:
-        """Hand out a task; nothing is done before ``run``."""
-        self._pause()
+        """Hold a task ready; nothing is done before ``run``."""
+        self._waiting = task
         self._ran = []
-        self._send("turn", task)
 
     def run(self, seconds: float | None) -> Turn | None:
         """Let the process work for a while, or to its end if None.
@@ -119,9 +119,13 @@ class Worker:
             What the turn took, None if it goes on.
         """
         began = time.perf_counter()
-        self._signal(_CONTINUE)
+        if self._waiting is not None:
+            self._send("turn", self._waiting)
+            self._waiting = None
+        else:
+            self._signal(_CONTINUE)
         if seconds is not None and not self._poll(seconds):
-            self._pause()
+            self._signal(_STOP)
             self._ran.append((began, time.perf_counter()))
             return None
         span: _Span = self._receive()
@@ -134,9 +138,6 @@ class Worker:
         self._send("memory", None)
         answer: Resident = self._receive()
         return answer
-
-    def _pause(self) -> None:
-        self._signal(_STOP)
 
     def _signal(self, number: int | None) -> None:
         if number is not None and self._process.is_alive():
