@@ -17,7 +17,7 @@ say = @printf '%s\n'
 
 help:
 	$(say) \
-	  'make demo    prune a small language model, evaluate it, write a report' \
+	  'make demo    shrink a small language model, measure cost and gain, write a report' \
 	  'make test    lint, types and all tests' \
 	  'make soak    kill every command at random, damage its inputs; for hours' \
 	  'make lint    ruff, mypy and the layers of imports' \
