@@ -22,12 +22,14 @@ def test_demo_ends_with_a_page(
 ) -> None:
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(demo, "fetch_model", lambda progress: checkpoints("llama"))
-    text = {"source": "self", "samples": 8, "length": 32}
+    text = {"samples": 8, "length": 32}
     # Heads of a tiny model do not divide as those of the large one do.
     options = demo.OPTIONS | {"calibration": text, "grid": 8}
     monkeypatch.setattr(demo, "OPTIONS", options)
     monkeypatch.setattr(
-        demo, "MEASURED", {"batch": 1, "prefill": 16, "prompt": 8, "decode": 4, "limit": 0.1}
+        demo,
+        "MEASURED",
+        demo.MEASURED | {"batch": 1, "prefill": 16, "prompt": 8, "decode": 4, "limit": 0.1},
     )
     monkeypatch.setattr(demo, "WINDOW", 32)
     monkeypatch.setattr(demo, "WINDOWS", 4)
