@@ -22,6 +22,7 @@ pytest.importorskip("xllamacpp")
 TINY = Sample(width=64, channels=128, heads=4, groups=2, head=16, blocks=2)
 
 
+@pytest.mark.slow
 def test_everything_is_tried_in_every_runtime(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from secateur.deploy.bench.samples import Sample, write_gguf
 from secateur.deploy.bench.worker import Task, worker
 from secateur.runs.errors import SecateurError
 
-SMALL = {"prefill": 16, "prompt": 8, "decode": 4, "threads": 1, "limit": 0.5, "batch": "1,3"}
+SMALL = {"prefill": 16, "prompt": 8, "decode": 4, "threads": 1, "limit": 2, "batch": "1,3"}
 
 TINY = Sample(width=32, channels=64, heads=4, groups=2, head=8, blocks=2)
 
@@ -65,17 +65,20 @@ def test_each_model_runs_in_its_runtime(measured: secateur.Bench) -> None:
 
 def test_every_figure_has_its_turns(measured: secateur.Bench) -> None:
     for model in measured.models:
-        assert [(each.work, each.batch, each.tokens) for each in model.figures] == [
-            ("load", 1, 0), ("prefill", 1, 16), ("decode", 1, 4), ("prefill", 3, 16),
-            ("decode", 3, 4),
-        ]  # fmt: skip
+        found = [(each.work, each.batch, each.tokens) for each in model.figures]
+        first = [("load", 1, 0), ("prefill", 1, 16), ("decode", 1, 4)]
+        assert found[:3] == first
+        # A machine that does much else may leave larger batches out, and says so.
+        left_out = [note for note in measured.notes if "is left out" in note]
+        assert set(found[3:]) <= {("prefill", 3, 16), ("decode", 3, 4)}
+        assert len(found) + len(left_out) == 5
         assert all(len(each.repetitions) >= 5 for each in model.figures)
         assert all(each.clock == "processor" for each in model.figures)
         assert all((each.ratio is None) == (model is measured.models[0]) for each in model.figures)
 
 
 def test_a_model_is_as_fast_as_itself(measured: secateur.Bench) -> None:
-    ratios = {each.work: each.ratio for each in measured.models[1].figures if each.batch == 3}
+    ratios = {each.work: each.ratio for each in measured.models[1].figures if each.work != "load"}
     for ratio in ratios.values():
         assert ratio is not None
         # Turns of milliseconds on a machine that runs other tests.
@@ -95,7 +98,7 @@ def test_more_work_takes_longer_and_the_page_says_what_was_measured(
     done = CliRunner().invoke(app, [*words, *flags, "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
-    by_work = {each["work"]: each for each in found["models"][1]["figures"] if each["batch"] == 3}
+    by_work = {each["work"]: each for each in found["models"][1]["figures"]}
     assert by_work["prefill"]["ratio"]["median"] > 1.5
     assert json.loads((run / "secateur" / "bench.json").read_text()) == found
     page = (run / "secateur" / "report.html").read_text()
