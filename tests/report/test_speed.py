@@ -37,6 +37,9 @@ def test_the_page_shows_what_was_measured_in_place_of_what_was_expected(
     for text in ("What runs faster", "1.250", "1.240 – 1.260", "medians of processor time",
                  "This is made up.", "decode, times faster"):  # fmt: skip
         assert text in after
+    card = (folder / "README.md").read_text()
+    assert "1.240 – 1.260" in card
+    assert "Nothing here was measured" not in card
     (run,) = read_runs([folder])
     assert speed_table(run) is None
     assert [each.value for each in measured_figures(run)] == ["1.25"] * 4

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from secateur.models.files import CARD
 from secateur.report.parts import Definitions, Table
 from secateur.report.run_files import Json, Run, parse_file, read_runs
+from secateur.report.speed import measured_tables
 from secateur.report.summary import done, headline, own_figures
 from secateur.report.tables import evaluation_tables, notes, speed_table
 from secateur.runs.files import is_signed, sign, write_text
@@ -53,12 +54,18 @@ def _card(run: Run) -> str:
         _opening(run, name),
         *_section("What was done", _definitions(done([run]))),
         *_section("Figures", [*_figures(run), *map(_table, evaluation_tables([run]))]),
-        *_section("Where it pays", [_table(table) for table in [speed_table(run)] if table]),
+        *_section("Where it pays", list(map(_table, _speed(run)))),
         *_section("How to load", [_loading(run, config)]),
     ]
     if (said := notes(run)) is not None:
         parts += _section("Notes", ["\n".join(f"- {_plain(line)}" for line in said.entries) + "\n"])
     return "\n".join(parts)
+
+
+def _speed(run: Run) -> list[Table]:
+    """What was measured; before that, what is expected."""
+    expected = speed_table(run)
+    return measured_tables(run) + ([] if expected is None else [expected])
 
 
 def _metadata(run: Run) -> str:
