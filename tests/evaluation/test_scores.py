@@ -73,7 +73,7 @@ def test_batches_and_slices_do_not_show(
 ) -> None:
     expected = score_windows(dense, tokens_N[:96].view(6, 16), dtype=torch.float32).loss_W
     monkeypatch.setattr("secateur.evaluation.scores._BATCH_TOKENS", tokens)
-    monkeypatch.setattr("secateur.evaluation.scores._LOGITS", logits)
+    monkeypatch.setattr("secateur.evaluation.scores.LOGITS", logits)
     actual = score_windows(dense, tokens_N[:96].view(6, 16), dtype=torch.float32).loss_W
     torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
     assert actual.dtype == torch.float64

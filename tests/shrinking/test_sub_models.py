@@ -215,7 +215,7 @@ def test_divergence_is_that_of_the_logits(
             )
 
     whole = found()
-    monkeypatch.setattr(sub_models, "_LOGITS", 3 * 260)
+    monkeypatch.setattr(sub_models, "LOGITS", 3 * 260)
     assert found() == pytest.approx(whole, rel=1e-5, abs=1e-7)
     same, other, broken = whole
     assert same == pytest.approx(0, abs=1e-6)

@@ -20,6 +20,7 @@ from secateur.models.capture import BlockCall, capture, same_calls
 from secateur.models.store import BlockStore
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import writing
+from secateur.runs.limits import tokens_at_once
 from secateur.solvers.block_loss import state_error
 from secateur.text.options import fitted_share
 
@@ -51,11 +52,12 @@ class Batches:
         """
         boundary = fitted_share(sequences) if fitted is None else fitted
         size = max(1, batch_tokens // length)
+        judged = tokens_at_once(_JUDGED_TOKENS)
         held_out = [slice(i, min(i + size, sequences)) for i in range(boundary, sequences, size)]
         return cls(
             [slice(i, min(i + size, boundary)) for i in range(0, boundary, size)],
             held_out,
-            [batch for batch in held_out if (batch.start - boundary) * length < _JUDGED_TOKENS],
+            [batch for batch in held_out if (batch.start - boundary) * length < judged],
         )
 
     @property

@@ -16,6 +16,7 @@ from secateur.models.checkpoint import Checkpoint
 from secateur.models.miniature import divisors, write_miniature
 from secateur.runs.allocations import peak_allocation
 from secateur.runs.errors import SecateurError
+from secateur.runs.limits import sizes_divided_by
 
 # What the process grows by beside tensors: libraries that are imported late, text.
 _OTHERS_BYTES = 80_000_000
@@ -79,7 +80,8 @@ def peak_of(
             _write_text(text, round(_LETTERS * tokens / divisor) + 1024)
             trial = Trial(miniature.folder, text, folder / "output", divisor)
             try:
-                peak = peak_allocation(partial(run, trial))
+                with sizes_divided_by(divisor):
+                    peak = peak_allocation(partial(run, trial))
             except SecateurError as error:
                 # A width that no pattern or group divides any more: a larger one may do.
                 refusal = error

@@ -15,6 +15,7 @@ from secateur.blocks.precision import forward_precision
 from secateur.evaluation.predictions import Readout, find_readout
 from secateur.models.structure import positions_of
 from secateur.runs.errors import SecateurError
+from secateur.runs.limits import LOGITS, rows_at_once
 from secateur.runs.progress import Progress, silent
 from secateur.text.encoder import Encoder
 from secateur.text.generation import evaluation_mode
@@ -22,7 +23,6 @@ from secateur.text.generation import evaluation_mode
 # Tokens in one forward pass to begin with, padding included; a CPU gains nothing from more.
 _TOKENS = 2048
 _TOKENS_CUDA = 32768
-_LOGITS = 2**23
 # What lm-eval assumes of a model that does not say how long its inputs may be.
 _UNLIMITED = 2048
 
@@ -155,7 +155,7 @@ class Likelihood(TemplateLM):  # type: ignore[misc]
         ]
         row_P, column_P, token_P, owner_P = torch.tensor(places, device=device).unbind(1)
         states = states[row_P, column_P]
-        step = max(1, _LOGITS // self.model.config.get_text_config().vocab_size)
+        step = rows_at_once(LOGITS, self.model.config.get_text_config().vocab_size)
         parts: list[Tensor] = []
         for at in range(0, len(states), step):
             log_PV = readout.project(states[at : at + step]).float().log_softmax(-1)

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 from secateur.blocks.precision import forward_precision
 from secateur.evaluation.predictions import Predictions, find_readout
 from secateur.runs.errors import SecateurError
+from secateur.runs.limits import LOGITS, rows_at_once, tokens_at_once
 from secateur.runs.progress import Progress, silent
 from secateur.text.generation import evaluation_mode
 
-# Tokens in one forward pass, and logits that exist at one time.
+# Tokens in one forward pass.
 _BATCH_TOKENS = 2048
-_LOGITS = 2**23
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ def score_windows(
         rows: list[Tensor] = []
         # A model taken as a whole makes the logits of every position at once.
         whole = not all(readout.separable for readout in readouts)
-        batch = 1 if whole else max(1, _BATCH_TOKENS // length)
-        step = max(1, _LOGITS // model.config.get_text_config().vocab_size)
+        batch = 1 if whole else max(1, tokens_at_once(_BATCH_TOKENS) // length)
+        step = rows_at_once(LOGITS, model.config.get_text_config().vocab_size)
         for start in range(0, windows, batch):
             tokens = tokens_WL[start : start + batch]
             states = [

@@ -16,7 +16,7 @@ def peak_allocation(work: Callable[[], object]) -> int:
 
     Temporary memory inside torch's operations counts, files that are mapped do not.
     """
-    with _quiet(), profile(use_kineto=True, profile_memory=True) as recorded:
+    with _counted(), profile(use_kineto=True, profile_memory=True) as recorded:
         work()
     assert recorded.kineto_results is not None, "the profiler has stopped"
     changes: list[tuple[int, int]] = []
@@ -48,14 +48,17 @@ def _events(roots: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The profiler's library writes lines to the terminal unless this says otherwise."""
-    before = os.environ.get("KINETO_LOG_LEVEL")
-    os.environ["KINETO_LOG_LEVEL"] = "99"
+def _counted() -> Iterator[None]:
+    """Allocations of other threads are not seen, so transformers loads weights in this one."""
+    # The second name keeps the profiler's library from writing to the terminal.
+    wanted = {"HF_DEACTIVATE_ASYNC_LOAD": "1", "KINETO_LOG_LEVEL": "99"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["KINETO_LOG_LEVEL"]
-        else:
-            os.environ["KINETO_LOG_LEVEL"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -21,6 +21,7 @@ from secateur.models.forwards import replaced_forwards
 from secateur.models.store import BlockStore
 from secateur.models.structure import BlockList
 from secateur.runs.errors import SecateurError
+from secateur.runs.limits import LOGITS, rows_at_once
 from secateur.shrinking.module_sizes import fit_attention, fit_linear
 from secateur.shrinking.units import SubBlock, Width, attention_refused
 
@@ -31,8 +32,6 @@ _PROBE_TOKENS = 16
 _RUNGS = 8
 # How often a whole sub-block is missing.
 _GONE = 1 / 24
-# Logits that exist at one time.
-_LOGITS = 2**23
 
 
 @contextmanager
@@ -222,7 +221,7 @@ def divergences(
         dtype: of forward passes.
     """
     total_N = torch.zeros(len(states_NWLD), dtype=torch.float64)
-    step = max(1, _LOGITS // blocks.model.config.get_text_config().vocab_size)
+    step = rows_at_once(LOGITS, blocks.model.config.get_text_config().vocab_size)
 
     def predictions(ids_1P: Tensor, states_PD: Tensor) -> Predictions:
         with forward_precision(dtype, device):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from secateur.evaluation.predictions import kl_divergence
+from secateur.runs.limits import rows_at_once
 
 # Logits that exist at one time.
 _LOGITS = 2**25
@@ -225,7 +226,7 @@ def backward_in_parts(
     """
     gradients = []
     sums = torch.zeros(2, device=states_PD.device)
-    step = max(1, _LOGITS // vocabulary)
+    step = rows_at_once(_LOGITS, vocabulary)
     few = max(1, _CACHED // vocabulary) if states_PD.device.type == "cpu" else step
     work_3PV = states_PD.new_empty((3, min(few, len(next_P)), vocabulary), dtype=torch.float32)
     for at in range(0, len(next_P), step):

@@ -30,6 +30,7 @@ from secateur.report.page import write_report
 from secateur.runs.device import resolve_device
 from secateur.runs.errors import SecateurError
 from secateur.runs.files import copy_file, read_sealed, write_safetensors
+from secateur.runs.limits import tokens_at_once
 from secateur.runs.meter import Meter, Stopwatch
 from secateur.runs.progress import Progress, silent
 from secateur.runs.run import Run, check_apart
@@ -216,7 +217,7 @@ def _stream(job: RecoveryJob, store: StreamedStore, stage: Reconstruct) -> Strea
     return Stream(
         store,
         tokens_SL,
-        Batches.of(len(tokens_SL), tokens_SL.shape[1], _BATCH_TOKENS),
+        Batches.of(len(tokens_SL), tokens_SL.shape[1], tokens_at_once(_BATCH_TOKENS)),
         job.device,
         job.dtype,
         job.run.folder,

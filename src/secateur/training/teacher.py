@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from secateur.blocks.precision import forward_precision
 from secateur.evaluation.predictions import Readout, find_readout
 from secateur.runs.files import read_sealed, write_safetensors
+from secateur.runs.limits import rows_at_once
 from secateur.runs.progress import Progress
 from secateur.training.distillation import FullTarget, Target, TopTarget
 from secateur.training.holding import Holding
@@ -126,7 +127,7 @@ def _likeliest(
 ) -> dict[str, Tensor]:
     windows, length = tokens_WL.shape
     states_PD = readout.states(tokens_WL)[:, :-1].flatten(0, 1)
-    step = max(1, _LOGITS // readout.project(states_PD[:1]).shape[-1])
+    step = rows_at_once(_LOGITS, readout.project(states_PD[:1]).shape[-1])
     parts = [
         TopTarget.of_logits(readout.project(state_PD), temperature, count)
         for state_PD in states_PD.split(step)
