@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from secateur.comparison import ComparisonResult, compare
     from secateur.deploy.accelerator import Accelerator, Memory
     from secateur.deploy.bench.bench import bench
+    from secateur.deploy.export import ExportResult, export
     from secateur.deploy.simulation import Simulation, simulate
     from secateur.deploy.targets import Targets, targets
     from secateur.estimation.estimate import estimate
@@ -44,6 +45,7 @@ __all__ = [
     "Continuations",
     "Estimate",
     "Evaluation",
+    "ExportResult",
     "Inspection",
     "Memory",
     "Plan",
@@ -64,6 +66,7 @@ __all__ = [
     "continue_texts",
     "estimate",
     "evaluate",
+    "export",
     "inspect",
     "parse_pattern",
     "plan",
@@ -84,6 +87,7 @@ _HOMES = {
     "Continuations": "evaluation.continuations",
     "Estimate": "report.documents.prune",
     "Evaluation": "report.documents.evaluation",
+    "ExportResult": "deploy.export",
     "Inspection": "models.inspection",
     "Memory": "deploy.accelerator",
     "Plan": "patterns.plan",
@@ -104,6 +108,7 @@ _HOMES = {
     "continue_texts": "evaluation.continuations",
     "estimate": "estimation.estimate",
     "evaluate": "evaluation.evaluate",
+    "export": "deploy.export",
     "inspect": "models.inspection",
     "parse_pattern": "patterns.pattern",
     "plan": "pruning.prune",

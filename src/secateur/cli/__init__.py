@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from secateur.cli.bench import bench
 from secateur.cli.ending import ending
+from secateur.cli.export import export
 from secateur.cli.flags import current_forms
 from secateur.cli.measure import compare, evaluate, inspect, simulate
 from secateur.cli.prune import estimate, plan, prune
@@ -48,6 +49,7 @@ COMMANDS = {
     "compare": compare,
     "inspect": inspect,
     "simulate": simulate,
+    "export": export,
     "report": report,
     "ls": ls,
     "demo": demo,

@@ -44,7 +44,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, sealed: bool
     whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     # One entry: the writer puts several in any order, and files of one content would differ.
     metadata = {_SEAL: _hash_tensors(whole)} if sealed else {"format": "pt"}
-    _write(path, lambda part: save_file(whole, part, metadata=metadata))
+    write_with(path, lambda part: save_file(whole, part, metadata=metadata))
 
 
 def read_sealed(path: Path) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ def read_sealed(path: Path) -> dict[str, Tensor]:
 
 def write_text(path: Path, text: str) -> None:
     """Write text to ``path``; readers see the whole file or none."""
-    _write(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_with(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -96,7 +96,23 @@ def _digest_of_text(text: str) -> str:
 
 def copy_file(source: Path, target: Path) -> None:
     """Copy bytes to ``target``; readers see the whole file or none."""
-    _write(target, lambda part: shutil.copyfile(source, part))
+    write_with(target, lambda part: shutil.copyfile(source, part))
+
+
+def write_with(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let ``fill`` write a file at the path it is given; readers see the whole file or none."""
+    # A fixed name: what a killed run left behind is removed by the next writer, not collected.
+    # A folder, since the safetensors writer makes files of other names beside its own.
+    part = path.with_name(_PART.format(path.name))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            remove(part)
+            part.mkdir()
+            fill(part / path.name)
+            move_file(part / path.name, path)
+        finally:
+            remove(part)
 
 
 def move_file(source: Path, target: Path) -> None:
@@ -208,21 +224,6 @@ def cache_folder() -> Path:
     if own := os.environ.get("SECATEUR_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "secateur"
-
-
-def _write(path: Path, fill: Callable[[Path], object]) -> None:
-    # A fixed name: what a killed run left behind is removed by the next writer, not collected.
-    # A folder, since the safetensors writer makes files of other names beside its own.
-    part = path.with_name(_PART.format(path.name))
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            remove(part)
-            part.mkdir()
-            fill(part / path.name)
-            move_file(part / path.name, path)
-        finally:
-            remove(part)
 
 
 def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
