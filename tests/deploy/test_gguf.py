@@ -213,6 +213,50 @@ def test_types(llama: Path, type: Any, limit: float, tmp_path: Path) -> None:
     check_same(llama, tmp_path / "out.gguf", limit)
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wide") / "llama"
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8}
+    return make(folder, "llama", **sizes, num_hidden_layers=8)
+
+
+@pytest.mark.parametrize(("type", "limit"), [("q4_k_m", 0.2), ("q5_k_m", 0.1), ("q6_k", 0.02)])
+def test_types_of_llama_cpp(wide: Path, type: Any, limit: float, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    made = secateur.export(wide, tmp_path / "model.gguf", type=type)
+    assert made.notes == []
+    weights = AutoModelForCausalLM.from_pretrained(wide).state_dict()
+    tensors = {each.name: each for each in gguf.GGUFReader(made.file).tensors}
+    kinds = {name: each.tensor_type.name for name, each in tensors.items()}
+    assert kinds["output.weight"] == "Q6_K"
+    # The outer eighths, and every third block between them.
+    six = [index for index in range(8) if kinds[f"blk.{index}.ffn_down.weight"] == "Q6_K"]
+    assert six == ([0, 3, 6, 7] if type != "q6_k" else list(range(8)))
+    assert kinds["blk.1.ffn_up.weight"] == ("Q6_K" if type == "q6_k" else type.upper()[:4])
+    for name in ("ffn_up", "ffn_down"):
+        tensor = tensors[f"blk.1.{name}.weight"]
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        dense = weights[f"model.layers.1.mlp.{name[4:]}_proj.weight"].numpy()
+        assert ((values - dense) ** 2).mean() < limit**2 * (dense**2).mean()
+
+
+def test_rows_that_are_stored_larger_are_counted(llama: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    made = secateur.export(llama, tmp_path / "model.gguf", type="q4_k_m")
+    assert "matrices have rows that are no multiple of 256" in made.notes[0]
+    counted = [each.tensor_type.name for each in gguf.GGUFReader(made.file).tensors]
+    assert f"{counted.count('Q5_0')} as q5_0" in made.notes[0]
+
+
+def test_a_type_without_its_quantiser_is_refused(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secateur.deploy.gguf.quantizer.find_spec", lambda name: None)
+    with pytest.raises(secateur.SecateurError, match=r"secateur\[llama\]"):
+        secateur.export(wide, tmp_path / "model.gguf", type="q4_k_m")
+    assert not (tmp_path / "model.gguf").exists()
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_tokenizers(name: str, llama: Path, tmp_path: Path) -> None:
     folder = copied(llama, tmp_path / "model")

@@ -15,7 +15,8 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", help="new file for the result")],
     to: Annotated[Literal["gguf"], typer.Option(help="format of the file")] = "gguf",
     type: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0"], typer.Option(help="how matrices are stored")
+        Literal["f32", "f16", "bf16", "q8_0", "q4_k_m", "q5_k_m", "q6_k"],
+        typer.Option(help="how matrices are stored"),
     ] = "f16",
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
@@ -38,3 +39,5 @@ def export(
         return
     about = f": {result.bytes:,} bytes, architecture {result.architecture}, type {result.type}."
     say("Saved to ", output, about)
+    for note in result.notes:
+        say(note)

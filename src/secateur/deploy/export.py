@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from secateur.deploy.gguf.architecture import describe
 from secateur.deploy.gguf.tokenizer import describe_tokenizer
-from secateur.deploy.gguf.writer import Type, check_type, write
+from secateur.deploy.gguf.types import Type, choose_types, note_on_types
+from secateur.deploy.gguf.writer import write
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.locate import find_folder
 from secateur.runs.errors import SecateurError
@@ -25,12 +26,14 @@ class ExportResult(BaseModel):
         bytes: its size.
         architecture: what the runtime calls the model's.
         type: how matrices are stored.
+        notes: which matrices are stored larger than the type says.
     """
 
     file: str
     bytes: int
     architecture: str
     type: Type
+    notes: list[str]
 
 
 def export(
@@ -64,9 +67,14 @@ def export(
     folder = find_folder(model, progress)
     checkpoint = Checkpoint.at(folder, trust_remote_code=trust_remote_code, use="read")
     architecture = describe(checkpoint)
-    check_type(architecture, type)
+    types = choose_types(architecture.tensors, len(checkpoint.blocks), type)
     vocabulary = describe_tokenizer(folder, architecture.rows, trust_remote_code=trust_remote_code)
-    write(path, folder.resolve().name, architecture, vocabulary, type, progress)
+    write(path, folder.resolve().name, architecture, vocabulary, type, types, progress)
+    note = note_on_types(types, type)
     return ExportResult(
-        file=str(path), bytes=path.stat().st_size, architecture=architecture.name, type=type
+        file=str(path),
+        bytes=path.stat().st_size,
+        architecture=architecture.name,
+        type=type,
+        notes=[] if note is None else [note],
     )
