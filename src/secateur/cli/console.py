@@ -9,16 +9,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from secateur.report.documents.prune import Needs
 from secateur.report.format import bytes_text
 from secateur.runs.errors import printable
 from secateur.runs.progress import Progress as Callback
+
+if TYPE_CHECKING:
+    from secateur.report.documents.prune import Needs
 
 # Paths and names are the user's: nothing in them is markup.
 stdout = Console(highlight=False, markup=False, emoji=False)
