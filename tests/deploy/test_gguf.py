@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -55,7 +56,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama3": ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
     "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral": ("mistral", {"sliding_window": 64}),
     "qwen2": ("qwen2", {"num_attention_heads": 2, "head_dim": None}),
     "qwen3": ("qwen3", {"rope_parameters": YARN}),
     "gemma3": ("gemma3_text", GEMMA),
@@ -82,7 +83,7 @@ def byte_level(cuts: list[Any], **options: Any) -> Tokenizer:
     return tokenizer
 
 
-def on_characters() -> Tokenizer:
+def on_characters(normalizer: Any = None, cut: Any = None) -> Tokenizer:
     """As Gemma's: spaces are characters, and unknown characters are bytes."""
     special = ["<pad>", "<s>", "</s>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     vocabulary = {token: index for index, token in enumerate(special)}
@@ -91,7 +92,10 @@ def on_characters() -> Tokenizer:
         vocabulary.setdefault(token, len(vocabulary))
     model = models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True)
     tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    if normalizer:
+        tokenizer.normalizer = normalizer
+    if cut:
+        tokenizer.pre_tokenizer = cut
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
@@ -107,6 +111,7 @@ def whole(cut: str) -> Any:
 
 
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+UNDERSCORES = normalizers.Replace(" ", "▁")
 TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "gpt-2": lambda: byte_level([GPT2]),
     "smollm": lambda: byte_level([pre_tokenizers.Digits(True), GPT2]),
@@ -114,7 +119,11 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "llama-bpe": lambda: byte_level(
         whole(SPLIT.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)), ignore_merges=True
     ),
-    "characters": on_characters,
+    "gemma": lambda: on_characters(UNDERSCORES, pre_tokenizers.Split(" ", "merged_with_previous")),
+    "llama 2": lambda: on_characters(normalizers.Sequence([normalizers.Prepend("▁"), UNDERSCORES])),
+    "metaspace": lambda: on_characters(
+        cut=pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+    ),
 }
 
 
@@ -126,6 +135,12 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 def make(folder: Path, family: str, **changes: Any) -> Path:
     make_checkpoint(family, folder, **{**SIZES, **changes})
+    tensors = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name in tensors:
+        if name.endswith(".bias"):
+            tensors[name] = torch.randn(tensors[name].shape, generator=generator) / 4
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     save_tokenizer(folder, TOKENIZERS["smollm"]())
     return folder
 
@@ -151,7 +166,9 @@ def check_same(folder: Path, path: Path, limit: float, prompt: str = PROMPT) -> 
     params.cpuparams.n_threads = 1
     server = llama.Server(params)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).float().eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=True
+    ).eval()
     ids = tokenizer(prompt)["input_ids"]
     # Nothing is said of a token that is half a character, so a whole one is drawn.
     fixed = {"n_predict": 1, "logit_bias": [[tokenizer.convert_tokens_to_ids("a"), 1000]]}
@@ -181,9 +198,18 @@ def test_llama_cpp_computes_the_same(case: str, tmp_path: Path) -> None:
     check_same(folder, tmp_path / "out.gguf", 1e-3)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_blocks_of_different_sizes(family: str, tmp_path: Path) -> None:
-    dense = make(tmp_path / "dense", family, num_attention_heads=4, head_dim=None, hidden_size=128)
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+        ("llama", {"attention_bias": True, "mlp_bias": True}),
+        ("qwen2", {"rope_parameters": YARN}),
+    ],
+    ids=["llama3", "biases", "qwen2"],
+)
+def test_blocks_of_different_sizes(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    sizes = {"num_attention_heads": 4, "head_dim": None, "hidden_size": 128}
+    dense = make(tmp_path / "dense", family, **sizes, **changes)
     folder = shrink_unevenly(dense, tmp_path / "model")
     save_tokenizer(folder, TOKENIZERS["smollm"]())
     result = secateur.export(folder, tmp_path / "out.gguf", type="f32", trust_remote_code=True)
@@ -261,9 +287,22 @@ def test_a_type_without_its_quantiser_is_refused(
 def test_tokenizers(name: str, llama: Path, tmp_path: Path) -> None:
     folder = copied(llama, tmp_path / "model")
     save_tokenizer(folder, TOKENIZERS[name]())
-    secateur.export(folder, tmp_path / "out.gguf")
+    result = secateur.export(folder, tmp_path / "out.gguf")
     prompt = " the cat sat on 12345 mats,\n\n  </s>and <s> don't é☃ the sat"
+    if name == "metaspace":
+        assert ["behind special tokens" in note for note in result.notes] == [True]
+        prompt = prompt.replace("</s>", "").replace("<s>", "").strip()
+    else:
+        assert result.notes == []
     check_same(folder, tmp_path / "out.gguf", 1e-3, prompt)
+
+
+def test_a_window_in_every_block_limits_the_context(tmp_path: Path) -> None:
+    folder = make(tmp_path / "model", "mistral", sliding_window=16)
+    secateur.export(folder, tmp_path / "out.gguf")
+    fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
+    assert fields["llama.context_length"].contents() == 16
+    assert fields["general.name"].contents() == "model"
 
 
 def copied(source: Path, folder: Path) -> Path:

@@ -158,6 +158,11 @@ def page_of(output: Path) -> Path:
 def show_table(table: RenderableType, notes: Iterable[str]) -> None:
     """Show a table, and what the user should know."""
     stdout.print(table)
+    show_notes(notes)
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """Show what the user should know, on stderr."""
     for note in notes:
         stderr.print(Text.assemble(("note", "yellow"), " ", _lines_of(note)))
 

@@ -22,7 +22,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint as a GGUF file for llama.cpp."""
-    from secateur.cli.console import print_json, progress_bars, say
+    from secateur.cli.console import print_json, progress_bars, say, show_notes
     from secateur.deploy.export import export as run
 
     with progress_bars() as progress:
@@ -39,5 +39,4 @@ def export(
         return
     about = f": {result.bytes:,} bytes, architecture {result.architecture}, type {result.type}."
     say("Saved to ", output, about)
-    for note in result.notes:
-        say(note)
+    show_notes(result.notes)

@@ -26,7 +26,7 @@ class ExportResult(BaseModel):
         bytes: its size.
         architecture: what the runtime calls the model's.
         type: how matrices are stored.
-        notes: which matrices are stored larger than the type says.
+        notes: what the user should know.
     """
 
     file: str
@@ -69,12 +69,14 @@ def export(
     architecture = describe(checkpoint)
     types = choose_types(architecture.tensors, len(checkpoint.blocks), type)
     vocabulary = describe_tokenizer(folder, architecture.rows, trust_remote_code=trust_remote_code)
-    write(path, folder.resolve().name, architecture, vocabulary, type, types, progress)
-    note = note_on_types(types, type)
+    # Of a model on the hub or in a GGUF file, the folder is one in a cache.
+    name = Path(model).expanduser().resolve().name.removesuffix(".gguf")
+    write(path, name, architecture, vocabulary, type, types, progress)
+    larger = note_on_types(types, type)
     return ExportResult(
         file=str(path),
         bytes=path.stat().st_size,
         architecture=architecture.name,
         type=type,
-        notes=[] if note is None else [note],
+        notes=[*vocabulary.notes, *([] if larger is None else [larger])],
     )

@@ -115,7 +115,8 @@ def describe(checkpoint: Checkpoint) -> Architecture:
                 "with --uniform or --padded."
             )
         family = replace(family, architecture="deci", paired=True)
-        sizes = [_padded(each, first=index == 0) for index, each in enumerate(sizes)]
+        biased = bool(getattr(config, "attention_bias", False))
+        sizes = [_padded(each, biased or index == 0) for index, each in enumerate(sizes)]
     tensors = _tensors(checkpoint, family, sizes, head_dim)
     if factors := _frequency_factors(config, head_dim):
         tensors.append(factors)
@@ -176,10 +177,13 @@ def _sizes(block: nn.Module, head_dim: int) -> BlockSizes:
     )
 
 
-def _padded(sizes: BlockSizes, *, first: bool) -> BlockSizes:
-    """What ``deci`` computes: the first block has attention, and every one a feed-forward."""
+def _padded(sizes: BlockSizes, attends: bool) -> BlockSizes:
+    """What ``deci`` computes: every block has a feed-forward, and attention if it has to.
+
+    The first block has to, and one whose attention has a bias on its output.
+    """
     heads, groups, channels = sizes
-    if first and heads == 0:
+    if attends and heads == 0:
         heads = groups = 1
     return BlockSizes(heads, groups, channels or _LEAST_CHANNELS)
 

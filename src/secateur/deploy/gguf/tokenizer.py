@@ -36,9 +36,15 @@ _CUTS = {
 }
 # With these, llama.cpp takes a word that is a token whole.
 _WHOLE_WORDS = {"llama-bpe"}
-# llama.cpp leaves NFC out; that text is composed already is what all GGUF files of these assume.
+# llama.cpp leaves NFC out; all GGUF files of these do without.
 _COMPOSED = {"qwen2"}
 _SPACE = "▁"
+# Where files as llama.cpp knows them for these tokenizers differ from transformers.
+_NOTES = {
+    "NFC": "llama.cpp does not compose characters (NFC) first, so decomposed ones get other tokens",
+    "Metaspace": "llama.cpp puts a space in front of every text and behind special tokens, "
+    "transformers only where none is, and maybe not behind special tokens",
+}
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -59,6 +65,7 @@ class Vocabulary:
         adds_bos: whether text begins with BOS.
         adds_eos: whether text ends with EOS.
         template: of conversations.
+        notes: on text that gets other tokens in llama.cpp.
     """
 
     model: str
@@ -72,6 +79,7 @@ class Vocabulary:
     adds_bos: bool = False
     adds_eos: bool = False
     template: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     def write_keys(self, writer: gguf.GGUFWriter) -> None:
         """Put the tokenizer into a file."""
@@ -124,7 +132,12 @@ def describe_tokenizer(folder: Path, rows: int, *, trust_remote_code: bool = Fal
     bos, eos = _ends(folder, tokenizer)
     kinds = ("bos", "eos", "unk", "pad")
     special = {kind: getattr(tokenizer, f"{kind}_token_id") for kind in kinds}
+    steps = [
+        *_sequence(said["normalizer"], "normalizers"),
+        *_sequence(said["pre_tokenizer"], "pretokenizers"),
+    ]
     common: dict[str, Any] = {
+        "notes": [_NOTES[each["type"]] for each in steps if each["type"] in _NOTES],
         "tokens": tokens,
         "types": types,
         "special": {kind: token for kind, token in special.items() if token is not None},
@@ -133,7 +146,7 @@ def describe_tokenizer(folder: Path, rows: int, *, trust_remote_code: bool = Fal
         "template": _template(tokenizer),
     }
     if model.get("byte_fallback"):
-        prefix = _prefix(folder, said)
+        prefix = _prefix(folder, steps)
         own = {token["content"] for token in added}
         scores = _scores(folder, model["vocab"], pairs, own)
         for index, token in enumerate(tokens):
@@ -224,10 +237,8 @@ def _step(step: dict[str, Any]) -> tuple[Any, ...]:
 # BPE on characters.
 
 
-def _prefix(folder: Path, said: Mapping[str, Any]) -> bool:
+def _prefix(folder: Path, steps: list[dict[str, Any]]) -> bool:
     """Whether text gets a space in front."""
-    steps = _sequence(said["normalizer"], "normalizers")
-    steps += _sequence(said["pre_tokenizer"], "pretokenizers")
     replaced = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     if replaced in steps:
         # Once spaces are replaced there are none to split at.
