@@ -46,7 +46,7 @@ def prune_on_the_command_line(model: Path, output: Path, *flags: str) -> dict[st
 
 def test_prune_evaluate_and_load(smollm2: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
     fit, judge = texts
-    drawn = ("--calibration", str(fit), "--samples", "16", "--length", "128")
+    drawn = ("--calibration", str(fit), "--samples", "16", "--length", "256")
     perplexity = {}
     for name, flags in {
         "magnitude": ("--method", "magnitude"),

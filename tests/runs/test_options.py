@@ -159,6 +159,7 @@ def numbers_without_limits(annotation: Any, metadata: Iterable[Any]) -> bool:
 
 # What bounds a number that its field does not.
 BOUNDED_OTHERWISE = {
+    ("BenchOptions", "batch"): "a validator bounds each size",
     ("CalibrationOptions", "source"): "a validator bounds the weights of a mix",
     ("RowOptions", "script"): "words of a command, which become text",
 }

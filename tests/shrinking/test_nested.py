@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 from secateur.report.documents.shrink import ShrinkReport
 from secateur.runs.errors import SecateurError
-from secateur.shrinking import nested
 from secateur.shrinking.options import ShrinkOptions
 from secateur.shrinking.shrink import shrink
 from secateur.shrinking.source import open_source
@@ -115,10 +114,8 @@ def test_batches_do_not_matter(
     checkpoints: Callable[..., Path],
     text_file: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(nested, "_BATCH_TOKENS", 32)
-    single = shrink(checkpoints("qwen3"), tmp_path, options(text_file)).report
+    single = shrink(checkpoints("qwen3"), tmp_path, options(text_file, batch_tokens=32)).report
     for one, other in zip(single.sub_blocks, report_of(shrunk).sub_blocks, strict=True):
         assert one.kept == other.kept
         assert one.held_out_error == pytest.approx(other.held_out_error, rel=1e-2)

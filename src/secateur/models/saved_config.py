@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -58,7 +57,18 @@ def _with_positions(config: dict[str, Any], parsed: PreTrainedConfig) -> dict[st
     present = {name: value for name, value in config.items() if value is not None}
     both = {**config, **{name: value for name, value in added.items() if name not in present}}
     try:
-        again = type(parsed).from_dict(copy.deepcopy(both))
+        again = type(parsed).from_dict(_with_floats(both))
     except (ValueError, TypeError, KeyError):
         return config
     return both if again.rope_parameters == rope else config
+
+
+def _with_floats(value: Any) -> Any:
+    """A copy with numbers in the place of what stands for infinities in JSON."""
+    if isinstance(value, list):
+        return [_with_floats(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"}:
+        return float(value["__float__"])
+    return {name: _with_floats(each) for name, each in value.items()}
