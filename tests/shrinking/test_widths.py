@@ -164,6 +164,14 @@ def test_widths_narrower_than_any_tried_are_left_out_but_not_the_missing_sub_blo
     assert finite == [place == 0 or place >= 4 for place in range(9)]
 
 
+def test_a_sub_block_goes_only_if_enough_sub_models_lacked_it() -> None:
+    rows = [[3, 8, 8], *([[place, 8, 8] for place in (1, 2, 3)] * 8)]
+    for lacking in (3, 4):
+        tried = rows + [[0, 8, 8]] * lacking
+        found = fit_penalties(GRIDS, LOSSES, tried, [truth(row) for row in tried])
+        assert (found.nats[0][0] == float("inf")) == (lacking == 3)
+
+
 def test_a_width_costs_no_less_than_what_it_is_part_of_but_more_than_others_of_its_size() -> None:
     grid = [Width(0, 2), Width(1, 1), Width(1, 2), Width(2, 1), Width(2, 2)]
     rows = [[place] for place in range(5)] * 8

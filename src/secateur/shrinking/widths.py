@@ -24,6 +24,8 @@ _WIDTHS = 6
 _NARROW_WIDTHS = 16
 # Least coefficient, of the typical one: nothing is free, whatever noise says.
 _FLOOR = 0.1
+# Sub-models that have to lack a whole sub-block before it may go: of fewer, noise decides.
+_LACKING = 4
 
 
 def channel_grids(channels: int) -> list[int]:
@@ -110,7 +112,8 @@ class Penalties:
 
     Attributes:
         nats: of each sub-block and each width of its grid, nats per token; they add up. Infinite
-            for widths narrower than any that was tried: of them nothing is known.
+            for widths narrower than any that was tried, and for none at all where few sub-models
+            had none: of them too little is known.
         explained: share of the variance of the sub-models' divergences that the fit to all others
             foretells; None if they do not differ.
     """
@@ -137,7 +140,8 @@ def fit_penalties(
 
     A sub-block has two coefficients, nats per local loss: one of its narrower widths, one for all
     of it being gone, which is more than the sum of its parts. All are expected to be alike, as far
-    as sub-models do not say otherwise. A width never costs less than one that it is part of.
+    as sub-models do not say otherwise. A width never costs less than one that it is part of, and a
+    sub-block that too few sub-models lacked is not to go.
 
     Args:
         grids: widths of each sub-block, rising from none.
@@ -165,6 +169,8 @@ def fit_penalties(
         least = min((row[place] for row in tried if row[place]), default=len(grid) - 1)
         priced = _nested_prices(grid, loss, *pair)
         priced[1:least] = [math.inf] * len(priced[1:least])
+        if sum(row[place] == 0 for row in tried) < _LACKING:
+            priced[0] = math.inf
         nats.append(priced)
     finite_N = divergence_N.isfinite()
     spread = float(divergence_N[finite_N].var(correction=0))
