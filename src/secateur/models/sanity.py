@@ -14,8 +14,8 @@ from secateur.runs.errors import SecateurError, explained
 from secateur.runs.reading import read_json_object
 
 _ACTION = "fetch the checkpoint again."
-# Numbers of things that each have parameters of their own.
-_LAYERS = re.compile(r"(^|_)(layers?|depth)$")
+# Numbers of things that each have parameters of their own; max_… are limits and no counts.
+_LAYERS = re.compile(r"^(?!max_)(\w+_)?(layers?|depth)$")
 # Numbers of things that a dimension of some tensor counts.
 _PARTS = re.compile(r"^(n|num|moe_num|mamba_n|linear_num)_(\w+_)?(experts|heads|groups)$")
 # Buffers are tables of positions and frequencies; those of real models are some megabytes.
