@@ -38,6 +38,8 @@ COMMANDS = {
     "inspect": "inspect model",
     "simulate": "simulate model",
     "report": "report model",
+    "export": "export model -o out.gguf",
+    "bench": "bench model --batch 1 --prefill 8 --prompt 2 --decode 2 --limit 1",
     "compare": "compare comparison.yaml -o out",
 }
 """By name. ``model`` is what is bad, or the same as ``dense``, which is good."""

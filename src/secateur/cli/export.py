@@ -12,16 +12,18 @@ from secateur.cli.flags import AsJson, Model, TrustRemoteCode
 
 def export(
     model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="new file for the result")],
-    to: Annotated[Literal["gguf"], typer.Option(help="format of the file")] = "gguf",
+    output: Annotated[Path, typer.Option("--output", "-o", help="new file or folder")],
+    to: Annotated[
+        Literal["gguf", "openvino"], typer.Option(help="what the result is for")
+    ] = "gguf",
     type: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0", "q4_k_m", "q5_k_m", "q6_k"],
-        typer.Option(help="how matrices are stored"),
+        Literal["f32", "f16", "bf16", "q8_0", "q4_k_m", "q5_k_m", "q6_k", "int8"],
+        typer.Option(help="how matrices are stored; int8 in OpenVINO, q… in GGUF"),
     ] = "f16",
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint as a GGUF file for llama.cpp."""
+    """Write a checkpoint as a GGUF file for llama.cpp, or as a folder for OpenVINO."""
     from secateur.cli.console import print_json, progress_bars, say, show_notes
     from secateur.deploy.export import export as run
 

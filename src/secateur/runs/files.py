@@ -115,6 +115,23 @@ def write_with(path: Path, fill: Callable[[Path], object]) -> None:
             remove(part)
 
 
+def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let ``fill`` write into a folder; ``path``, which is not there, is all of it or nothing."""
+    part = path.with_name(_PART.format(path.name))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            remove(part)
+            part.mkdir()
+            fill(part)
+            for file in part.iterdir():
+                _sync(file)
+            part.replace(path)
+            _sync(path.parent)
+        finally:
+            remove(part)
+
+
 def move_file(source: Path, target: Path) -> None:
     """Move a finished file to ``target`` with the modes of the user's umask, and sync it."""
     os.chmod(source, 0o666 & ~_umask())

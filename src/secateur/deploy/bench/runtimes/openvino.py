@@ -19,7 +19,7 @@ _INPUTS = {"input_ids", "attention_mask", "position_ids", "beam_idx"}
 
 
 class OpenVino:
-    """OpenVINO's plugin for the CPU, with models as optimum-intel writes them."""
+    """OpenVINO's plugin for the CPU, with models as ``export`` and optimum-intel write them."""
 
     name = "openvino"
     package = "openvino"
