@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +149,12 @@ def test_a_model_that_comes_out_different_is_not_written(
     with pytest.raises(secateur.SecateurError, match="nothing was written"):
         secateur.export(folder, tmp_path / "out", to="openvino")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_nothing_is_reported_over_the_network() -> None:
+    program = (
+        "import sys; import secateur.deploy.openvino; import openvino, nncf, openvino_tokenizers;"
+        "print([name for name in sys.modules if name.startswith('openvino_telemetry.')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr

@@ -55,8 +55,9 @@ def test_each_model_runs_in_its_runtime(measured: secateur.Bench) -> None:
         ("folder in transformers", "transformers", measured.models[0].form),
         ("folder (2) in transformers", "transformers", measured.models[0].form),
         ("one.gguf in llama.cpp", "llama.cpp", "F32"),
-        ("graph in openvino", "openvino", "f32"),
+        ("graph in openvino", "openvino", measured.models[3].form),
     ]
+    assert measured.models[3].form.startswith("f32")
     assert all(each.version for each in measured.models)
     assert [each.memory.before < each.memory.peak for each in measured.models] == [True] * 4
     assert [each.memory.loaded <= each.memory.peak for each in measured.models] == [True] * 4

@@ -274,7 +274,7 @@ def _model(
         path=str(own.path),
         runtime=own.runtime.name,
         version=version_of(own.runtime),
-        form=own.opened.form,
+        form=", ".join(filter(None, [own.opened.form, resident.kernel])),
         device=own.opened.device,
         file_bytes=own.opened.file_bytes,
         memory=Memory(before=resident.before, loaded=resident.loaded, peak=resident.peak),

@@ -70,11 +70,19 @@ class Turn:
 
 @dataclass(frozen=True)
 class Resident:
-    """Bytes of memory before a model was loaded, after its first token, and at the peak."""
+    """What a process has in memory, when everything was measured.
+
+    Attributes:
+        before: bytes before a model was loaded.
+        loaded: bytes after its first token.
+        peak: bytes at the most.
+        kernel: what multiplies its matrices, as far as the runtime says.
+    """
 
     before: int
     loaded: int
     peak: int
+    kernel: str
 
 
 @dataclass(frozen=True)
@@ -283,7 +291,8 @@ class _Measured:
         return _span(began, ended, ended[1] - began[1])
 
     def memory(self) -> Resident:
-        return Resident(before=self._before, loaded=self._loaded, peak=_peak())
+        kernel = "" if self._session is None else self._session.kernel
+        return Resident(self._before, self._loaded, _peak(), kernel)
 
 
 def prompts(vocabulary: int, batch: int, length: int) -> Sequence[Sequence[int]]:

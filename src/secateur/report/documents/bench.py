@@ -72,7 +72,10 @@ class BenchModel(BaseModel):
     path: str
     runtime: str
     version: str
-    form: str = Field(description="dtype of products, or type of most weights in the file")
+    form: str = Field(
+        description="dtype of products, or type of most weights in the file, and the kernel that "
+        "multiplies them where the runtime says so"
+    )
     device: str
     file_bytes: int = Field(description="of the weights on disk")
     memory: Memory

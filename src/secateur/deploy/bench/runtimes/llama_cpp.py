@@ -62,6 +62,8 @@ class LlamaCpp:
 
 
 class _Loaded:
+    kernel = ""
+
     def __init__(self, server: Any) -> None:
         self.server = server
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ class OpenVino:
 class _Loaded:
     def __init__(self, compiled: Any) -> None:
         self.request = compiled.create_infer_request()
+        self.kernel = _kernel(compiled)
         self.inputs = {name for each in compiled.inputs for name in each.names} & _INPUTS
 
     def generate(
@@ -119,6 +121,16 @@ class _Loaded:
 
     def close(self) -> None:
         del self.request
+
+
+def _kernel(compiled: Any) -> str:
+    """What multiplies most matrices: it depends on the processor, and on zeros where AMX is."""
+    found: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        facts = {key: str(value.value) for key, value in node.get_rt_info().items()}
+        if facts.get("layerType", "").startswith("FullyConnected"):
+            found[facts.get("primitiveType", "")] += 1
+    return found.most_common(1)[0][0] if found else ""
 
 
 def _sizes(folder: Path) -> tuple[int, int | None]:

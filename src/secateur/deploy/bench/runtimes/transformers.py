@@ -68,6 +68,8 @@ class Transformers:
 
 
 class _Loaded:
+    kernel = ""
+
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         # Every sequence gets all its tokens, whatever they are.
