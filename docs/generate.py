@@ -19,6 +19,7 @@ from typer.models import OptionInfo
 from secateur.allocation import ALLOCATIONS
 from secateur.comparison.options import Comparison
 from secateur.deploy.bench.options import BenchOptions
+from secateur.deploy.export import ExportOptions
 from secateur.evaluation.options import EvaluationOptions
 from secateur.evaluation.tasks import TASKS
 from secateur.methods import STAGES
@@ -53,6 +54,7 @@ def described() -> str:
         **_options("recovery", Recovery, {"": Recovery()}),
         **_options("evaluation", EvaluationOptions),
         **_options("bench", BenchOptions),
+        **_options("export", ExportOptions, {"": ExportOptions()}),
         **_options("comparison", Comparison),
     }
     for kind, models in (("stages", STAGES), ("allocations", ALLOCATIONS)):

@@ -64,6 +64,19 @@ def spoken(folder: Path, tokens: int) -> list[int]:
         request.infer(values)
 
 
+def keeps_zeros(folder: Path, zeros_OI: torch.Tensor) -> bool:
+    """Whether one matrix of integers is zero wherever it has to be; rounding may add more."""
+    import openvino
+
+    matrices = [
+        node.get_data()
+        for node in openvino.Core().read_model(folder / "openvino_model.xml").get_ops()
+        if node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.i8
+    ]
+    same_shape = [each for each in matrices if each.shape == tuple(zeros_OI.shape)]
+    return sum(not each[zeros_OI.numpy()].any() for each in same_shape) == 1
+
+
 @pytest.mark.slow
 def test_blocks_of_different_sizes_keep_their_text(tmp_path: Path) -> None:
     dense = make(tmp_path / "dense", "llama", num_hidden_layers=3)
@@ -101,14 +114,7 @@ def test_int8_keeps_zeros_and_says_what_it_changes(tmp_path: Path) -> None:
     core = openvino.Core()
     model = core.read_model(tmp_path / "out" / "openvino_model.xml")
     assert "runtime_options" not in model.get_rt_info()
-    integers = [
-        node.get_data()
-        for node in model.get_ops()
-        if node.get_type_name() == "Constant" and node.get_element_type() == openvino.Type.i8
-    ]
-    same_shape = [each for each in integers if each.shape == tuple(zeros_OI.shape)]
-    # Rounding may add some zeros of its own.
-    assert sum(not each[zeros_OI.numpy()].any() for each in same_shape) == 1
+    assert keeps_zeros(tmp_path / "out", zeros_OI)
     # Attention and its cache are one operation, as they are in models of optimum-intel.
     running = core.compile_model(model, "CPU").get_runtime_model()
     kinds = [str(node.get_rt_info()["layerType"].value) for node in running.get_ops()]
@@ -118,6 +124,22 @@ def test_int8_keeps_zeros_and_says_what_it_changes(tmp_path: Path) -> None:
     encode = core.compile_model(tmp_path / "out" / "openvino_tokenizer.xml", "CPU")
     text = tokenizer.decode(PROMPT)
     assert encode([text])["input_ids"].tolist() == tokenizer([text])["input_ids"]
+
+
+@pytest.mark.slow
+def test_activations_in_eight_bits_keep_zeros(tmp_path: Path, text_file: Path) -> None:
+    folder = make(tmp_path / "model", "llama", num_hidden_layers=1)
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    zeros_OI = torch.rand(tensors[name].shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    tensors[name] = tensors[name].masked_fill(zeros_OI, 0)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    text = {"source": str(text_file), "samples": 4, "length": 16}
+    secateur.export(folder, tmp_path / "out", to="openvino", type="w8a8", calibration=text)
+    assert keeps_zeros(tmp_path / "out", zeros_OI)
+    runtime = OpenVino().load(tmp_path / "out", SETTINGS)
+    runtime.generate([PROMPT], 1, lambda: None)
+    assert runtime.kernel.lower().endswith("i8")
 
 
 def test_what_cannot_be_exported_is_refused_before_work(
@@ -132,6 +154,7 @@ def test_what_cannot_be_exported_is_refused_before_work(
         return str(caught.value)
 
     assert "openvino has no type q8_0; use --type f32, f16, bf16, int8" in refusal(type="q8_0")
+    assert "needs no calibration text" in refusal(calibration={"samples": 8})
     monkeypatch.setattr("secateur.deploy.openvino.find_spec", {"openvino": 1}.get)
     assert "nncf, openvino-tokenizers" in refusal()
     monkeypatch.undo()

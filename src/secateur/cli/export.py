@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from secateur.cli.flags import AsJson, Model, TrustRemoteCode
+from secateur.cli.flags import AsJson, Model, TrustRemoteCode, calibration, with_flags
 
 
+@with_flags(given=calibration("export"))
 def export(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="new file or folder")],
@@ -17,9 +18,11 @@ def export(
         Literal["gguf", "openvino"], typer.Option(help="what the result is for")
     ] = "gguf",
     type: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0", "q4_k_m", "q5_k_m", "q6_k", "int8"],
-        typer.Option(help="how matrices are stored; int8 in OpenVINO, q… in GGUF"),
+        Literal["f32", "f16", "bf16", "q8_0", "q4_k_m", "q5_k_m", "q6_k", "int8", "w8a8"],
+        typer.Option(help="how matrices are stored; int8, w8a8 in OpenVINO, q… in GGUF"),
     ] = "f16",
+    *,
+    given: dict[str, Any],
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
@@ -35,6 +38,7 @@ def export(
             type=type,
             trust_remote_code=trust_remote_code,
             progress=progress,
+            **given,
         )
     if as_json:
         print_json(result.model_dump(mode="json"))

@@ -5,20 +5,34 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.locate import find_folder, load_config
 from secateur.runs.errors import SecateurError
+from secateur.runs.options import Options
 from secateur.runs.progress import Progress, silent
+from secateur.text.options import CalibrationOptions
 
 Target = Literal["gguf", "openvino"]
-Type = Literal["f32", "f16", "bf16", "q8_0", "q4_k_m", "q5_k_m", "q6_k", "int8"]
+Type = Literal["f32", "f16", "bf16", "q8_0", "q4_k_m", "q5_k_m", "q6_k", "int8", "w8a8"]
 
 # The modules that name the types of a target, which load its package.
 _TYPES = {"gguf": "gguf.types", "openvino": "openvino"}
+
+
+class ExportOptions(Options):
+    """What a type asks for beside its name."""
+
+    noun: ClassVar[str] = "export options"
+
+    # Scales of activations need little text.
+    calibration: CalibrationOptions = Field(
+        default_factory=lambda: CalibrationOptions(samples=32),
+        description="text for the activations of w8a8",
+    )
 
 
 class ExportResult(BaseModel):
@@ -47,6 +61,7 @@ def export(
     type: Type = "f16",
     trust_remote_code: bool = False,
     progress: Progress = silent,
+    **options: Any,
 ) -> ExportResult:
     """Write a checkpoint as one file for llama.cpp, or as a folder for OpenVINO.
 
@@ -57,10 +72,11 @@ def export(
         model: checkpoint folder, hub id or GGUF file.
         output: the file or folder, which is not there yet.
         to: what it is for.
-        type: how matrices are stored; f32, f16 and bf16 everywhere, int8 for OpenVINO, the others
-            in a GGUF file.
+        type: how matrices are stored; f32, f16 and bf16 everywhere, int8 and w8a8 for OpenVINO, the
+            others in a GGUF file.
         trust_remote_code: let the checkpoint's own Python code run.
         progress: told how far it is.
+        options: of ``ExportOptions``, for the type w8a8.
 
     Raises:
         SecateurError: the checkpoint cannot be read, the runtime would not compute the same, the
@@ -72,13 +88,18 @@ def export(
     known = get_args(import_module(f"secateur.deploy.{_TYPES[to]}").Type)
     if type not in known:
         raise SecateurError(f"{to} has no type {type}; use --type {', '.join(known)}.")
+    chosen = ExportOptions.of(**options)
+    if options and type != "w8a8":
+        raise SecateurError(f"The type {type} needs no calibration text; leave it out.")
     folder = find_folder(model, progress)
     if to == "gguf":
         # Of a model on the hub or in a GGUF file, the folder is one in a cache.
         name = Path(model).expanduser().resolve().name.removesuffix(".gguf")
         architecture, notes = _write_gguf(path, folder, name, type, trust_remote_code, progress)
     else:
-        architecture, notes = _write_openvino(path, folder, type, trust_remote_code, progress)
+        architecture, notes = _write_openvino(
+            path, folder, type, chosen.calibration, trust_remote_code, progress
+        )
     files = [path] if path.is_file() else path.iterdir()
     return ExportResult(
         file=str(path),
@@ -108,11 +129,18 @@ def _write_gguf(
 
 
 def _write_openvino(
-    path: Path, folder: Path, type: str, trust_remote_code: bool, progress: Progress
+    path: Path,
+    folder: Path,
+    type: str,
+    calibration: CalibrationOptions,
+    trust_remote_code: bool,
+    progress: Progress,
 ) -> tuple[str, list[str]]:
     from secateur.deploy.openvino import Type, write
 
     own = cast(Type, type)
-    notes = write(path, folder, own, trust_remote_code=trust_remote_code, progress=progress)
+    notes = write(
+        path, folder, own, calibration, trust_remote_code=trust_remote_code, progress=progress
+    )
     config = load_config(folder, trust_remote_code=trust_remote_code)
     return (config.architectures or [config.model_type])[0], notes

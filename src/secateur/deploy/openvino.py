@@ -25,9 +25,11 @@ from secateur.models.locate import load_config, load_model, load_tokenizer
 from secateur.runs.errors import SecateurError, explained
 from secateur.runs.files import write_folder
 from secateur.runs.progress import Progress
+from secateur.text.calibration import load_calibration
+from secateur.text.options import CalibrationOptions
 
-Type = Literal["f32", "f16", "bf16", "int8"]
-"""How matrices are stored; it computes in what the processor is fastest at."""
+Type = Literal["f32", "f16", "bf16", "int8", "w8a8"]
+"""How matrices are stored. It computes in what the processor is fastest at; w8a8 in 8 bits."""
 
 MODEL = "openvino_model.xml"
 # What takes its time, in this order.
@@ -41,13 +43,27 @@ _TOLERANCE = 1e-3
 
 
 def write(
-    path: Path, folder: Path, type: Type, *, trust_remote_code: bool, progress: Progress
+    path: Path,
+    folder: Path,
+    type: Type,
+    calibration: CalibrationOptions,
+    *,
+    trust_remote_code: bool,
+    progress: Progress,
 ) -> list[str]:
     """Write a checkpoint to the folder ``path``, whole or not at all.
 
-    The graph is made by the exporter of transformers, and int8 by NNCF: one scale for each row, and
-    zeros stay. The folder also has OpenVINO's own form of the tokenizer and what lies beside the
-    weights. All of the model is in memory, in 32 bits for the type f32, else in 16.
+    The graph is made by the exporter of transformers, int8 and w8a8 by NNCF: one scale for each
+    row, and zeros stay. The folder also has OpenVINO's own form of the tokenizer and what lies
+    beside the weights. All of the model is in memory, in 32 bits for f32 and w8a8, else in 16.
+
+    Args:
+        path: the new folder.
+        folder: the checkpoint.
+        type: how matrices are stored.
+        calibration: text that the activations of w8a8 are measured on.
+        trust_remote_code: let the checkpoint's own Python code run.
+        progress: told how far it is.
 
     Returns:
         Notes for the user.
@@ -66,21 +82,31 @@ def write(
     model = load_model(folder, "auto", trust_remote_code=trust_remote_code)
     _convert(model, type, folder)
     probe_L = _probe(config.vocab_size)
-    expected_LV = _ask(model, probe_L)
+    expected = _ask(model, probe_L)
     progress(_LOADING, 1, 1)
+    text_SL = None
+    if type == "w8a8":
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
+        text_SL = load_calibration(
+            calibration,
+            tokenizer,
+            model_loader=lambda: model,
+            rows=config.vocab_size,
+            progress=progress,
+        ).tokens
     notes: list[str] = []
 
     def fill(part: Path) -> None:
         with explained(f"{folder} cannot be exported to OpenVINO", "export it to gguf instead."):
             progress(_TRACING, 0, 1)
             with _quiet():
-                exported = _trace(model, type)
+                exported = _trace(model, type, text_SL)
                 copy_side_files(folder, part)
                 exported.save_pretrained(part)
             notes.extend(_write_tokenizer(folder, part, trust_remote_code))
         progress(_TRACING, 1, 1)
         progress(_CHECKING, 0, 1)
-        divergence = expected_LV.divergence(_ask_written(part / MODEL, probe_L))
+        divergence = expected.divergence(_ask_written(part / MODEL, probe_L))
         notes.extend(_judge(divergence, type, folder))
 
     write_folder(path, fill)
@@ -99,7 +125,9 @@ def _require_packages() -> None:
 
 def _convert(model: PreTrainedModel, type: Type, folder: Path) -> None:
     """Turn weights into the type that they are stored in; int8 begins with what is there."""
-    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}.get(type)
+    dtypes = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+    # Calibration runs in 32 bits.
+    dtype = {**dtypes, "w8a8": torch.float32}.get(type)
     if dtype is None:
         return
     limit = torch.finfo(dtype).max
@@ -111,15 +139,10 @@ def _convert(model: PreTrainedModel, type: Type, folder: Path) -> None:
     model.to(dtype)  # type: ignore[arg-type]
 
 
-def _trace(model: PreTrainedModel, type: Type) -> Any:
+def _trace(model: PreTrainedModel, type: Type, text_SL: Tensor | None = None) -> Any:
     """The model as a graph of OpenVINO, for any number of sequences, tokens and tokens before."""
-    import nncf
     from transformers.exporters.configs import OpenVINOConfig
     from transformers.exporters.exporter_openvino import OpenVINOExporter
-    from transformers.exporters.quantizers.quantizer_nncf import (
-        NNCFOpenVINOQuantizer,
-        NNCFWeightCompressionConfig,
-    )
     from transformers.exporters.utils import get_leaf_tensors
 
     before, tokens = 4, 3
@@ -141,10 +164,7 @@ def _trace(model: PreTrainedModel, type: Type) -> Any:
         name: {0: free, 1: free} for name in ("input_ids", "attention_mask", "position_ids")
     }
     shapes["past_key_values"] = [{0: free, 2: free} for _ in get_leaf_tensors(cache)]
-    quantizer = None
-    if type == "int8":
-        mode = nncf.CompressWeightsMode.INT8_SYM
-        quantizer = NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig(mode=mode))
+    quantizer = _quantizer(type, cache, text_SL)
     exported = OpenVINOExporter().export(
         model, inputs, OpenVINOConfig(dynamic=True, dynamic_shapes=shapes, quantizer=quantizer)
     )
@@ -153,6 +173,39 @@ def _trace(model: PreTrainedModel, type: Type) -> Any:
     # fastest at, and the user can still say.
     del exported.program.get_rt_info()["runtime_options"]
     return exported
+
+
+def _quantizer(type: Type, cache: DynamicCache, text_SL: Tensor | None) -> Any:
+    """What makes integers of the graph; None for types that need none."""
+    import nncf
+    from transformers.exporters.quantizers import quantizer_nncf
+
+    if text_SL is not None:
+        samples = [_sample(ids_L, cache) for ids_L in text_SL]
+        return quantizer_nncf.NNCFOpenVINOQuantizer(
+            quantizer_nncf.NNCFQuantizationConfig(subset_size=len(samples)), samples
+        )
+    if type == "int8":
+        mode = nncf.CompressWeightsMode.INT8_SYM
+        return quantizer_nncf.NNCFOpenVINOQuantizer(
+            quantizer_nncf.NNCFWeightCompressionConfig(mode=mode)
+        )
+    return None
+
+
+def _sample(ids_L: Tensor, cache: DynamicCache) -> dict[str, Any]:
+    """Inputs of the graph for one window, with nothing before it."""
+    empty = DynamicCache()
+    for index, layer in enumerate(cache.layers):
+        keys, values = layer.keys, layer.values  # type: ignore[union-attr]
+        assert keys is not None and values is not None, "every block has seen text"
+        empty.update(keys[:1, :, :0].clone(), values[:1, :, :0].clone(), index)
+    return {
+        "input_ids": ids_L[None],
+        "attention_mask": torch.ones_like(ids_L)[None],
+        "position_ids": torch.arange(len(ids_L))[None],
+        "past_key_values": empty,
+    }
 
 
 def _widen_broadcasts(program: Any) -> None:
@@ -241,10 +294,10 @@ def _ask_written(path: Path, ids_L: Tensor) -> Predictions:
 
 
 def _judge(divergence_L: Tensor, type: Type, folder: Path) -> list[str]:
-    """Refuse a model that computes something else; say what int8 changes."""
+    """Refuse a model that computes something else; say what integers change."""
     mean = float(divergence_L.mean())
-    if type == "int8":
-        return [f"int8 moves predictions by {mean:.2g} nats a token (KL, on random tokens)."]
+    if type in ("int8", "w8a8"):
+        return [f"{type} moves predictions by {mean:.2g} nats a token (KL, on random tokens)."]
     if not mean < _TOLERANCE:
         raise SecateurError(
             f"What OpenVINO computes of {folder} differs from transformers by {mean:.2g} nats a "

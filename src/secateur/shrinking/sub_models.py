@@ -22,6 +22,7 @@ from secateur.models.store import BlockStore
 from secateur.models.structure import BlockList
 from secateur.runs.errors import SecateurError
 from secateur.runs.limits import LOGITS, rows_at_once
+from secateur.runs.progress import Progress, silent
 from secateur.shrinking.module_sizes import fit_attention, fit_linear
 from secateur.shrinking.units import SubBlock, Width, attention_refused
 
@@ -209,6 +210,7 @@ def divergences(
     states_NWLD: Tensor,
     device: torch.device,
     dtype: torch.dtype,
+    progress: Progress = silent,
 ) -> list[float]:
     """Mean KL(dense ‖ sub-model) in nats per token; infinite for a sub-model that fell apart.
 
@@ -219,6 +221,7 @@ def divergences(
         states_NWLD: what the last block of each sub-model returns, in any dtype.
         device: where the head runs.
         dtype: of forward passes.
+        progress: called with (phase, done, total).
     """
     total_N = torch.zeros(len(states_NWLD), dtype=torch.float64)
     step = rows_at_once(LOGITS, blocks.model.config.get_text_config().vocab_size)
@@ -229,6 +232,7 @@ def divergences(
         return Predictions(logits_1PV[0].float())
 
     for window, ids_L in enumerate(tokens_WL):
+        progress("Comparing sub-models", window, len(tokens_WL))
         for start in range(0, len(ids_L), step):
             at = slice(start, start + step)
             ids_1P = ids_L[None, at].to(device, torch.long)
@@ -236,5 +240,6 @@ def divergences(
             for number, states_WLD in enumerate(states_NWLD):
                 pruned = predictions(ids_1P, states_WLD[window, at])
                 total_N[number] += dense.divergence(pruned).double().sum().cpu()
+    progress("Comparing sub-models", len(tokens_WL), len(tokens_WL))
     mean_N = total_N / tokens_WL.numel()
     return [float(value) for value in mean_N.nan_to_num(nan=torch.inf, posinf=torch.inf)]

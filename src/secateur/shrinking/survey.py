@@ -139,6 +139,7 @@ def survey(
             states_NWLD,
             stream.device,
             stream.dtype,
+            progress,
         )
     trial_tokens = tokens_SL[windows].numel()
     tokens = tokens_SL.numel() + len(places) * trial_tokens

@@ -85,6 +85,8 @@ class OpenVino:
                 "INFERENCE_NUM_THREADS": settings.threads,
                 "NUM_STREAMS": 1,
                 "PERFORMANCE_HINT": "LATENCY",
+                # With AMX and integers, matrices with as many zeros as this are kept packed.
+                "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": 0.5,
             },
         )
         return _Loaded(compiled)
@@ -93,8 +95,17 @@ class OpenVino:
 class _Loaded:
     def __init__(self, compiled: Any) -> None:
         self.request = compiled.create_infer_request()
-        self.kernel = _kernel(compiled)
         self.inputs = {name for each in compiled.inputs for name in each.names} & _INPUTS
+
+    @property
+    def kernel(self) -> str:
+        """It depends on the processor, and on zeros where AMX is; chosen when inputs are known."""
+        found: Counter[str] = Counter()
+        for node in self.request.get_compiled_model().get_runtime_model().get_ops():
+            facts = {key: str(value.value) for key, value in node.get_rt_info().items()}
+            if facts.get("layerType", "").startswith("FullyConnected"):
+                found[facts.get("primitiveType", "")] += 1
+        return found.most_common(1)[0][0] if found else ""
 
     def generate(
         self, prompts: Sequence[Sequence[int]], tokens: int, started: Callable[[], None]
@@ -121,16 +132,6 @@ class _Loaded:
 
     def close(self) -> None:
         del self.request
-
-
-def _kernel(compiled: Any) -> str:
-    """What multiplies most matrices: it depends on the processor, and on zeros where AMX is."""
-    found: Counter[str] = Counter()
-    for node in compiled.get_runtime_model().get_ops():
-        facts = {key: str(value.value) for key, value in node.get_rt_info().items()}
-        if facts.get("layerType", "").startswith("FullyConnected"):
-            found[facts.get("primitiveType", "")] += 1
-    return found.most_common(1)[0][0] if found else ""
 
 
 def _sizes(folder: Path) -> tuple[int, int | None]:

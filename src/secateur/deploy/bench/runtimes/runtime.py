@@ -62,13 +62,12 @@ class Opened:
 
 
 class Session(Protocol):
-    """A model that is loaded.
+    """A model that is loaded."""
 
-    Attributes:
-        kernel: what multiplies most matrices, in the runtime's words; empty if it does not say.
-    """
-
-    kernel: str
+    @property
+    def kernel(self) -> str:
+        """What multiplies most matrices, in the runtime's words; empty if it does not say."""
+        ...
 
     def generate(
         self, prompts: Sequence[Sequence[int]], tokens: int, started: Callable[[], None]
