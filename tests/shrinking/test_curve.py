@@ -82,7 +82,8 @@ def test_sizes_that_feed_forwards_cannot_reach_are_left_out(
     checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
 ) -> None:
     curve = size_curve(checkpoints("llama"), tmp_path, options(text_file, ffn_only=True))
-    assert 0.6 < curve.points[-1].target < 0.7
+    # Nor those that none of the sub-models came near.
+    assert 0.5 < curve.points[-1].target < 0.7
     assert curve.points[-1].widths.keys() == {"0.ffn", "1.ffn", "2.ffn"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -105,9 +106,15 @@ def _measure(job: Job, progress: Progress) -> SizeCurve:
 def _points(job: Job, seen: Survey) -> list[CurvePoint]:
     total = block_parameters(job.source.blocks)
     removable = kept_parameters(job.sub_blocks, all_units(job.sub_blocks))
-    targets = [share / 20 for share in _TWENTIETHS if share / 20 * total <= removable]
-    budgets = [removable - round(target * total) for target in targets]
     costs = parameter_costs(job.sub_blocks, seen.grids)
+    # Below this no sub-model says what widths cost.
+    least = sum(
+        min(cost for cost, value in zip(*table, strict=True) if math.isfinite(value))
+        for table in zip(costs, seen.penalties.nats, strict=True)
+    )
+    sizes = {share / 20: removable - round(share / 20 * total) for share in _TWENTIETHS}
+    targets = [target for target, budget in sizes.items() if budget >= least]
+    budgets = [sizes[target] for target in targets]
     chosen = choose_widths(costs, seen.penalties.nats, budgets)
     points = []
     for target, selection in zip(targets, chosen, strict=True):
