@@ -161,6 +161,13 @@ def test_nearly_everything_can_go(
         ({"sparsity": 0.8, "ffn_only": True}, "feed-forwards hold"),
         ({"sparsity": 1e-6}, "less than the smallest unit"),
         ({"sparsity": 0.97, "form": "uniform"}, "leave out --uniform"),
+        ({"skip": ["*.nothing"]}, "--skip .*nothing matches none"),
+        ({"only": "*.down_proj"}, "leave whole every attention and feed-forward"),
+        ({"skip": ["*.o_proj", "*.up_proj"]}, "leave whole every attention and feed-forward"),
+        ({"skip": "*.up_proj", "ffn_only": True}, "leave whole every"),
+        ({"skip": "*.up_proj", "sparsity": 0.4}, "all that --only and --skip leave.* or less"),
+        ({"skip": "*.0.*up_proj", "form": "uniform"}, "the feed-forward whole in some blocks"),
+        ({"skip": "*.up_proj", "form": "uniform", "sparsity": 0.25}, "can lose 16.5%.*leave out"),
         ({"calibration": {"source": "self", "length": 65}}, "64 positions"),
     ],
 )
@@ -203,3 +210,59 @@ def test_the_result_can_be_evaluated_and_pruned_like_any_checkpoint(
     result = secateur.prune(shrunk, recipe, tmp_path / "out", trust_remote_code=True)
     assert result.report.streamed
     assert result.report.sparsity.counted == pytest.approx(0.5, abs=1e-3)
+
+
+def kept_whole(folder: Path) -> dict[str, bool]:
+    report = json.loads((folder / "report.json").read_text())
+    return {
+        f"{each['block']}.{each['kind']}": (each["kept"], each["queries"])
+        == (each["of"], each["queries_of"])
+        for each in report["sub_blocks"]
+    }
+
+
+@pytest.mark.parametrize("form", ["uneven", "padded"])
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_what_patterns_name_stays_whole(
+    preset: str, form: str, checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    source, output = checkpoints("llama"), tmp_path / "out"
+    calibration = {"source": str(text_file), "samples": 4, "length": 32}
+    own = {"step": 0.2, "masks": 6} if preset == "paper" else {"sub_models": 24}
+    values = {"preset": preset, "form": form, "sparsity": 0.3, "dtype": "float32", **own}
+    patterns = {"only": "*.layers.*", "skip": ["*.0.self_attn.k_proj", "*.1.mlp.*"]}
+    chosen = ShrinkOptions.from_mapping({**values, **patterns, "calibration": calibration})
+    report = shrink(source, output, chosen).report
+    whole = kept_whole(output)
+    assert whole["0.attention"]
+    assert whole["1.ffn"]
+    assert not whole["0.ffn"]
+    # Some grid steps may be too much, but the share is one of all blocks.
+    assert 0.3 - smallest_unit(source) < report.parameters.removed < 0.35
+    dense, small = load_file(source / "model.safetensors"), {}
+    for path in output.glob("*.safetensors"):
+        small |= load_file(path)
+    for name in ("model.layers.0.self_attn.o_proj.weight", "model.layers.1.mlp.down_proj.weight"):
+        torch.testing.assert_close(small[name], dense[name], rtol=0, atol=0)
+    loaded = AutoModelForCausalLM.from_pretrained(output, trust_remote_code=True)
+    assert loaded(IDS).logits.isfinite().all()
+
+
+@pytest.mark.parametrize(("pattern", "left"), [("*.o_proj", "attention"), ("*.up_proj", "ffn")])
+def test_uniform_widths_may_leave_out_one_kind(
+    pattern: str, left: str, checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    chosen = options(text_file, form="uniform", skip=pattern, sparsity=0.1)
+    shrink(checkpoints("llama"), tmp_path / "out", chosen)
+    for label, whole in kept_whole(tmp_path / "out").items():
+        assert whole == label.endswith(left)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(model).__name__ in ("LlamaForCausalLM", "MistralForCausalLM")
+
+
+def test_attention_that_cannot_be_cut_may_be_skipped(
+    checkpoints: Callable[..., Path], text_file: Path, tmp_path: Path
+) -> None:
+    chosen = options(text_file, skip="*.self_attn.*", sparsity=0.3)
+    shrink(checkpoints("olmo2"), tmp_path / "out", chosen)
+    assert kept_whole(tmp_path / "out")["0.attention"]

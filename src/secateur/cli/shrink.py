@@ -25,6 +25,8 @@ _SHRINK: Flags = {
     "--sparsity": "shrink.sparsity",
     "--preset": "shrink.preset",
     "--ffn-only": "shrink.ffn_only",
+    "--only": "shrink.only",
+    "--skip": "shrink.skip",
     "--whole-groups": "shrink.whole_groups",
     "--grid": "shrink.grid",
     "--budget": "shrink.budget",

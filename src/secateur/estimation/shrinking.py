@@ -8,6 +8,7 @@ from secateur.estimation.estimate import text_bytes
 from secateur.estimation.trial import Trial, peak_of, resident
 from secateur.models.checkpoint import Checkpoint
 from secateur.report.documents.prune import Needs
+from secateur.shrinking.job import choose_sub_blocks
 from secateur.shrinking.options import ShrinkOptions
 from secateur.shrinking.shrink import shrink
 
@@ -26,9 +27,14 @@ def estimate_shrinking(
     options = options or ShrinkOptions()
     source = Checkpoint.open(model, trust_remote_code=trust_remote_code)
     calibration, chosen = options.calibration, options
+    sub_blocks = choose_sub_blocks(source, options)
+    cut = {each.kind for each in sub_blocks if not each.fixed}
+    # Blocks of the miniature are others; what no block may lose is the same.
+    skipped = sorted({f"*.{each.output}" for each in sub_blocks if each.kind not in cut})
 
     def run(trial: Trial) -> None:
-        values = chosen.model_dump(mode="json", exclude_unset=True)
+        values = chosen.model_dump(mode="json", exclude_unset=True, exclude={"only"})
+        values["skip"] = skipped
         values["calibration"] = {
             "source": str(trial.text),
             "samples": calibration.samples,

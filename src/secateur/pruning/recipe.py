@@ -19,7 +19,7 @@ from secateur.models.formats import FormatName
 from secateur.models.formats.format import WeightFormat, find_format
 from secateur.patterns.pattern import NM, Pattern, PatternText, Unstructured, read_pattern
 from secateur.runs.device import SAVE_DTYPE, DtypeName, SaveDtype
-from secateur.runs.options import Options
+from secateur.runs.options import LinearPatterns, Options
 from secateur.text.options import CalibrationOptions, fitted_share
 
 
@@ -61,8 +61,8 @@ class Recipe(Options):
     allocation: AnyAllocation = Field(
         default=Uniform(), description="how the zeros are divided among linears"
     )
-    only: tuple[str, ...] = Field((), description="linears to work on, by patterns of full names")
-    skip: tuple[str, ...] = Field(
+    only: LinearPatterns = Field((), description="linears to work on, by patterns of full names")
+    skip: LinearPatterns = Field(
         (), description="linears to leave as they are, by patterns of full names such as *.o_proj"
     )
     calibration: CalibrationOptions = Field(
@@ -139,11 +139,6 @@ class Recipe(Options):
                     f"{stage.method} changes the mask that {pruning[0].method} is to keep"
                 )
         return stages
-
-    @field_validator("only", "skip", mode="before")
-    @classmethod
-    def _one_pattern(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _pattern_can_be_met(self) -> Recipe:

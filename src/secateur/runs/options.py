@@ -10,7 +10,7 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from secateur.runs.errors import SecateurError, explained, shortened
 from secateur.runs.reading import parse_yaml, read_text_file
@@ -20,6 +20,12 @@ _LARGEST_BYTES = 1 << 22
 _LONGEST_TEXT = 1 << 14
 # What a sentence repeats of what the user wrote.
 _SHOWN = 120
+
+
+LinearPatterns = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
+"""Patterns of full names of linears; one alone needs no list."""
 
 
 class Options(BaseModel):

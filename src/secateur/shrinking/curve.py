@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from secateur.shrinking.job import Job, taken
 from secateur.shrinking.nested import survey_model
 from secateur.shrinking.options import ShrinkOptions
 from secateur.shrinking.survey import Survey
-from secateur.shrinking.units import all_units, block_parameters, kept_parameters
-from secateur.shrinking.widths import choose_widths, parameter_costs
+from secateur.shrinking.units import all_units, block_parameters, kept_parameters, with_whole
+from secateur.shrinking.widths import choose_widths, least_cost, parameter_costs
 
 # Shares that points of the curve remove, in twentieths, and shares that sub-models lack.
 _TWENTIETHS = range(1, 17)
@@ -105,23 +104,18 @@ def _measure(job: Job, progress: Progress) -> SizeCurve:
 
 def _points(job: Job, seen: Survey) -> list[CurvePoint]:
     total = block_parameters(job.source.blocks)
-    removable = kept_parameters(job.sub_blocks, all_units(job.sub_blocks))
-    costs = parameter_costs(job.sub_blocks, seen.grids)
-    # Below this no sub-model says what widths cost.
-    least = sum(
-        min(cost for cost, value in zip(*table, strict=True) if math.isfinite(value))
-        for table in zip(costs, seen.penalties.nats, strict=True)
-    )
-    sizes = {share / 20: removable - round(share / 20 * total) for share in _TWENTIETHS}
-    targets = [target for target, budget in sizes.items() if budget >= least]
-    budgets = [sizes[target] for target in targets]
+    free = job.free
+    removable = kept_parameters(free, all_units(free))
+    costs = parameter_costs(free, seen.grids)
+    most = (removable - least_cost(costs, seen.penalties.nats)) / total
+    targets = [share / 20 for share in _TWENTIETHS if share / 20 <= most]
+    budgets = [removable - round(target * total) for target in targets]
     chosen = choose_widths(costs, seen.penalties.nats, budgets)
     points = []
     for target, selection in zip(targets, chosen, strict=True):
-        widths = {
-            each.label: grid[at]
-            for each, grid, at in zip(job.sub_blocks, seen.grids, selection.choices, strict=True)
-        }
+        picked = (grid[at] for grid, at in zip(seen.grids, selection.choices, strict=True))
+        found = zip(job.sub_blocks, with_whole(job.sub_blocks, picked), strict=True)
+        widths = {each.label: width for each, width in found}
         gone = removable - selection.cost
         points.append(
             CurvePoint(
@@ -143,7 +137,7 @@ def _points(job: Job, seen: Survey) -> list[CurvePoint]:
 def _tried(job: Job, seen: Survey) -> list[TriedSubModel]:
     total = block_parameters(job.source.blocks)
     tried = []
-    costs = parameter_costs(job.sub_blocks, seen.grids)
+    costs = parameter_costs(job.free, seen.grids)
     for places, value in zip(seen.places, seen.divergences, strict=True):
         gone = sum(cost[-1] - cost[place] for cost, place in zip(costs, places, strict=True))
         finite = value if value < float("inf") else None

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from secateur.models.checkpoint import Checkpoint
 from secateur.models.locate import load_model, load_tokenizer
+from secateur.models.selection import choose_linears
 from secateur.models.structure import check_length, embedding_rows
 from secateur.report.documents.shrink import (
     LatencyReport,
@@ -29,7 +31,7 @@ from secateur.runs.run import Run, check_apart, check_space, decides
 from secateur.shrinking.layout import plan_layout
 from secateur.shrinking.options import ShrinkOptions, round_shares
 from secateur.shrinking.source import Source, open_source
-from secateur.shrinking.stock import uniform_widths
+from secateur.shrinking.stock import percent_below, uniform_widths
 from secateur.shrinking.sub_models import check_cuttable
 from secateur.shrinking.units import (
     SubBlock,
@@ -65,7 +67,7 @@ class Job:
     Attributes:
         name: of the model, as the user gave it.
         source: the dense checkpoint.
-        sub_blocks: its sub-blocks.
+        sub_blocks: its sub-blocks, those that stay whole among them.
         target: how much goes.
         options: what the user said.
         device: of forward passes.
@@ -86,10 +88,15 @@ class Job:
     first: Draft | None
     read: Callable[[], Draft]
 
+    @property
+    def free(self) -> list[SubBlock]:
+        """The sub-blocks that may be cut."""
+        return _free(self.sub_blocks)
+
     def grids(self) -> list[list[Width]]:
-        """Widths that the sub-blocks may have in the default preset."""
+        """Widths that the free sub-blocks may have in the default preset."""
         options = self.options
-        return width_grids(self.sub_blocks, options.grid, whole_groups=options.whole_groups)
+        return width_grids(self.free, options.grid, whole_groups=options.whole_groups)
 
     def load(self) -> PreTrainedModel:
         """Load the dense model as a whole."""
@@ -162,11 +169,13 @@ def taken(
         save_dtype=options.save_dtype,
         progress=progress,
     )
-    sub_blocks = find_sub_blocks(source.blocks, ffn_only=options.ffn_only)
+    sub_blocks = choose_sub_blocks(source, options)
     if options.preset == "default":
-        width_grids(sub_blocks, options.grid, whole_groups=options.whole_groups)
+        width_grids(_free(sub_blocks), options.grid, whole_groups=options.whole_groups)
     target = Target(0, None) if curve else _target(source, sub_blocks, options)
-    check_cuttable(source.store(device), sub_blocks, queries=not _whole_groups(options))
+    kinds = {each.kind for each in _free(sub_blocks)}
+    alike = [each for each in sub_blocks if each.kind in kinds]
+    check_cuttable(source.store(device), alike, queries=not _whole_groups(options))
     check_length(source.blocks.model.config, options.calibration.length)
     if not curve:
         size = source.reader.bytes_of(source.reader.files)
@@ -189,6 +198,26 @@ def taken(
         yield Job(str(name), source, sub_blocks, target, options, device, dtype, run, first, read)
 
 
+def choose_sub_blocks(source: Checkpoint, options: ShrinkOptions) -> list[SubBlock]:
+    """The sub-blocks of a model, those fixed that the options leave whole.
+
+    Raises:
+        SecateurError: a pattern matches nothing, or nothing is left to cut.
+    """
+    blocks = choose_linears(source.blocks, options.only, options.skip)
+    sub_blocks = find_sub_blocks(blocks, ffn_only=options.ffn_only)
+    if not _free(sub_blocks):
+        raise SecateurError(
+            "--only and --skip leave whole every attention and feed-forward that could be cut, one "
+            "of its linears is enough for that; skip less, or let --only match all linears of one."
+        )
+    return sub_blocks
+
+
+def _free(sub_blocks: Sequence[SubBlock]) -> list[SubBlock]:
+    return [each for each in sub_blocks if not each.fixed]
+
+
 def _read_text(options: ShrinkOptions, encoder: Encoder, progress: Progress) -> Draft:
     samples = options.calibration.samples
     if options.preset == "paper":
@@ -202,13 +231,17 @@ def _target(source: Source, sub_blocks: Sequence[SubBlock], options: ShrinkOptio
     """How much is to go, once it is certain that the result can be stored."""
     total = block_parameters(source.blocks)
     budget = round(options.sparsity * total)
-    costs = [sub_block.unit_parameters for sub_block in sub_blocks]
-    removable = kept_parameters(sub_blocks, all_units(sub_blocks))
-    if budget > removable - min(costs):
+    free = _free(sub_blocks)
+    costs = [sub_block.unit_parameters for sub_block in free]
+    removable = kept_parameters(free, all_units(free))
+    most = removable - min(costs)
+    if budget > most:
+        left = "the model" if len(free) == len(sub_blocks) else "all that --only and --skip leave"
         kind = "feed-forwards" if options.ffn_only else "units that can be removed"
         raise SecateurError(
-            f"Removing {options.sparsity:.1%} of the blocks' parameters would empty the model, its "
-            f"{kind} hold {removable / total:.1%} of them; remove less."
+            f"Removing {options.sparsity:.1%} of the blocks' parameters would empty {left}, its "
+            f"{kind} hold {removable / total:.1%} of them; remove {percent_below(most / total)} or "
+            "less."
         )
     if budget < min(costs):
         raise SecateurError(
@@ -216,6 +249,7 @@ def _target(source: Source, sub_blocks: Sequence[SubBlock], options: ShrinkOptio
             f"remove {min(costs) / total:.4%} or more."
         )
     if options.form == "uniform":
+        _check_alike(sub_blocks)
         widths = uniform_widths(
             source,
             sub_blocks,
@@ -227,6 +261,17 @@ def _target(source: Source, sub_blocks: Sequence[SubBlock], options: ShrinkOptio
         return Target(budget, widths)
     plan_layout(source, sub_blocks, [each.whole for each in sub_blocks], options.form)
     return Target(budget, None)
+
+
+def _check_alike(sub_blocks: Sequence[SubBlock]) -> None:
+    """Refuse to leave attention or feed-forward whole in some blocks alone."""
+    for kind, name in (("attention", "attention"), ("ffn", "feed-forward")):
+        if len({each.fixed for each in sub_blocks if each.kind == kind}) > 1:
+            raise SecateurError(
+                f"--only and --skip leave the {name} whole in some blocks, and --uniform cuts all "
+                f"blocks to the same widths; leave the {name} whole in all of them, or leave out "
+                "--uniform."
+            )
 
 
 def _whole_groups(options: ShrinkOptions) -> bool:

@@ -99,17 +99,20 @@ def _time_block(
 ) -> tuple[list[list[int]], int]:
     """Costs of the widths of each sub-block, and time of the whole block."""
     least = [dict.fromkeys(_knots(grid), float("inf")) for _, grid in parts]
+    whole = float("inf")
     # All widths in turn, so that a slow spell of the machine is nobody's.
     for repeat in range(_REPEATS + 1):
+        took = _time(block, call, x_BLD)
+        # The first round warms up.
+        if repeat:
+            whole = min(whole, took)
         for (sub_block, _), seconds in zip(parts, least, strict=True):
             for width in seconds:
                 with cut_to(block, sub_block, sub_block.first(width)):
                     took = _time(block, call, x_BLD)
-                # The first round warms up.
                 if repeat:
                     seconds[width] = min(seconds[width], took)
     costs = [_costs(grid, seconds) for (_, grid), seconds in zip(parts, least, strict=True)]
-    whole = min(seconds[grid[-1]] for (_, grid), seconds in zip(parts, least, strict=True))
     return costs, round(1e9 * whole)
 
 

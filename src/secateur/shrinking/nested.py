@@ -15,16 +15,26 @@ from torch import Tensor
 
 from secateur.blocks.streams import Batches, Stream, memory_budget
 from secateur.report.documents.shrink import LatencyReport, SurveyReport
+from secateur.runs.errors import SecateurError
 from secateur.runs.meter import Stopwatch
 from secateur.runs.progress import Progress
 from secateur.shrinking.job import Chosen, Job, describe_sub_block
 from secateur.shrinking.latency import time_widths
+from secateur.shrinking.options import ShrinkOptions
 from secateur.shrinking.refit import CutSubBlock, cut_blocks, pass_cut_blocks, refitted_file
+from secateur.shrinking.stock import percent_below
 from secateur.shrinking.sub_models import draw_widths
 from secateur.shrinking.survey import Survey, survey
-from secateur.shrinking.units import Width, all_units, kept_parameters
+from secateur.shrinking.units import (
+    Width,
+    all_units,
+    block_parameters,
+    kept_parameters,
+    with_whole,
+)
 from secateur.shrinking.widths import (
     choose_widths,
+    least_cost,
     parameter_costs,
 )
 
@@ -71,17 +81,20 @@ def _plan(job: Job, tokens_SL: Tensor, progress: Progress) -> dict[str, Any]:
         why: list[dict[str, Any]] = [{} for _ in job.sub_blocks]
         nothing: dict[str, Any] = {"survey": None, "latency": None, "tokens": 0, "notes": []}
         return {"widths": job.target.widths, "why": why, **nothing}
-    removable = kept_parameters(job.sub_blocks, all_units(job.sub_blocks))
+    free = job.free
+    removable = kept_parameters(free, all_units(free))
     grids = job.grids()
-    costs = parameter_costs(job.sub_blocks, grids)
-    budget, timing = removable - job.target.budget, None
+    costs = parameter_costs(free, grids)
+    budget, total, timing = removable - job.target.budget, block_parameters(job.source.blocks), None
     if job.options.budget == "latency":
         store = job.source.store(job.device)
-        timing = time_widths(store, job.sub_blocks, grids, tokens_SL[0], job.device, job.dtype)
-        costs, budget = timing.costs, timing.budget(job.options.sparsity)
+        timing = time_widths(store, free, grids, tokens_SL[0], job.device, job.dtype)
+        costs, budget, total = timing.costs, timing.budget(job.options.sparsity), timing.total
     sparsities = [job.target.budget / removable] * job.options.sub_models
     seen = survey_model(job, tokens_SL, sparsities, progress)
-    (chosen,) = choose_widths(costs, seen.penalties.nats, [budget])
+    penalties = seen.penalties.nats
+    _check_reachable(job.options, costs, penalties, budget, total)
+    (chosen,) = choose_widths(costs, penalties, [budget])
     latency = None
     if timing is not None:
         gone = sum(each[-1] for each in costs) - chosen.cost
@@ -90,23 +103,43 @@ def _plan(job: Job, tokens_SL: Tensor, progress: Progress) -> dict[str, Any]:
             before=timing.total / 1e9,
             expected=(timing.total - gone) / 1e9,
         ).model_dump(mode="json")
+    widths = [grid[choice] for grid, choice in zip(seen.grids, chosen.choices, strict=True)]
+    why_of = {
+        each.label: {
+            "local_loss": losses[choice],
+            "penalty": nats[choice],
+            "next_penalty": next(filter(isfinite, reversed(nats[:choice])), None),
+        }
+        for each, losses, nats, choice in zip(
+            free, seen.losses, penalties, chosen.choices, strict=True
+        )
+    }
     return {
-        "widths": [grid[choice] for grid, choice in zip(seen.grids, chosen.choices, strict=True)],
-        "why": [
-            {
-                "local_loss": losses[choice],
-                "penalty": nats[choice],
-                "next_penalty": next(filter(isfinite, reversed(nats[:choice])), None),
-            }
-            for losses, nats, choice in zip(
-                seen.losses, seen.penalties.nats, chosen.choices, strict=True
-            )
-        ],
+        "widths": with_whole(job.sub_blocks, widths),
+        "why": [why_of.get(each.label, {}) for each in job.sub_blocks],
         "survey": seen.report(chosen.loss).model_dump(mode="json"),
         "latency": latency,
         "tokens": seen.tokens,
         "notes": seen.notes,
     }
+
+
+def _check_reachable(
+    options: ShrinkOptions,
+    costs: Sequence[Sequence[int]],
+    penalties: Sequence[Sequence[float]],
+    budget: int,
+    total: int,
+) -> None:
+    """Hold a budget against the least that widths of known penalty cost."""
+    least = least_cost(costs, penalties)
+    if budget < least:
+        most = (sum(cost[-1] for cost in costs) - least) / total
+        raise SecateurError(
+            f"The sub-models tell of no widths that remove {options.sparsity:.1%} of the blocks' "
+            f"{'time' if options.budget == 'latency' else 'parameters'}; remove "
+            f"{percent_below(most)} or less, or give more --sub-models."
+        )
 
 
 def survey_model(
@@ -115,7 +148,7 @@ def survey_model(
     """Find out what widths cost, with a sub-model around each of the sparsities."""
     grids = job.grids()
     generator = torch.Generator().manual_seed(job.options.calibration.seed)
-    places = draw_widths(parameter_costs(job.sub_blocks, grids), sparsities, generator)
+    places = draw_widths(parameter_costs(job.free, grids), sparsities, generator)
     count, length = tokens_SL.shape
     options = job.options
     start = Batches.of(count, length, options.batch_tokens).boundary
@@ -123,9 +156,7 @@ def survey_model(
     memory = memory_budget(None) // 2
     stream = _stream(job, tokens_SL, memory, {windows.stop - start})
     store = job.source.store(job.device)
-    return survey(
-        store, job.sub_blocks, grids, places, tokens_SL, windows, stream, memory, progress
-    )
+    return survey(store, job.free, grids, places, tokens_SL, windows, stream, memory, progress)
 
 
 def _cut(job: Job, widths: Sequence[Width], tokens_SL: Tensor, progress: Progress) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from secateur.runs.device import SAVE_DTYPE, DtypeName, SaveDtype
 from secateur.runs.errors import SecateurError
-from secateur.runs.options import Options
+from secateur.runs.options import LinearPatterns, Options
 from secateur.text.options import CalibrationOptions
 
 Form = Literal["uneven", "uniform", "padded"]
@@ -31,6 +31,16 @@ class ShrinkOptions(Options):
     )
     form: Form = Field("uneven", description="how the smaller model is stored")
     ffn_only: bool = Field(False, description="leave attention as it is")
+    only: LinearPatterns = Field(
+        (),
+        description="linears that may be cut, where their attention or feed-forward has no "
+        "others, by patterns of full names",
+    )
+    skip: LinearPatterns = Field(
+        (),
+        description="linears whose attention or feed-forward keeps all its units, by patterns of "
+        "full names such as model.layers.0.*",
+    )
     whole_groups: bool = Field(
         False, description="key-value groups that stay keep all their query heads"
     )

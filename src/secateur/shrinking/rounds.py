@@ -42,7 +42,7 @@ def choose_in_rounds(job: Job, watch: Stopwatch, progress: Progress) -> Chosen:
     resumed = len(job.run.finished)
     kept = run_rounds(
         job.run,
-        Parent(find_blocks(model), job.sub_blocks, job.dtype),
+        Parent(find_blocks(model), job.free, job.dtype),
         _goal(job),
         shares,
         calibration.tokens,
@@ -51,16 +51,20 @@ def choose_in_rounds(job: Job, watch: Stopwatch, progress: Progress) -> Chosen:
     )
     watch.lap("rounds")
     finished = job.run.finished
+    kept_of = {each.label: units for each, units in zip(job.free, kept, strict=True)}
+    rounds_of = {
+        each.label: {
+            "removed_by_round": [len(done["removed"][place]) for done in finished],
+            "coefficients": [done["coefficients"][place] for done in finished],
+        }
+        for place, each in enumerate(job.free)
+    }
+    units = [kept_of.get(each.label, torch.arange(each.units)) for each in job.sub_blocks]
     return Chosen(
-        kept=kept,
+        kept=units,
         sub_blocks=[
-            describe_sub_block(
-                sub_block,
-                sub_block.width_of(units),
-                removed_by_round=[len(each["removed"][place]) for each in finished],
-                coefficients=[each["coefficients"][place] for each in finished],
-            )
-            for place, (sub_block, units) in enumerate(zip(job.sub_blocks, kept, strict=True))
+            describe_sub_block(each, each.width_of(left), **rounds_of.get(each.label, {}))
+            for each, left in zip(job.sub_blocks, units, strict=True)
         ],
         tokens=sum(each["tokens"] for each in finished),
         calibration=calibration.description,
@@ -70,10 +74,11 @@ def choose_in_rounds(job: Job, watch: Stopwatch, progress: Progress) -> Chosen:
 
 
 def _goal(job: Job) -> Goal:
-    dense = [sub_block.units for sub_block in job.sub_blocks]
+    dense = [sub_block.units for sub_block in job.free]
     if job.target.widths is not None:
-        return Exactly([width.units for width in job.target.widths], dense)
-    costs = [sub_block.unit_parameters for sub_block in job.sub_blocks]
+        widths = zip(job.sub_blocks, job.target.widths, strict=True)
+        return Exactly([width.units for each, width in widths if not each.fixed], dense)
+    costs = [sub_block.unit_parameters for sub_block in job.free]
     return Anywhere(job.target.budget, dense, costs)
 
 

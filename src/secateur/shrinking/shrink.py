@@ -129,7 +129,7 @@ def _notes(job: Job, config: dict[str, Any]) -> list[str]:
     if options.preset == "default":
         calibration, blocks = options.calibration, source.blocks
         fitted = fitted_share(calibration.samples) * calibration.length
-        widths = [each.output_linear(blocks[each.block]) for each in job.sub_blocks]
+        widths = [each.output_linear(blocks[each.block]) for each in job.free]
         widest = max(linear.weight_OI.shape[1] for linear in widths)
         notes += note_on_tokens(["The refit"], fitted, widest)
         if options.form == "uniform" and "sub_models" in options.model_fields_set:

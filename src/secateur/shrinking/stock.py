@@ -39,10 +39,10 @@ def uniform_widths(
     """Return widths, the same in all blocks, that remove ``budget`` and little more.
 
     Feed-forwards keep a multiple of ``grid`` channels, or all; attention loses groups, and query
-    heads of each unless they stay whole. Of widths that remove enough those are taken whose *cost*
-    is least: parameters beyond the budget, and those that attention loses more or less than
-    ``sparsity`` of it, the budget as a share of all parameters in the blocks. Only widths that a
-    stock configuration has count.
+    heads of each unless they stay whole; what is fixed stays as it is. Of widths that remove enough
+    those are taken whose *cost* is least: parameters beyond the budget, and those that attention
+    loses more or less than ``sparsity`` of it, the budget as a share of all parameters in the
+    blocks. Only widths that a stock configuration has count.
 
     Without ``grid`` it is the first of ``channel_grids`` where no more than 2 % of the blocks'
     parameters go beyond the budget and the cost is no more than 5 % of them, or else the last.
@@ -61,6 +61,14 @@ def uniform_widths(
             near = excess <= _MOST_EXCESS * total and cost <= _MOST_COST * total
             if (near or step == grids[-1]) and stock_config(source, sub_blocks, sizes):
                 return [sizes[sub_block.kind] for sub_block in sub_blocks]
+    narrowest = _narrowest(first, grids[-1], whole_groups)
+    most = sum(first[kind].removed(width) for kind, width in narrowest.items()) / total
+    if most < sparsity:
+        raise SecateurError(
+            f"Cut to the same widths in all blocks, this model can lose {percent_below(most)} of "
+            f"the parameters of its blocks, and {sparsity:.1%} are asked for; remove less, or "
+            "leave out --uniform."
+        )
     raise SecateurError(
         f"No stock {source.config['model_type']} is smaller by {sparsity:.0%} of the parameters of "
         "its blocks with the same widths in all; remove less, or leave out --uniform."
@@ -73,17 +81,19 @@ def _common_widths(
     """Excess, cost, and the sizes of a block that lacks ``least`` parameters; the best first."""
     feed_forward, attention = first["ffn"], first.get("attention")
     choices: list[Sizes] = [{}]
-    due = 0.0
     if attention is not None:
-        due = sparsity * attention.parameters(attention.whole)
-        widths = attention.widths_from(Width(1, attention.heads_per_unit if whole_groups else 1))
+        widths = attention.widths_from(_narrowest(first, step, whole_groups)["attention"])
         fits = fitting(attention, widths)
         choices = [{"attention": each} for each, fit in zip(widths, fits, strict=True) if fit]
+    both = attention is not None and not attention.fixed and not feed_forward.fixed
     found = []
     for sizes in choices:
         lost = sum(first[kind].removed(width) for kind, width in sizes.items())
+        due = sparsity * attention.parameters(attention.whole) if both and attention else lost
         channels = feed_forward.units
         if lost < least:
+            if feed_forward.fixed:
+                continue
             channels -= -(-(least - lost) // feed_forward.unit_parameters)
             channels = channels // step * step
         if channels > 0:
@@ -92,6 +102,21 @@ def _common_widths(
             found.append((excess, excess + abs(lost - due), {**sizes, "ffn": width}))
     # Of two alike the one of fewer groups comes first, which has the smaller cache.
     return sorted(found, key=lambda each: each[1])
+
+
+def _narrowest(first: Mapping[Kind, SubBlock], step: int, whole_groups: bool) -> Sizes:
+    """The smallest widths that the sub-blocks of all blocks may have in common."""
+    sizes: Sizes = {}
+    for kind, each in first.items():
+        queries = each.heads_per_unit if whole_groups else min(1, each.heads_per_unit)
+        least = Width(1, queries) if kind == "attention" else Width(min(step, each.units), 0)
+        sizes[kind] = each.whole if each.fixed else least
+    return sizes
+
+
+def percent_below(share: float) -> str:
+    """A share that can be reached, rounded down."""
+    return f"{math.floor(1000 * share) / 10:.1f}%"
 
 
 def smallest_stock(

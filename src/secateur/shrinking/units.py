@@ -11,8 +11,8 @@ What is kept of a sub-block is an int64 tensor of indices: (units,), or where qu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Literal, NamedTuple
@@ -72,6 +72,7 @@ class SubBlock:
         axes: of all parameters that the units have a part of.
         output: name inside the block of the linear whose input columns are the units.
         attention: name inside the block of the attention module; empty for a feed-forward.
+        fixed: it keeps all its units, since the user left out one of its linears.
     """
 
     block: int
@@ -79,6 +80,7 @@ class SubBlock:
     axes: tuple[UnitAxis, ...]
     output: str
     attention: str = ""
+    fixed: bool = False
 
     @property
     def label(self) -> str:
@@ -230,8 +232,16 @@ def all_units(sub_blocks: Sequence[SubBlock]) -> list[Tensor]:
     return [torch.arange(sub_block.units) for sub_block in sub_blocks]
 
 
+def with_whole(sub_blocks: Sequence[SubBlock], widths: Iterable[Width]) -> list[Width]:
+    """Widths of all sub-blocks, from those of the ones that are not fixed."""
+    given = iter(widths)
+    return [each.whole if each.fixed else next(given) for each in sub_blocks]
+
+
 def find_sub_blocks(blocks: BlockList, *, ffn_only: bool = False) -> list[SubBlock]:
     """Return the sub-blocks of all blocks, attention before feed-forward.
+
+    Those with a linear that is not among the chosen ones of the blocks are fixed.
 
     Raises:
         SecateurError: a feed-forward, or an attention unless ``ffn_only``, cannot be cut.
@@ -247,7 +257,12 @@ def find_sub_blocks(blocks: BlockList, *, ffn_only: bool = False) -> list[SubBlo
             parts = [linear for linear in linears if linear.module in inside]
             found.append(_attention(index, name, attention, parts))
         found.append(_feed_forward(index, [each for each in linears if each.module not in inside]))
-    return found
+    return [replace(each, fixed=_is_fixed(blocks, each)) for each in found]
+
+
+def _is_fixed(blocks: BlockList, sub_block: SubBlock) -> bool:
+    own = {axis.parameter.rpartition(".")[0] for axis in sub_block.axes}
+    return not own <= {linear.name for linear in blocks.linears(sub_block.block)}
 
 
 def attention_refused(reason: str) -> SecateurError:

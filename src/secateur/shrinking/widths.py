@@ -191,6 +191,12 @@ def _nested_prices(
     return found
 
 
+def least_cost(costs: Sequence[Sequence[int]], penalties: Sequence[Sequence[float]]) -> int:
+    """What the cheapest widths of finite penalty cost together."""
+    tables = (zip(*each, strict=True) for each in zip(costs, penalties, strict=True))
+    return sum(min(cost for cost, nats in table if nats < math.inf) for table in tables)
+
+
 def choose_widths(
     costs: Sequence[Sequence[int]],
     penalties: Sequence[Sequence[float]],

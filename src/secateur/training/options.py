@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from secateur.patterns.pattern import NM, PatternText
 from secateur.runs.device import SAVE_DTYPE, DtypeName, SaveDtype
 from secateur.runs.errors import SecateurError
-from secateur.runs.options import Options, put_over
+from secateur.runs.options import LinearPatterns, Options, put_over
 from secateur.text.beginning import BEGINNING, BeginningOption
 
 LogTo = Literal["tensorboard"]
@@ -140,8 +140,8 @@ class Training(RunOptions):
         description="where a dense model begins: with its largest weights, or with masks and "
         "weights of the recipe auto of prune, which runs first",
     )
-    only: tuple[str, ...] = Field((), description="linears to mask, by patterns of full names")
-    skip: tuple[str, ...] = Field(
+    only: LinearPatterns = Field((), description="linears to mask, by patterns of full names")
+    skip: LinearPatterns = Field(
         (), description="linears to train without a mask, by patterns of full names"
     )
     tokens: int = Field(ge=1, le=2**50, description="tokens to train on, at most once each")
@@ -172,11 +172,6 @@ class Training(RunOptions):
         description="of several processes: add up gradients after every forward pass, not once a "
         "step; less memory, more traffic",
     )
-
-    @field_validator("only", "skip", mode="before")
-    @classmethod
-    def _one_pattern(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="before")
     @classmethod
