@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -24,10 +25,17 @@ def recipe(*methods: str, samples: int = 8, length: int = 16) -> Recipe:
     )
 
 
-def block(*notes: str) -> BlockReport:
+def block(rejected: Mapping[str, int] = MappingProxyType({})) -> BlockReport:
     linear = LinearReport(zeros=5, weights=10, sparsity=0.5, rows=[], relative_error=0.1)
     linears = {"a": linear, "b": linear}
-    return BlockReport(index=0, held_out_error=0.1, linears=linears, notes=list(notes), seconds={})
+    return BlockReport(
+        index=0,
+        held_out_error=0.1,
+        linears=linears,
+        notes=["c: refit rejected, a sentence that nothing is read from"],
+        rejected=dict(rejected),
+        seconds={},
+    )
 
 
 @pytest.mark.parametrize(
@@ -50,20 +58,16 @@ def test_too_few_tokens_to_fit_on(methods: tuple[str, ...], samples: int, said: 
 @pytest.mark.parametrize(
     ("methods", "blocks", "said"),
     [
-        (
-            ("wanda", "refit"),
-            [("a: refit rejected, held-out", "b: refit rejected, held-out")] * 2,
-            "refit changed nothing",
-        ),
-        (("wanda", "refit"), [("a: refit rejected, held-out",)] * 2, None),
-        (("wanda", "reconstruct"), [("reconstruct rejected, held-out",)] * 2, "reconstruct chan"),
-        (("wanda", "reconstruct"), [("reconstruct rejected, held-out",), ()], None),
+        (("wanda", "refit"), [{"refit": 2}] * 2, "refit changed nothing"),
+        (("wanda", "refit"), [{"refit": 1}] * 2, None),
+        (("wanda", "reconstruct"), [{"reconstruct": 1}] * 2, "reconstruct changed nothing"),
+        (("wanda", "reconstruct"), [{"reconstruct": 1}, {}], None),
     ],
 )
 def test_what_was_rejected_everywhere(
-    methods: tuple[str, ...], blocks: list[tuple[str, ...]], said: str | None
+    methods: tuple[str, ...], blocks: list[dict[str, int]], said: str | None
 ) -> None:
-    found = notes_on_run(recipe(*methods, samples=16), SHAPES, [block(*each) for each in blocks])
+    found = notes_on_run(recipe(*methods, samples=16), SHAPES, [block(each) for each in blocks])
     assert (len(found), said is not None) in ((1, True), (0, False))
     assert said is None or found[0].startswith(said)
 

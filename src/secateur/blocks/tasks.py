@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -93,6 +94,7 @@ class GroupTask:
         clipping: learned ranges of the grid to come, if a stage learned them.
         quantized: the weights as levels of a grid, once a stage has quantised them.
         notes: sentences for the report: fallbacks used, updates rejected.
+        rejected: of how many linears a stage's update was, by its name.
     """
 
     names: tuple[str, ...]
@@ -106,6 +108,7 @@ class GroupTask:
     clipping: Clipping | None = None
     quantized: QuantizedSolution | None = None
     notes: list[str] = field(default_factory=list)
+    rejected: Counter[str] = field(default_factory=Counter)
 
     @property
     def gram_II(self) -> Tensor:
@@ -161,6 +164,7 @@ class GroupTask:
             if new <= old:
                 self.w_OI[rows] = w_OI[rows]
             else:
+                self.rejected[stage] += 1
                 self.notes.append(
                     f"{name}: {stage} rejected, held-out error would rise from {old:.4g} "
                     f"to {new:.4g}"
@@ -202,6 +206,7 @@ class BlockTask:
         mean_squares: mean squared inputs of the dense linears by column, by name, if asked for.
         quantization: what is known of a stage that quantises, if there is one.
         notes: sentences for the report.
+        rejected: how often a stage's update of the block was, by its name.
         error: of outputs against targets, (batch, length).
         chosen: names of the linears that stages may change; all of them if None.
         linears: these linears.
@@ -220,6 +225,7 @@ class BlockTask:
     mean_squares: Mapping[str, Tensor] = field(default_factory=dict)
     quantization: Quantization | None = None
     notes: list[str] = field(default_factory=list)
+    rejected: Counter[str] = field(default_factory=Counter)
     error: Callable[[Tensor, Tensor], Tensor] = state_error
     chosen: Collection[str] | None = None
     linears: tuple[Linear, ...] = field(init=False)
@@ -342,6 +348,7 @@ class BlockTask:
             return True
         for parameter, value in zip(parameters, saved, strict=True):
             parameter.data.copy_(value)
+        self.rejected[stage] += 1
         self.notes.append(
             f"{stage} rejected, held-out error would rise from {before:.4g} to {after:.4g}"
         )

@@ -158,6 +158,7 @@ class GroupPruner:
                 zero_OI = (linear.weight_OI == 0) & task.mask_OI[rows]
                 pruned.rounded_to_zero[linear.name] = int(zero_OI.sum())
         pruned.notes += task.notes
+        pruned.rejected += task.rejected
 
 
 def _require_finite(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -11,9 +10,6 @@ from secateur.models.inspection import TRACE
 from secateur.pruning.recipe import Recipe
 from secateur.report.documents.prune import BlockReport
 from secateur.text.options import note_on_tokens
-
-# How tasks say that a stage had to take back what it did, to a linear or to a block.
-_REJECTED = re.compile(r"(?:^|: )([\w-]+) rejected, ")
 
 
 def notes_on_run(
@@ -46,9 +42,9 @@ def _on_tokens(recipe: Recipe, shapes: Mapping[str, tuple[int, int]]) -> list[st
 
 def _on_rejections(recipe: Recipe, blocks: Sequence[BlockReport]) -> list[str]:
     """Name stages of which held-out text took nothing."""
-    rejected = Counter(
-        found for block in blocks for note in block.notes for found in _REJECTED.findall(note)
-    )
+    rejected: Counter[str] = Counter()
+    for block in blocks:
+        rejected.update(block.rejected)
     linears = sum(len(block.linears) for block in blocks)
     notes = []
     for stage in recipe.stages:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isnan, nan
@@ -40,6 +41,7 @@ class PrunedBlock:
         zeros_before: zeros that each of its linears had before, by name; those that are left as
             they are too.
         notes: fallbacks used and updates rejected, as sentences.
+        rejected: updates that held-out text refused, by stage.
         seconds: time by phase.
     """
 
@@ -52,6 +54,7 @@ class PrunedBlock:
     errors: dict[str, float] = field(default_factory=dict)
     zeros_before: dict[str, Zeros] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    rejected: Counter[str] = field(default_factory=Counter)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -114,6 +117,7 @@ def describe_block(pruned: PrunedBlock) -> BlockReport:
             if name not in pruned.masks
         },
         notes=pruned.notes,
+        rejected=dict(pruned.rejected),
         seconds={phase: round(value, 3) for phase, value in pruned.seconds.items()},
     )
 

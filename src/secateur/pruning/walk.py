@@ -215,6 +215,7 @@ class BlockPruner:
                         pruned.quantised,
                     ),
                     notes=pruned.notes,
+                    rejected=pruned.rejected,
                 )
             )
             watch.lap(phase.method)

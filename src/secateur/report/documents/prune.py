@@ -45,6 +45,10 @@ class BlockReport(BaseModel):
         default_factory=dict, description="linears left as they were, by only and skip"
     )
     notes: list[str] = Field(description="fallbacks used and updates rejected")
+    rejected: dict[str, int] = Field(
+        default_factory=dict,
+        description="updates that held-out text rejected, by stage: of linears, or 1 for the block",
+    )
     seconds: dict[str, float] = Field(description="wall time by phase")
 
 
