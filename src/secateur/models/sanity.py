@@ -45,6 +45,11 @@ def check_configuration(folder: Path, shapes: Collection[tuple[int, ...]]) -> No
     ):
         if not isinstance(values.get(key), kind | None):
             raise SecateurError(f"The {key} in {path} is not {form}; {_ACTION}")
+    if values.get("quantization_config") == {}:
+        raise SecateurError(
+            f"The quantization_config in {path} is empty; remove the line if the weights are "
+            "plain, or fetch the checkpoint again."
+        )
     for key in ("attn_implementation", "_attn_implementation"):
         # Such a name is that of code on the hub.
         if "/" in str(values.get(key)):

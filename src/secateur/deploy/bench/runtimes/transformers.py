@@ -26,24 +26,21 @@ class Transformers:
         return path.is_dir() and any(path.glob("*.safetensors*"))
 
     def check(self, path: Path, settings: Settings) -> Opened:
+        from secateur.models.checkpoint import Checkpoint
         from secateur.models.files import find_weights
-        from secateur.models.locate import load_config
-        from secateur.models.reader import CheckpointReader
         from secateur.runs.device import resolve_device, resolve_dtype
 
-        reader = CheckpointReader(path)
-        config = load_config(
-            path, trust_remote_code=settings.trust_remote_code, use="load", reader=reader
-        )
+        # Loading builds whatever the configuration says, however large.
+        found = Checkpoint.at(path, trust_remote_code=settings.trust_remote_code, use="load")
         device = resolve_device(settings.device)
         dtype = resolve_dtype(settings.dtype, device)
-        text = config.get_text_config()
+        text = found.blocks.model.config.get_text_config()
         files = find_weights(path).names
         return Opened(
             form=str(dtype).removeprefix("torch."),
             device=_name(device),
             file_bytes=sum((path / name).stat().st_size for name in files),
-            memory_bytes=dtype.itemsize * sum(map(prod, reader.shapes.values())),
+            memory_bytes=dtype.itemsize * sum(map(prod, found.reader.shapes.values())),
             token_bytes=dtype.itemsize * _numbers_of_a_token(text),
             vocabulary=text.vocab_size,
             positions=getattr(text, "max_position_embeddings", None),
