@@ -54,6 +54,18 @@ RECIPES["quantize"][1]["group"] = 32
 RECIPES["besa-reconstruct"] = [{"method": "besa-rates"}, {"method": "besa-reconstruct"}]
 
 
+_PEAK = """
+import json, sys
+from secateur.pruning.prune import prune
+from secateur.pruning.recipe import Recipe
+from secateur.runs.allocations import peak_allocation
+values = json.loads(sys.argv[1])
+model = values.pop("model")
+recipe = Recipe.from_mapping(values)
+print(peak_allocation(lambda: prune(model, recipe, model + "-pruned")))
+"""
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "llama"
@@ -109,6 +121,24 @@ def test_the_peak_is_at_least_what_a_process_takes_and_at_most_a_third_more(
     said = run("estimate", str(model))["peak_memory_bytes"]
     used = run("prune", str(model), "-o", str(tmp_path / "output"))["peak_memory_bytes"]
     assert used <= said <= 1.3 * used
+
+
+def test_the_peak_of_prune_does_not_rise_with_depth(text: Path, tmp_path: Path) -> None:
+    recipe = {
+        "stages": [{"method": "wanda"}],
+        "calibration": {"source": str(text), "samples": 8, "length": 64},
+    }
+    peaks = []
+    for blocks in (4, 12):
+        folder = tmp_path / str(blocks)
+        make_checkpoint("llama", folder, **SIZES, num_hidden_layers=blocks)
+        values = json.dumps(recipe | {"model": str(folder)})
+        done = subprocess.run(
+            [sys.executable, "-c", _PEAK, values], capture_output=True, text=True, check=True
+        )
+        peaks.append(int(done.stdout))
+    block = Checkpoint.open(folder).blocks[0]
+    assert peaks[1] - peaks[0] < 4 * sum(each.numel() for each in block.parameters())
 
 
 def test_every_command_says_what_it_needs(model: Path, text: Path) -> None:
