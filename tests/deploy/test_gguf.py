@@ -17,6 +17,10 @@ from typer.testing import CliRunner
 
 import secateur
 from secateur.cli import app
+from secateur.models.headers import headers_of
+from secateur.models.locate import find_folder
+from secateur.models.reader import CheckpointReader
+from secateur.pruning.recipe import Recipe
 from secateur.shrinking.export import export as save_shrunk
 from secateur.shrinking.layout import plan_layout
 from secateur.shrinking.source import open_source
@@ -383,3 +387,21 @@ def test_command_says_what_it_wrote_and_overwrites_nothing(llama: Path, tmp_path
     assert (said["architecture"], said["type"]) == ("llama", "f16")
     with pytest.raises(secateur.SecateurError, match="is there already"):
         secateur.export(llama, tmp_path / "out.gguf")
+
+
+def test_an_estimate_of_a_file_does_not_convert_it(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.gguf"
+    secateur.export(llama, file, type="q8_0")
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    recipe = Recipe.from_mapping({"calibration": {"samples": 8, "length": 32}})
+    said = secateur.estimate(file, recipe)
+    assert not (tmp_path / "cache").exists()
+    with headers_of(file) as folder:
+        described = CheckpointReader(folder)
+        assert (folder / "model.safetensors").stat().st_blocks < 100
+    converted = CheckpointReader(find_folder(file))
+    assert (described.shapes, described.dtypes) == (converted.shapes, converted.dtypes)
+    there = secateur.estimate(converted.folder, recipe)
+    assert (said.weights, said.output_bytes) == (there.weights, there.output_bytes)

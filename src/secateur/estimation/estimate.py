@@ -13,6 +13,7 @@ from secateur.methods.magnitude import Magnitude
 from secateur.methods.stage import BlockStage, GroupStage
 from secateur.models.checkpoint import Checkpoint
 from secateur.models.experts import linear_shapes, unstacked_experts
+from secateur.models.headers import headers_of
 from secateur.models.structure import BlockList, check_length
 from secateur.pruning.job import check_saving
 from secateur.pruning.prune import prune
@@ -41,10 +42,14 @@ def estimate(
         SecateurError: the model or the recipe could not be pruned either.
     """
     recipe = recipe or Recipe()
-    source = Checkpoint.open(
-        model, trust_remote_code=trust_remote_code, save_dtype=recipe.save_dtype
-    )
-    source = source.choosing(recipe.only, recipe.skip)
+    with headers_of(model) as folder:
+        source = Checkpoint.open(
+            folder, trust_remote_code=trust_remote_code, save_dtype=recipe.save_dtype
+        )
+        return _estimate(str(model), source.choosing(recipe.only, recipe.skip), recipe)
+
+
+def _estimate(model: str, source: Checkpoint, recipe: Recipe) -> Estimate:
     blocks = source.blocks
     check_saving(recipe, source.blocks, source)
     check_length(blocks.model.config, recipe.calibration.length)
@@ -72,7 +77,7 @@ def estimate(
 
     squares = sum(width * width for groups in all_shapes for _, width in groups)
     return Estimate(
-        model=str(model),
+        model=model,
         streamed=True,
         blocks=len(blocks),
         weights=sum(plan.weights.values()),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from secateur.estimation.estimate import pruning_peak
 from secateur.estimation.trial import Trial, peak_of
 from secateur.models.checkpoint import Checkpoint
+from secateur.models.headers import headers_of
 from secateur.models.miniature import write_miniature
 from secateur.report.documents.prune import Needs
 from secateur.training.options import RunOptions, Training
@@ -32,11 +34,15 @@ def estimate_training(
     Raises:
         SecateurError: model or options are refused.
     """
-    source = Checkpoint.open(model, trust_remote_code=trust_remote_code)
-    other = None
-    if teacher is not None and teacher != model:
-        other = Checkpoint.open(teacher, trust_remote_code=trust_remote_code)
+    with ExitStack() as stack:
+        source = _opened(stack, model, trust_remote_code)
+        other = None
+        if teacher is not None and teacher != model:
+            other = _opened(stack, teacher, trust_remote_code)
+        return Needs(model=str(model), peak_memory_bytes=_training_peak(source, other, options))
 
+
+def _training_peak(source: Checkpoint, other: Checkpoint | None, options: Training) -> int:
     def run(trial: Trial) -> None:
         values = _scaled(options, trial)
         step = trial.length(options.length) * options.step_windows
@@ -71,7 +77,7 @@ def estimate_training(
     if options.start == "auto" and not options.keeps_mask:
         # It prunes first, in the same process.
         peak = max(peak, pruning_peak(source, first_recipe(options, Path("text.jsonl"))))
-    return Needs(model=str(model), peak_memory_bytes=peak)
+    return peak
 
 
 def estimate_recovery(
@@ -87,20 +93,23 @@ def estimate_recovery(
         SecateurError: a model or the options are refused.
     """
     options = options or Recovery()
-    source = Checkpoint.open(model, trust_remote_code=trust_remote_code)
-    other = Checkpoint.open(teacher, trust_remote_code=trust_remote_code)
-    whole = options
+    with ExitStack() as stack:
+        source = _opened(stack, model, trust_remote_code)
+        other = _opened(stack, teacher, trust_remote_code)
+        return Needs(model=str(model), peak_memory_bytes=_recovery_peak(source, other, options))
 
+
+def _recovery_peak(source: Checkpoint, other: Checkpoint, options: Recovery) -> int:
     def run(trial: Trial) -> None:
-        values = _scaled(whole, trial)
-        step = trial.length(whole.batch_tokens)
+        values = _scaled(options, trial)
+        step = trial.length(options.batch_tokens)
         values |= {
             "tokens": _STEPS * step,
             "batch_tokens": step,
-            "rank": -(-whole.rank // trial.divisor),
+            "rank": -(-options.rank // trial.divisor),
         }
-        if whole.blocks is not None:
-            values["blocks"] = whole.blocks.scaled(trial.divisor).model_dump(mode="json")
+        if options.blocks is not None:
+            values["blocks"] = options.blocks.scaled(trial.divisor).model_dump(mode="json")
         dense = trial.text.parent / "teacher"
         write_miniature(other, dense, trial.divisor, len(other.blocks))
         recover(
@@ -113,8 +122,12 @@ def estimate_recovery(
 
     windows = options.block_windows + _VALIDATION_WINDOWS
     tokens = windows * options.length + _STEPS * options.batch_tokens
-    peak = peak_of(source, run, tokens=tokens, depth=len(source.blocks))
-    return Needs(model=str(model), peak_memory_bytes=peak)
+    return peak_of(source, run, tokens=tokens, depth=len(source.blocks))
+
+
+def _opened(stack: ExitStack, model: str | Path, trust_remote_code: bool) -> Checkpoint:
+    folder = stack.enter_context(headers_of(model))
+    return Checkpoint.open(folder, trust_remote_code=trust_remote_code)
 
 
 def _scaled(options: RunOptions, trial: Trial) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 )
 
 from secateur.models.files import CARD, write_index
+from secateur.models.gguf_header import read_gguf_header
 from secateur.runs.errors import SecateurError, explained
 from secateur.runs.files import cache_folder, remove, write_json, write_safetensors, write_text
 from secateur.runs.progress import Progress
@@ -34,6 +35,7 @@ _RECORD = "converted.json"
 # Tensors are gathered up to this size; a larger one has a file of its own.
 _SHARD_BYTES = 1 << 28
 _CHUNK = 1 << 24
+_ACTION = "fetch it again, or name the checkpoint folder it was made from."
 
 
 def convert(path: Path, progress: Progress) -> Path:
@@ -57,10 +59,7 @@ def convert(path: Path, progress: Progress) -> Path:
         remove(each)
     part.mkdir(parents=True)
     try:
-        with explained(
-            f"{path} cannot be read as GGUF",
-            "fetch it again, or name the checkpoint folder it was made from.",
-        ):
+        with explained(f"{path} cannot be read as GGUF", _ACTION):
             _write(path, part, progress)
         sizes = {each.name: each.stat().st_size for each in part.iterdir()}
         write_json(part / _RECORD, sizes)
@@ -68,6 +67,37 @@ def convert(path: Path, progress: Progress) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def describe(path: Path, folder: Path) -> dict[str, torch.Size]:
+    """Write the configuration of a GGUF file's model into a folder; read no weights.
+
+    Returns:
+        shape of every tensor of the plain fp32 checkpoint that ``convert`` would make.
+
+    Raises:
+        SecateurError: there is no such file, it is damaged, or transformers does not read it.
+    """
+    held = read_gguf_header(path).parameters
+    with explained(f"{path} cannot be read as GGUF", _ACTION):
+        model = _empty_model(path)
+        _write_config(model, folder)
+    tied = model.all_tied_weights_keys or {}
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in tied}
+    wanted = sum(shape.numel() for shape in shapes.values())
+    if wanted > held:
+        raise SecateurError(
+            f"{path} describes a model of {wanted:,} numbers and holds {held:,}; fetch it again."
+        )
+    return shapes
+
+
+def _empty_model(path: Path) -> PreTrainedModel:
+    """The model that transformers sees in a file, its parameters on the meta device."""
+    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+    with init_empty_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model
 
 
 def _digest(path: Path, progress: Progress) -> str:
@@ -93,9 +123,7 @@ def _write(path: Path, folder: Path, progress: Progress) -> None:
     from gguf import GGUFReader
 
     reader = GGUFReader(path)
-    config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-    with init_empty_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = _empty_model(path)
     (architecture,) = read_field(reader, "general.architecture")
     shards = _Shards(folder)
     if is_gguf_arch_supported(architecture):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -202,13 +203,29 @@ def open_model(
     return model
 
 
-def _from_hub(name: str) -> Path:
-    try:
+def fetch_side_files(name: str) -> Path:
+    """Fetch all of a model on the hub but its weights; return its folder in the cache.
+
+    Raises:
+        SecateurError: there is none of that name, or it cannot be reached.
+    """
+    with _hub_explained(name):
         beside = [*SIDE_FILES, CARD]
-        folder = Path(snapshot_download(name, allow_patterns=beside, ignore_patterns=_UNWANTED))
-        # Of the weights, those alone that transformers reads, of the same commit.
-        weights = sorted({SINGLE, *read_index(folder).values()})
-        snapshot_download(name, revision=folder.name, allow_patterns=weights)
+        return Path(snapshot_download(name, allow_patterns=beside, ignore_patterns=_UNWANTED))
+
+
+def no_safetensors(name: str) -> SecateurError:
+    """What to say of a model on the hub without readable weights."""
+    return SecateurError(
+        f"{name} has no safetensors files on the hub; use a revision or a copy that has them."
+    )
+
+
+@contextmanager
+def _hub_explained(name: str) -> Iterator[None]:
+    """Turn what the hub's client raises into a sentence."""
+    try:
+        yield
     except HFValidationError as error:
         raise SecateurError(f"There is no folder or file {name}; check the path.") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -216,8 +233,14 @@ def _from_hub(name: str) -> Path:
             f"{name} is no local folder and could not be fetched from the hub "
             f"({reason_of(error)}); check the name, the network and your access."
         ) from error
+
+
+def _from_hub(name: str) -> Path:
+    folder = fetch_side_files(name)
+    with _hub_explained(name):
+        # Of the weights, those alone that transformers reads, of the same commit.
+        weights = sorted({SINGLE, *read_index(folder).values()})
+        snapshot_download(name, revision=folder.name, allow_patterns=weights)
     if not (folder / SINGLE).is_file() and not (folder / INDEX).is_file():
-        raise SecateurError(
-            f"{name} has no safetensors files on the hub; use a revision or a copy that has them."
-        )
+        raise no_safetensors(name)
     return folder
