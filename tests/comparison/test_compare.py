@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -152,23 +151,6 @@ def test_a_row_that_fails_does_not_stop_the_others(
         compare(edit(), tmp_path / "out")
     saved = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [row["name"] for row in saved["rows"]] == ["dense", "wanda 2:4"]
-
-
-@pytest.mark.slow
-def test_the_command_measures_processes_of_its_own(edit: Edit, tmp_path: Path) -> None:
-    file = edit({"magnitude": {"stages": [{"method": "magnitude"}]}})
-    command = [sys.executable, "-m", "secateur", "compare", str(file), "-o", str(tmp_path / "out")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "magnitude" in done.stdout
-    result = ComparisonResult.model_validate_json(
-        (tmp_path / "out" / "comparison.json").read_text()
-    )
-    cost = result.rows[1].pruned
-    assert cost is not None
-    assert cost.cpu_seconds.minimum > 0
-    assert cost.peak_bytes > 10**8
 
 
 def test_the_process_that_measures_stays_small() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -235,7 +236,9 @@ def test_the_first_schema_is_still_read(edit: Edit, ran: list[str], tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a child")
-def test_a_killed_comparison_leaves_no_process_and_goes_on(edit: Edit, tmp_path: Path) -> None:
+def test_a_killed_comparison_leaves_no_process_and_goes_on_to_measure_others(
+    edit: Edit, tmp_path: Path
+) -> None:
     started, copying = tmp_path / "started", tmp_path / "copying"
     waiting = f"""
 import os, pathlib, shutil, sys, time
@@ -244,7 +247,8 @@ while not pathlib.Path({str(copying)!r}).exists():
     time.sleep(0.1)
 shutil.copytree(sys.argv[1], sys.argv[2])
 """
-    rows = {"peer": {"script": ["{python}", "-c", waiting, "{model}", "{output}"]}}
+    peer = {"script": ["{python}", "-c", waiting, "{model}", "{output}"]}
+    rows = {"peer": peer, "magnitude": MAGNITUDE}
     file, output = edit(rows), tmp_path / "out"
     command = [sys.executable, "-m", "secateur", "compare", str(file), "-o", str(output)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -253,6 +257,13 @@ shutil.copytree(sys.argv[1], sys.argv[2])
     process.wait()
     until(lambda: is_gone(started))
     copying.touch()
-    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "magnitude" in done.stdout
     saved = ComparisonResult.model_validate_json((output / "comparison.json").read_text())
-    assert [row.name for row in saved.rows] == ["dense", "peer"]
+    assert [row.name for row in saved.rows] == ["dense", "peer", "magnitude"]
+    cost = saved.rows[2].pruned
+    assert cost is not None
+    assert cost.cpu_seconds.minimum > 0
+    assert cost.peak_bytes > 10**8
