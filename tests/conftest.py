@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,6 +15,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Code that comes with checkpoints is copied there before it runs.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="secateur-modules-")
+# Processes of xdist inherit what the first of them found.
+os.environ.setdefault("SECATEUR_USER_CACHE", os.environ.get("SECATEUR_CACHE", ""))
 os.environ["SECATEUR_CACHE"] = tempfile.mkdtemp(prefix="secateur-cache-")
 
 import pytest
@@ -32,6 +34,19 @@ settings.register_profile(
 settings.load_profile("any machine")
 for name in ("HF_MODULES_CACHE", "SECATEUR_CACHE"):
     atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with real models: one of them at the end would keep a process alone."""
+    items.sort(key=lambda item: item.path.name != "test_smollm2.py")
+
+
+@pytest.fixture(scope="module")
+def user_cache() -> Iterator[None]:
+    """Keep real models where ``make demo`` keeps them, for the next run of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SECATEUR_CACHE", os.environ["SECATEUR_USER_CACHE"])
+        yield
 
 
 @pytest.fixture(scope="session")
