@@ -22,7 +22,7 @@ SIDE_FILES = "*.json *.txt *.model *.jinja *.tiktoken *.py LICENSE* NOTICE*".spl
 _LEFT_BEHIND = (
     "*.index.json adapter_*.json quantize_config.json quant_config.json quantization_config.json "
     "hf_quant_config.json params.json trainer_state.json *_results.json optimizer* scheduler* "
-    "training_args*"
+    "training_args* converted.json"
 ).split()
 _PICKLED = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt", "*.bin")
 _POINTER = b"version https://git-lfs"

@@ -101,7 +101,7 @@ def test_more_work_takes_longer_and_the_page_says_what_was_measured(
     found = json.loads(done.stdout)
     by_work = {each["work"]: each for each in found["models"][1]["figures"]}
     assert by_work["prefill"]["ratio"]["median"] > 1.5
-    assert json.loads((run / "secateur" / "bench.json").read_text()) == found
+    assert json.loads((run / "secateur" / "bench-one.json").read_text()) == found
     page = (run / "secateur" / "report.html").read_text()
     assert "What runs faster" in page
     assert "prefill, times faster" in page

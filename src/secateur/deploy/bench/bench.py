@@ -156,14 +156,21 @@ def keep(result: Bench, folders: Sequence[Path]) -> list[Path]:
     for folder in dict.fromkeys(folders):
         if (folder / "report.json").is_file():
             # Another command that measures other files of the run leaves this one's result there.
-            files = [Path(each.path) for each in result.models if Path(each.path).is_file()]
-            inside = [
-                each.stem for each in files if each.resolve().is_relative_to(folder.resolve())
-            ]
-            name = "-".join(dict.fromkeys(["bench", *inside]))
+            name = "-".join(dict.fromkeys(["bench", *_exported(result)]))
             write_json(folder / "secateur" / f"{name}.json", result.model_dump(mode="json"))
             pages.append(write_report(folder))
     return pages
+
+
+def _exported(result: Bench) -> list[str]:
+    """Names of what was held against the base and is no run itself, such as exported files."""
+    compared = [
+        Path(each.path)
+        for each in result.models
+        if any(figure.ratio is not None for figure in each.figures)
+    ]
+    others = [path for path in compared if not (path / "report.json").is_file()]
+    return [path.stem if path.is_file() else path.name for path in others]
 
 
 def require_runs(folders: Sequence[Path]) -> None:
