@@ -18,11 +18,13 @@ ADAPTER = "adapter_config.json"
 CARD = "README.md"
 
 SIDE_FILES = "*.json *.txt *.model *.jinja *.tiktoken *.py LICENSE* NOTICE*".split()
-# They say how other weights than those of the folder are read, or what a training did.
+# What a folder says of the GGUF file that it was converted from.
+CONVERSION = "converted.json"
+# They say how other weights than those of the folder are read, or how these came to be.
 _LEFT_BEHIND = (
     "*.index.json adapter_*.json quantize_config.json quant_config.json quantization_config.json "
     "hf_quant_config.json params.json trainer_state.json *_results.json optimizer* scheduler* "
-    "training_args* converted.json"
+    f"training_args* {CONVERSION}"
 ).split()
 _PICKLED = ("pytorch_model*.bin", "*.pth", "*.pt", "*.ckpt", "*.bin")
 _POINTER = b"version https://git-lfs"

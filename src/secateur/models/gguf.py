@@ -25,13 +25,12 @@ from transformers.modeling_gguf_pytorch_utils import (
     read_field,
 )
 
-from secateur.models.files import CARD, write_index
+from secateur.models.files import CARD, CONVERSION, write_index
 from secateur.models.gguf_header import read_gguf_header
 from secateur.runs.errors import SecateurError, explained
 from secateur.runs.files import cache_folder, remove, write_json, write_safetensors, write_text
 from secateur.runs.progress import Progress
 
-_RECORD = "converted.json"
 # Tensors are gathered up to this size; a larger one has a file of its own.
 _SHARD_BYTES = 1 << 28
 _CHUNK = 1 << 24
@@ -62,7 +61,7 @@ def convert(path: Path, progress: Progress) -> Path:
         with explained(f"{path} cannot be read as GGUF", _ACTION):
             _write(path, part, progress)
         sizes = {each.name: each.stat().st_size for each in part.iterdir()}
-        write_json(part / _RECORD, sizes)
+        write_json(part / CONVERSION, sizes)
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -113,7 +112,7 @@ def _digest(path: Path, progress: Progress) -> str:
 def _whole(folder: Path) -> bool:
     """Whether everything that a conversion left is still there."""
     try:
-        sizes = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        sizes = json.loads((folder / CONVERSION).read_text(encoding="utf-8"))
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError, AttributeError):
         return False

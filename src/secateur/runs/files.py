@@ -101,33 +101,33 @@ def copy_file(source: Path, target: Path) -> None:
 
 def write_with(path: Path, fill: Callable[[Path], object]) -> None:
     """Let ``fill`` write a file at the path it is given; readers see the whole file or none."""
-    # A fixed name: what a killed run left behind is removed by the next writer, not collected.
     # A folder, since the safetensors writer makes files of other names beside its own.
-    part = path.with_name(_PART.format(path.name))
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            remove(part)
-            part.mkdir()
-            fill(part / path.name)
-            move_file(part / path.name, path)
-        finally:
-            remove(part)
+    with _part_beside(path) as part:
+        fill(part / path.name)
+        move_file(part / path.name, path)
 
 
 def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
     """Let ``fill`` write into a folder; ``path``, which is not there, is all of it or nothing."""
+    with _part_beside(path) as part:
+        fill(part)
+        for file in part.iterdir():
+            _sync(file)
+        part.replace(path)
+        _sync(path.parent)
+
+
+@contextmanager
+def _part_beside(path: Path) -> Iterator[Path]:
+    """An empty folder beside ``path``, for what is not finished; it goes at the end."""
+    # A fixed name: what a killed run left behind is removed by the next writer, not collected.
     part = path.with_name(_PART.format(path.name))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             remove(part)
             part.mkdir()
-            fill(part)
-            for file in part.iterdir():
-                _sync(file)
-            part.replace(path)
-            _sync(path.parent)
+            yield part
         finally:
             remove(part)
 
