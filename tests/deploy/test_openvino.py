@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import secateur
-from secateur.deploy.bench.runtimes.openvino import OpenVino
+from secateur.deploy.bench.runtimes.openvino import OpenVino, inputs_of
 from secateur.deploy.bench.runtimes.runtime import Settings
 from secateur.shrinking.export import export as save_shrunk
 from secateur.shrinking.layout import plan_layout
@@ -54,14 +54,8 @@ def spoken(folder: Path, tokens: int) -> list[int]:
         found.append(int(request.get_output_tensor(0).data[0, -1].argmax()))
         if len(found) == tokens:
             return found
+        request.infer(inputs_of(np.array([found[-1:]], np.int64), seen))
         seen += 1
-        values = {
-            "input_ids": np.array([found[-1:]], np.int64),
-            "attention_mask": np.ones((1, seen), np.int64),
-            "position_ids": np.array([[seen - 1]], np.int64),
-            "beam_idx": np.zeros(1, np.int32),
-        }
-        request.infer(values)
 
 
 def keeps_zeros(folder: Path, zeros_OI: torch.Tensor) -> bool:

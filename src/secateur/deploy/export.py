@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, cast, get_args
 from pydantic import BaseModel, Field
 
 from secateur.models.checkpoint import Checkpoint
-from secateur.models.locate import find_folder, load_config
+from secateur.models.locate import find_folder
 from secateur.runs.errors import SecateurError
 from secateur.runs.options import Options
 from secateur.runs.progress import Progress, silent
@@ -97,8 +97,15 @@ def export(
         name = Path(model).expanduser().resolve().name.removesuffix(".gguf")
         architecture, notes = _write_gguf(path, folder, name, type, trust_remote_code, progress)
     else:
-        architecture, notes = _write_openvino(
-            path, folder, type, chosen.calibration, trust_remote_code, progress
+        from secateur.deploy import openvino
+
+        architecture, notes = openvino.write(
+            path,
+            folder,
+            cast(openvino.Type, type),
+            chosen.calibration,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
         )
     files = [path] if path.is_file() else path.iterdir()
     return ExportResult(
@@ -126,21 +133,3 @@ def _write_gguf(
     write(path, name, architecture, vocabulary, own, types, progress)
     larger = note_on_types(types, own)
     return architecture.name, [*vocabulary.notes, *([] if larger is None else [larger])]
-
-
-def _write_openvino(
-    path: Path,
-    folder: Path,
-    type: str,
-    calibration: CalibrationOptions,
-    trust_remote_code: bool,
-    progress: Progress,
-) -> tuple[str, list[str]]:
-    from secateur.deploy.openvino import Type, write
-
-    own = cast(Type, type)
-    notes = write(
-        path, folder, own, calibration, trust_remote_code=trust_remote_code, progress=progress
-    )
-    config = load_config(folder, trust_remote_code=trust_remote_code)
-    return (config.architectures or [config.model_type])[0], notes

@@ -12,13 +12,13 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers import DynamicCache, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from secateur.deploy.bench.runtimes.openvino import XML, inputs_of
 from secateur.evaluation.predictions import Predictions
 from secateur.models.files import copy_side_files
 from secateur.models.locate import load_config, load_model, load_tokenizer
@@ -31,7 +31,6 @@ from secateur.text.options import CalibrationOptions
 Type = Literal["f32", "f16", "bf16", "int8", "w8a8"]
 """How matrices are stored. It computes in what the processor is fastest at; w8a8 in 8 bits."""
 
-MODEL = "openvino_model.xml"
 # What takes its time, in this order.
 _LOADING, _TRACING, _CHECKING = "Loading the model", "Tracing the graph", "Checking the result"
 # Packages that the extra of this name brings, and what imports them.
@@ -50,12 +49,13 @@ def write(
     *,
     trust_remote_code: bool,
     progress: Progress,
-) -> list[str]:
+) -> tuple[str, list[str]]:
     """Write a checkpoint to the folder ``path``, whole or not at all.
 
     The graph is made by the exporter of transformers, int8 and w8a8 by NNCF: one scale for each
     row, and zeros stay. The folder also has OpenVINO's own form of the tokenizer and what lies
-    beside the weights. All of the model is in memory, in 32 bits for f32 and w8a8, else in 16.
+    beside the weights. All of the model is in memory: for f32 and w8a8 in 32 bits, else as it is
+    stored.
 
     Args:
         path: the new folder.
@@ -66,7 +66,7 @@ def write(
         progress: told how far it is.
 
     Returns:
-        Notes for the user.
+        Name of the model's class, and notes for the user.
 
     Raises:
         SecateurError: a package is missing, the checkpoint cannot be loaded, OpenVINO does not
@@ -106,12 +106,12 @@ def write(
             notes.extend(_write_tokenizer(folder, part, trust_remote_code))
         progress(_TRACING, 1, 1)
         progress(_CHECKING, 0, 1)
-        divergence = expected.divergence(_ask_written(part / MODEL, probe_L))
+        divergence = expected.divergence(_ask_written(part / XML, probe_L))
         notes.extend(_judge(divergence, type, folder))
 
     write_folder(path, fill)
     progress(_CHECKING, 1, 1)
-    return notes
+    return (config.architectures or [config.model_type])[0], notes
 
 
 def _require_packages() -> None:
@@ -279,16 +279,8 @@ def _ask_written(path: Path, ids_L: Tensor) -> Predictions:
     request = openvino.Core().compile_model(path, "CPU", hints).create_infer_request()
     parts, seen = [], 0
     for count in (_AT_ONCE, *[1] * _ONE_BY_ONE):
-        positions_L = np.arange(seen, seen + count)
+        request.infer(inputs_of(ids_L[None, seen : seen + count].numpy(), seen))
         seen += count
-        request.infer(
-            {
-                "input_ids": ids_L[None, seen - count : seen].numpy(),
-                "attention_mask": np.ones((1, seen), np.int64),
-                "position_ids": positions_L[None],
-                "beam_idx": np.zeros(1, np.int32),
-            }
-        )
         parts.append(torch.from_numpy(request.get_output_tensor(0).data[0].copy()))
     return Predictions(torch.cat(parts).float())
 

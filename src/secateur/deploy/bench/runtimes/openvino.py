@@ -10,11 +10,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secateur.deploy.bench.runtimes.runtime import Opened, Session, Settings
 from secateur.runs.errors import SecateurError, explained
 
-_XML = "openvino_model.xml"
+XML = "openvino_model.xml"
 # The inputs that are given; beam_idx says which sequence each one goes on from.
 _INPUTS = {"input_ids", "attention_mask", "position_ids", "beam_idx"}
 
@@ -28,10 +29,10 @@ class OpenVino:
     extra = "openvino"
 
     def reads(self, path: Path) -> bool:
-        return path.is_dir() and (path / _XML).is_file()
+        return path.is_dir() and (path / XML).is_file()
 
     def check(self, path: Path, settings: Settings) -> Opened:
-        xml = path / _XML
+        xml = path / XML
         weights = xml.with_suffix(".bin")
         if not weights.is_file():
             raise SecateurError(f"{weights} is missing; export the model again.")
@@ -79,7 +80,7 @@ class OpenVino:
         import openvino
 
         compiled = openvino.Core().compile_model(
-            path / _XML,
+            path / XML,
             "CPU",
             {
                 "INFERENCE_NUM_THREADS": settings.threads,
@@ -114,15 +115,8 @@ class _Loaded:
         next_BL = np.array(prompts, np.int64)
         batch, seen = len(next_BL), 0
         for step in range(tokens):
-            length = next_BL.shape[1]
-            positions_BL = np.broadcast_to(np.arange(seen, seen + length), (batch, length))
-            seen += length
-            values = {
-                "input_ids": next_BL,
-                "attention_mask": np.ones((batch, seen), np.int64),
-                "position_ids": np.ascontiguousarray(positions_BL),
-                "beam_idx": np.arange(batch, dtype=np.int32),
-            }
+            values = inputs_of(next_BL, seen)
+            seen += next_BL.shape[1]
             self.request.infer({name: values[name] for name in self.inputs})
             logits_BLV = self.request.get_output_tensor(0).data
             next_BL = logits_BLV[:, -1:].argmax(-1).astype(np.int64)
@@ -132,6 +126,23 @@ class _Loaded:
 
     def close(self) -> None:
         del self.request
+
+
+def inputs_of(ids_BL: NDArray[np.int64], seen: int) -> dict[str, NDArray[Any]]:
+    """Inputs of one step of a model that keeps keys and values of ``seen`` tokens before.
+
+    Args:
+        ids_BL: int64 (batch, tokens), which go on from sequences in the same order.
+        seen: tokens of each sequence so far.
+    """
+    batch, length = ids_BL.shape
+    positions_BL = np.broadcast_to(np.arange(seen, seen + length), (batch, length))
+    return {
+        "input_ids": ids_BL,
+        "attention_mask": np.ones((batch, seen + length), np.int64),
+        "position_ids": np.ascontiguousarray(positions_BL),
+        "beam_idx": np.arange(batch, dtype=np.int32),
+    }
 
 
 def _sizes(folder: Path) -> tuple[int, int | None]:
