@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -78,6 +79,16 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(" ".join(words[i] for i in order), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def reference_texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two disjoint halves of the language reference: one to fit on, one to evaluate on."""
+    folder = tmp_path_factory.mktemp("texts")
+    names = sorted(topics)
+    for file, part in (("fit.txt", names[::2]), ("judge.txt", names[1::2])):
+        (folder / file).write_text("\n\n".join(topics[name] for name in part), encoding="utf-8")
+    return folder / "fit.txt", folder / "judge.txt"
 
 
 __all__ = ["FAMILIES"]

@@ -26,9 +26,8 @@ Make = Callable[[Path], object]
 # Every command that reads a model, in every role.
 LOOKING = ("plan", "estimate", "inspect", "simulate")
 WORKING = (
-    *("prune", "fit", "shrink", "train", "recover", "teach", "eval", "against"),
-    *("export", "bench"),
-)
+    "prune", "fit", "shrink", "train", "recover", "teach", "eval", "against", "export", "bench",
+)  # fmt: skip
 MODEL = (*LOOKING, *WORKING)
 READING_TEXT = ("fit", "shrink", "train", "recover", "eval")
 SPEAKING = ("prune", "fit", "shrink", "train", "recover", "eval", "export")

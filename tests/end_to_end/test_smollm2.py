@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
 from safetensors.torch import save_file
@@ -34,16 +33,6 @@ def smollm2(user_cache: None) -> Path:
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two disjoint halves of the language reference: one to calibrate on, one to evaluate on."""
-    folder = tmp_path_factory.mktemp("texts")
-    names = sorted(topics)
-    for file, part in (("fit.txt", names[::2]), ("judge.txt", names[1::2])):
-        (folder / file).write_text("\n\n".join(topics[name] for name in part), encoding="utf-8")
-    return folder / "fit.txt", folder / "judge.txt"
-
-
-@pytest.fixture(scope="module")
 def first_blocks(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint without all but its first eight blocks."""
     folder = tmp_path_factory.mktemp("first") / "model"
@@ -63,8 +52,10 @@ def first_blocks(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def test_prune_evaluate_and_load(smollm2: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
-    fit, judge = texts
+def test_prune_evaluate_and_load(
+    smollm2: Path, reference_texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    fit, judge = reference_texts
     output = tmp_path / "wanda"
     command = [sys.executable, "-m", "secateur", "prune", str(smollm2), "--output", str(output)]
     drawn = ["--calibration", str(fit), "--samples", "4", "--length", "256"]
@@ -88,9 +79,9 @@ def test_prune_evaluate_and_load(smollm2: Path, texts: tuple[Path, Path], tmp_pa
 
 
 def test_better_methods_stay_nearer_to_the_dense_model(
-    first_blocks: Path, texts: tuple[Path, Path], tmp_path: Path
+    first_blocks: Path, reference_texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    fit, judge = texts
+    fit, judge = reference_texts
     divergence = {}
     for name, stages, pattern in (
         ("magnitude", ["magnitude"], "0.5"),

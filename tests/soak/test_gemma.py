@@ -7,7 +7,6 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import pytest
 
@@ -63,16 +62,6 @@ def fetch(folder: Path, model: Path) -> None:
     model.with_suffix(".part").rename(model)
 
 
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two disjoint halves of the language reference: one to fit on, one to evaluate on."""
-    folder = tmp_path_factory.mktemp("texts")
-    names = sorted(topics)
-    for file, part in (("fit.txt", names[::2]), ("judge.txt", names[1::2])):
-        (folder / file).write_text("\n\n".join(topics[name] for name in part), encoding="utf-8")
-    return folder / "fit.txt", folder / "judge.txt"
-
-
 def perplexity(model: Path, text: Path) -> float:
     found = evaluate(
         model, text=text, window=512, max_windows=2, dtype="float32", trust_remote_code=True
@@ -82,9 +71,9 @@ def perplexity(model: Path, text: Path) -> float:
 
 
 def test_evaluate_prune_shrink_and_train(
-    gemma: Path, texts: tuple[Path, Path], tmp_path: Path
+    gemma: Path, reference_texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    fit, judge = texts
+    fit, judge = reference_texts
     dense = perplexity(gemma, judge)
     # Without the beginning of the text it is more than twice as high.
     assert 5 < dense < 30
